@@ -1,0 +1,25 @@
+"""Master-ASR for the Hugging Face ecosystem: one speech encoder, a few shared specialists, one small assembly a language."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCTC, AutoProcessor
+
+from .assembly_master_asr import LanguageAssembly
+from .configuration_master_asr import MasterASRConfig
+from .modeling_master_asr import MasterASRForCTC, MasterASRModel, MasterASRPreTrainedModel
+from .pipeline_master_asr import MasterASRPipeline
+from .processing_master_asr import MasterASRProcessor
+
+__version__ = "0.1.0"
+__all__ = [
+    "LanguageAssembly",
+    "MasterASRConfig",
+    "MasterASRForCTC",
+    "MasterASRModel",
+    "MasterASRPipeline",
+    "MasterASRPreTrainedModel",
+    "MasterASRProcessor",
+]
+
+AutoConfig.register("master_asr", MasterASRConfig, exist_ok=True)
+AutoModel.register(MasterASRConfig, MasterASRModel, exist_ok=True)
+AutoModelForCTC.register(MasterASRConfig, MasterASRForCTC, exist_ok=True)
+AutoProcessor.register(MasterASRConfig, MasterASRProcessor, exist_ok=True)

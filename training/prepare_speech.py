@@ -1,0 +1,181 @@
+"""Builds a real multilingual corpus of recorded speech from Debian packages: 16 kHz FLAC and a JSONL manifest.
+
+    python -m training.prepare_speech --out data                      # all seven languages, about 3 minutes
+    python -m training.prepare_speech --out data --languages es       # one of them
+
+Needs Debian or Ubuntu (apt-get, dpkg-deb), no root. Telephone prompts (asterisk-core-sounds: en, es, fr CC BY-SA 3.0;
+it, ru CC BY 3.0) and acted dialogue (fillets-ng-data: cs, nl, GPL-2+). Splits are fixed by a hash of the text, so no two
+of them share a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+from tqdm import tqdm
+
+from modeling_master_asr.processing_master_asr import decode_audio
+from training.text import normalize
+
+PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
+DIALOGUE = ("cs", "nl")
+LANGUAGES = (*PROMPTS, *DIALOGUE)
+MIN_S, MAX_S = 0.5, 15.0
+HELD_OUT_S = 200.0  # a language, for validation and again for test
+SAMPLING_RATE_HZ = 16_000
+
+
+@dataclass
+class Entry:
+    """One clip as its package has it."""
+
+    language: str
+    source: Path
+    name: str
+    raw_text: str
+    licence: str
+    package: str
+
+
+def packages_of(language: str) -> list[str]:
+    if language in DIALOGUE:
+        return ["fillets-ng-data", f"fillets-ng-data-{language}"]
+    return [f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-g722"]
+
+
+def download(languages: list[str], cache: Path) -> Path:
+    """Downloads and unpacks the packages once; returns the folder they are unpacked in."""
+    cache.mkdir(parents=True, exist_ok=True)
+    packages = list(dict.fromkeys(p for language in languages for p in packages_of(language)))
+    for package in tqdm(packages, desc="packages"):
+        done = cache / f"{package}.done"
+        if done.exists():
+            continue
+        try:
+            subprocess.run(["apt-get", "download", package], cwd=cache, check=True, capture_output=True, text=True)
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            reason = getattr(error, "stderr", "") or str(error)
+            raise SystemExit(f"apt-get download {package} failed: {reason.strip()}\nRun `apt-get update` once, on Debian or Ubuntu.")
+        archive = next(cache.glob(f"{package}_*.deb"))
+        subprocess.run(["dpkg-deb", "-x", archive.name, "root"], cwd=cache, check=True)
+        done.touch()
+    return cache / "root"
+
+
+def prompt_entries(root: Path, language: str) -> list[Entry]:
+    """asterisk-core-sounds: `name: transcript` lines beside `sounds/<voice>/name.g722`."""
+    package = f"asterisk-core-sounds-{language}"
+    listing = gzip.decompress((root / f"usr/share/doc/{package}/core-sounds-{language}.txt.gz").read_bytes())
+    voice = next((root / "usr/share/asterisk/sounds").glob(f"{language}_*"))
+    entries = []
+    for line in listing.decode("utf-8-sig").splitlines():
+        name, colon, text = line.partition(":")
+        if colon and not line.startswith(";"):
+            source = voice / f"{name.strip()}.g722"
+            entries.append(Entry(language, source, name.strip(), text.strip(), PROMPTS[language], package))
+    return entries
+
+
+def dialogue_entries(root: Path, language: str) -> list[Entry]:
+    """fillets-ng: pairs of `dialogId("name", ...)` and `dialogStr("text")` in `script/<level>/dialogs_<language>.lua`."""
+    entries = []
+    for script in sorted((root / "usr/share/games/fillets-ng/script").glob(f"*/dialogs_{language}.lua")):
+        text = script.read_text(encoding="utf-8")
+        pairs = re.findall(r'dialogId\("([^"]+)".*?\)\s*dialogStr\("((?:[^"\\]|\\.)*)"\)', text)
+        for name, spoken in pairs:
+            source = root / f"usr/share/games/fillets-ng/sound/{script.parent.name}/{language}/{name}.ogg"
+            name = f"{script.parent.name}/{name}"
+            entries.append(Entry(language, source, name, spoken, "GPL-2+", f"fillets-ng-data-{language}"))
+    return entries
+
+
+def refusal(entry: Entry) -> str:
+    """Why a clip is unusable by its transcript, or ''."""
+    if not entry.source.exists():
+        return "no recording"
+    if re.search(r"[\[\]<>(){}]", entry.raw_text):
+        return "tones or remarks in brackets"
+    if re.search(r"\d", entry.raw_text):
+        return "digits, which are not what is spoken"
+    if not normalize(entry.raw_text):
+        return "empty transcript"
+    return ""
+
+
+def split_by_text(clips: list[dict]) -> None:
+    """Sets `split` of one language's clips: whole texts go to test, then validation, in the order of their hash."""
+    by_text = defaultdict(list)
+    for clip in clips:
+        by_text[clip["text"]].append(clip)
+    held_s = {"test": 0.0, "validation": 0.0}
+    for text in sorted(by_text, key=lambda t: hashlib.sha256(t.encode()).hexdigest()):
+        split = next((name for name, seconds in held_s.items() if seconds < HELD_OUT_S), "train")
+        for clip in by_text[text]:
+            clip["split"] = split
+            if split != "train":
+                held_s[split] += clip["duration_s"]
+
+
+def convert(entries: list[Entry], out: Path, skipped: Counter, dropped: Counter) -> list[dict]:
+    """Decodes one language's usable clips to FLAC and returns their manifest lines."""
+    clips = []
+    for entry in tqdm(entries, desc=entries[0].language if entries else "", leave=False):
+        reason = refusal(entry)
+        if not reason:
+            samples = decode_audio(entry.source, SAMPLING_RATE_HZ)
+            duration_s = len(samples) / SAMPLING_RATE_HZ
+            reason = "" if MIN_S <= duration_s <= MAX_S else f"not {MIN_S}-{MAX_S} s long"
+        if reason:
+            skipped[reason] += 1
+            continue
+        audio = Path("audio") / entry.language / f"{entry.name.replace('/', '__')}.flac"
+        (out / audio).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(out / audio, samples, SAMPLING_RATE_HZ)
+        clips.append({
+            "audio": str(audio), "language": entry.language, "text": normalize(entry.raw_text, dropped),
+            "duration_s": round(duration_s, 3), "licence": entry.licence, "package": entry.package,
+        })  # fmt: skip
+    return clips
+
+
+def report(language: str, clips: list[dict], skipped: Counter, dropped: Counter) -> None:
+    minutes = Counter()
+    for clip in clips:
+        minutes[clip["split"]] += clip["duration_s"] / 60
+    parts = ", ".join(f"{name} {minutes[name]:.1f} min" for name in ("train", "validation", "test"))
+    print(f"{language}: {len(clips)} clips, {parts}; skipped {dict(skipped)}; dropped characters {dict(dropped.most_common(8))}")
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--languages", nargs="+", default=list(LANGUAGES), choices=LANGUAGES)
+    args = parser.parse_args(argv)
+    root = download(args.languages, args.out / "packages")
+    lines = []
+    for language in args.languages:
+        skipped, dropped = Counter(), Counter()
+        entries = (dialogue_entries if language in DIALOGUE else prompt_entries)(root, language)
+        clips = convert(entries, args.out, skipped, dropped)
+        split_by_text(clips)
+        report(language, clips, skipped, dropped)
+        lines += clips
+    manifest = args.out / "manifest.jsonl"
+    part = manifest.with_suffix(".part")
+    part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    os.replace(part, manifest)
+    print(f"Wrote {manifest}. Next: accelerate launch training/train_multilingual.py --data {manifest} --out runs/stage1")
+
+
+if __name__ == "__main__":
+    main()
