@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
+from num2words import num2words
 from tqdm import tqdm
 
 from modeling_master_asr.processing_master_asr import decode_audio
@@ -30,7 +31,7 @@ from training.text import normalize
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
 DIALOGUE = ("cs", "nl")
 LANGUAGES = (*PROMPTS, *DIALOGUE)
-MIN_S, MAX_S = 0.5, 15.0
+MIN_S, MAX_S = 0.5, 20.0
 HELD_OUT_S = 200.0  # a language, for validation and again for test
 SAMPLING_RATE_HZ = 16_000
 
@@ -99,14 +100,21 @@ def dialogue_entries(root: Path, language: str) -> list[Entry]:
     return entries
 
 
+def spell_digits(text: str, language: str) -> str:
+    """The keys of "press 1 for ..." as the words that are spoken; longer numbers are left as they are."""
+    return re.sub(r"(?<![\d.,:-])\d(?![\d:]|[.,]\d)", lambda digit: f" {num2words(int(digit[0]), lang=language)} ", text)
+
+
 def refusal(entry: Entry) -> str:
     """Why a clip is unusable by its transcript, or ''."""
     if not entry.source.exists():
         return "no recording"
     if re.search(r"[\[\]<>(){}]", entry.raw_text):
         return "tones or remarks in brackets"
-    if re.search(r"\d", entry.raw_text):
-        return "digits, which are not what is spoken"
+    if re.search(r"\d", spell_digits(entry.raw_text, entry.language)):
+        return "numbers that can be read in several ways"
+    if re.search(r"[#*@%&+=_]", entry.raw_text):
+        return "symbols that are spoken as words"
     if not normalize(entry.raw_text):
         return "empty transcript"
     return ""
@@ -142,7 +150,7 @@ def convert(entries: list[Entry], out: Path, skipped: Counter, dropped: Counter)
         (out / audio).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(out / audio, samples, SAMPLING_RATE_HZ)
         clips.append({
-            "audio": str(audio), "language": entry.language, "text": normalize(entry.raw_text, dropped),
+            "audio": str(audio), "language": entry.language, "text": normalize(spell_digits(entry.raw_text, entry.language), dropped),
             "duration_s": round(duration_s, 3), "licence": entry.licence, "package": entry.package,
         })  # fmt: skip
     return clips
@@ -153,7 +161,7 @@ def report(language: str, clips: list[dict], skipped: Counter, dropped: Counter)
     for clip in clips:
         minutes[clip["split"]] += clip["duration_s"] / 60
     parts = ", ".join(f"{name} {minutes[name]:.1f} min" for name in ("train", "validation", "test"))
-    print(f"{language}: {len(clips)} clips, {parts}; skipped {dict(skipped)}; dropped characters {dict(dropped.most_common(8))}")
+    tqdm.write(f"{language}: {len(clips)} clips, {parts}; skipped {dict(skipped)}; dropped characters {dict(dropped.most_common(6))}")
 
 
 def main(argv=None) -> None:

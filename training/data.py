@@ -1,0 +1,193 @@
+"""Clips from a JSONL manifest, their features, and one-language batches bucketed by seconds of audio."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional
+
+import numpy as np
+import torch
+
+from modeling_master_asr.processing_master_asr import check_audio, decode_audio, resample
+from training.text import normalize
+
+SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation of training clips
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One line of a manifest."""
+
+    audio: Path
+    language: str
+    text: str
+    duration_s: float
+    split: str
+
+
+def read_manifest(path: str | Path) -> list[Clip]:
+    """Reads a JSONL manifest: `audio` (relative to it), `language`, `text`, `duration_s`, `split` a line.
+
+    Raises:
+        ValueError: for a broken line, by its number.
+        FileNotFoundError: if there is no manifest.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No manifest at {path}. Build one: python -m training.prepare_speech --out data.")
+    clips = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            clip = Clip(
+                path.parent / fields["audio"], fields["language"], normalize(fields["text"]),
+                float(fields["duration_s"]), fields["split"],
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is broken ({type(error).__name__}: {error}). A line is a JSON object with "
+                "audio, language, text, duration_s and split."
+            ) from error
+        if not clip.text:
+            raise ValueError(f"{path}, line {number}: the transcript {fields['text']!r} is empty after normalisation. Drop it.")
+        clips.append(clip)
+    return clips
+
+
+def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:
+    """The clips of a split, at most `minutes` of audio a language, chosen by seed alone.
+
+    Raises:
+        ValueError: if a language has none.
+    """
+    chosen = []
+    for language in languages:
+        of_language = [clip for clip in clips if clip.language == language and clip.split == split]
+        if not of_language:
+            known = sorted({clip.language for clip in clips})
+            raise ValueError(f"The manifest has no {split} clips of {language!r}. It has the languages {known}.")
+        random.Random(f"{seed}-{language}").shuffle(of_language)
+        total_s = 0.0
+        for clip in of_language:
+            if minutes is not None and total_s + clip.duration_s > 60 * minutes:
+                continue
+            total_s += clip.duration_s
+            chosen.append(clip)
+    return chosen
+
+
+def minutes_of(clips: list[Clip]) -> dict[str, float]:
+    """Minutes of audio a language."""
+    seconds = Counter()
+    for clip in clips:
+        seconds[clip.language] += clip.duration_s
+    return {language: round(total / 60, 2) for language, total in seconds.items()}
+
+
+class Features:
+    """The model's inputs of clips, computed once and kept in memory."""
+
+    def __init__(self, processor):
+        self.processor = processor
+        self._kept: dict[tuple[Path, float], np.ndarray] = {}
+
+    def __call__(self, clip: Clip, speed: float = 1.0) -> np.ndarray:
+        """Features of one clip, `(samples,)` or `(mels, frames)`, played at `speed` times its rate."""
+        key = (clip.audio, speed)
+        if key not in self._kept:
+            rate_hz = self.processor.sampling_rate_hz
+            samples = check_audio(decode_audio(clip.audio, rate_hz), None, rate_hz, str(clip.audio))
+            if speed != 1.0:
+                samples = resample(samples, int(rate_hz * speed), rate_hz)
+            self._kept[key] = self.processor.features(samples)
+        return self._kept[key]
+
+
+def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> tuple[list[Clip], list[Clip]]:
+    """Splits clips into those whose frames can spell their text, and the others: (kept, dropped)."""
+    rate_hz, ratio = processor.sampling_rate_hz, model.config.inputs_to_logits_ratio
+    kept, dropped = [], []
+    for clip in clips:
+        frames = int(clip.duration_s / speed * rate_hz / ratio) - 1
+        needed = len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:]))
+        (kept if frames >= needed else dropped).append(clip)
+    return kept, dropped
+
+
+def bucket(clips: list[Clip], batch_s: float, rng: random.Random) -> list[list[Clip]]:
+    """One-language batches of clips of like length, each at most `batch_s` seconds with its padding, in random order."""
+    by_language = defaultdict(list)
+    for clip in clips:
+        by_language[clip.language].append(clip)
+    batches = []
+    for language in sorted(by_language):
+        # a little noise in the sort, so batches differ between epochs
+        ordered = sorted(by_language[language], key=lambda clip: clip.duration_s * rng.uniform(0.9, 1.1))
+        batch: list[Clip] = []
+        longest_s = 0.0
+        for clip in ordered:
+            longest_s = max(longest_s, clip.duration_s)
+            if batch and longest_s * (len(batch) + 1) > batch_s:
+                batches.append(batch)
+                batch, longest_s = [], clip.duration_s
+            batch.append(clip)
+        batches.append(batch)
+    rng.shuffle(batches)
+    return batches
+
+
+def training_batches(clips: list[Clip], batch_s: float, seed: int, start_step: int = 0) -> Iterator[tuple[int, list[Clip]]]:
+    """Endless `(step, batch)`, the same for the same seed wherever it starts: epoch e is shuffled by (seed, e)."""
+    step, epoch = 0, 0
+    while True:
+        for batch in bucket(clips, batch_s, random.Random(f"{seed}-{epoch}")):
+            if step >= start_step:
+                yield step, batch
+            step += 1
+        epoch += 1
+
+
+class Collator:
+    """A batch of clips as `forward` wants it: tensors first, the list of languages last."""
+
+    def __init__(self, features: Features, processor, augment: bool = False, seed: int = 0):
+        self.features, self.processor, self.augment, self.seed = features, processor, augment, seed
+
+    def __call__(self, clips: list[Clip], step: int = 0) -> dict:
+        rng = random.Random(f"{self.seed}-{step}")
+        speeds = [rng.choice(SPEEDS) if self.augment else 1.0 for _ in clips]
+        features = [self.features(clip, speed) for clip, speed in zip(clips, speeds)]
+        if self.augment and features[0].ndim == 2:  # encoders of raw audio mask their own hidden states
+            features = [spec_augment(feature, rng) for feature in features]
+        batch = dict(self.processor.pad(features))
+        languages = [clip.language for clip in clips]
+        batch["labels"] = self.processor.encode([clip.text for clip in clips], languages)
+        batch["language"] = languages
+        return batch
+
+
+def spec_augment(features: np.ndarray, rng: random.Random) -> np.ndarray:
+    """SpecAugment on log-mel features `(mels, frames)`: two bands of at most 1/4 of the mels, and a tenth of the time."""
+    features = features.copy()
+    mels, frames = features.shape
+    quiet = features.mean()
+    for _ in range(2):
+        width = rng.randint(0, mels // 4)
+        start = rng.randint(0, mels - width)
+        features[start : start + width] = quiet
+    for _ in range(max(1, frames // 150)):
+        width = rng.randint(0, min(30, frames // 5))
+        start = rng.randint(0, frames - width)
+        features[:, start : start + width] = quiet
+    return features
+
+
+def to_device(batch: dict, device) -> dict:
+    """The batch's tensors on a device; the languages as they are."""
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -1,0 +1,106 @@
+"""Parameter groups, learning rates and the paper's turns: W and M every gamma steps, T every beta steps."""
+
+from __future__ import annotations
+
+import torch
+
+from modeling_master_asr.artisan_master_asr import ArtisanLinear
+
+WARMUP, HOLD, FINAL_SCALE = 0.1, 0.4, 0.05  # shares of the steps; the rest decays exponentially to FINAL_SCALE
+
+
+def tri_stage(step: int, num_steps: int) -> float:
+    """The tri-stage factor of the learning rate: linear warm-up, flat, exponential decay to 0.05."""
+    warmup, hold = WARMUP * num_steps, (WARMUP + HOLD) * num_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    if step < hold:
+        return 1.0
+    return FINAL_SCALE ** ((step - hold) / max(num_steps - hold, 1))
+
+
+def named_groups(model) -> dict[str, list[torch.nn.Parameter]]:
+    """Parameters by their role in the paper: W (backbone), M (specialists), T (mappings), head, and the languages' own parts."""
+    base = model.master_asr
+    specialists = [layer.specialists for layer in base.artisan_layers]
+    of_m = {id(p) for p in specialists}
+    groups = {"W": [p for p in base.backbone.parameters() if id(p) not in of_m], "M": specialists, "T": [], "head": []}
+    if base.character_bank is not None:
+        groups["head"] += base.character_bank.parameters()
+    for assembly in base.assemblies.values():
+        groups["T"].append(assembly.mapping)
+        groups["head"] += assembly.head.parameters()
+        for part in ("specialist", "delta"):
+            if part in assembly.parts:
+                groups.setdefault(part, []).extend(getattr(assembly, part).parameters())
+    return groups
+
+
+def freeze_front_end(model) -> None:
+    """Keeps the convolutional front end as it was pretrained, as is usual in fine-tuning (CHOICE: the paper names none)."""
+    backbone = model.master_asr.backbone
+    for name in ("feature_extractor", "conv1", "conv2"):
+        if hasattr(backbone, name):
+            getattr(backbone, name).requires_grad_(False)
+
+
+class Turns:
+    """Whose turn it is: W or M, every gamma steps; T every beta steps, its gradient accumulated in between.
+
+    CHOICE: T's gradient accumulates over its beta steps, else with one-language batches most rows would never move.
+    CHOICE: W's turn is over the weights that have masks (the Artisan layers'); what no mask touches trains all the time.
+    """
+
+    def __init__(self, model, alpha: float, beta: int, gamma: int, learning_rates: dict[str, float], num_steps: int):
+        self.beta, self.gamma, self.num_steps = beta, gamma, num_steps
+        groups = {name: [p for p in ps if p.requires_grad] for name, ps in named_groups(model).items()}
+        self.masked = [m._parameters["weight"] for m in model.modules() if isinstance(m, ArtisanLinear)]
+        self.masked = [p for p in self.masked if p.requires_grad]
+        self.specialists, self.mappings = groups["M"], groups["T"]
+        slow = [{"params": ps, "lr": learning_rates[name], "name": name} for name, ps in groups.items() if ps and name != "T"]
+        self.optimizer = torch.optim.Adam(slow) if slow else None
+        self.base_lrs = [group["lr"] for group in slow]
+        mapping_lr = alpha * learning_rates["T"]
+        self.mapping_optimizer = torch.optim.Adam(self.mappings, lr=mapping_lr) if self.mappings else None
+        self.takes_turns = gamma > 0 and bool(self.masked) and bool(self.specialists)
+
+    def phase(self, step: int) -> str:
+        """"W", "M", or "all" where nothing takes turns."""
+        if not self.takes_turns:
+            return "all"
+        return "W" if (step // self.gamma) % 2 == 0 else "M"
+
+    def begin(self, step: int) -> None:
+        """Sets the learning rates and lets only the phase's weights collect gradients."""
+        for group, rate in zip(self.optimizer.param_groups, self.base_lrs):
+            group["lr"] = rate * tri_stage(step, self.num_steps)
+        if self.takes_turns:
+            phase = self.phase(step)
+            for parameter in self.masked:
+                parameter.requires_grad_(phase == "W")
+            for parameter in self.specialists:
+                parameter.requires_grad_(phase == "M")
+
+    def step(self, step: int) -> None:
+        """After backward: moves what has its turn, and T at the end of each beta steps."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.mapping_optimizer is not None and (step + 1) % self.beta == 0:
+            self.mapping_optimizer.step()
+            self.mapping_optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict:
+        """Everything a resumed run needs, T's half-collected gradients included."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "mapping_optimizer": self.mapping_optimizer.state_dict() if self.mapping_optimizer else None,
+            "mapping_grads": [None if p.grad is None else p.grad.clone() for p in self.mappings],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.mapping_optimizer is not None:
+            self.mapping_optimizer.load_state_dict(state["mapping_optimizer"])
+        for parameter, grad in zip(self.mappings, state["mapping_grads"]):
+            parameter.grad = grad

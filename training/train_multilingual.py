@@ -1,0 +1,117 @@
+"""Stage 1: trains W, M, T and the heads of several languages together.
+
+    accelerate launch training/train_multilingual.py --data data/manifest.jsonl --out runs/stage1 --backbone openai/whisper-base
+
+One minute on a CPU:
+
+    python -m training.train_multilingual --data data/manifest.jsonl --out runs/try --backbone openai/whisper-base \
+        --languages en it --steps 40 --evaluate_every 20
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from training.data import Features, drop_impossible, minutes_of, read_manifest, select
+from training.optim import Turns, freeze_front_end
+from training.steps import evaluate_clips, facts_of_run, mapping_figures, train, write_json
+from training.text import build_vocab
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="JSONL manifest")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--backbone", default="facebook/wav2vec2-large-xlsr-53")
+    parser.add_argument("--languages", nargs="+", default=["en", "fr", "it", "ru", "cs", "nl"])
+    parser.add_argument("--minutes_per_language", type=float, default=60)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--batch_s", type=float, default=24, help="seconds of audio a batch, padding included")
+    parser.add_argument("--learning_rate", type=float, default=5e-5, help="of W")
+    parser.add_argument("--specialist_learning_rate", type=float, help="of M; default: as W")
+    parser.add_argument("--head_learning_rate", type=float, help="default: as W")
+    parser.add_argument("--mapping_learning_rate", type=float, help="of T before alpha; default: as W")
+    parser.add_argument("--sparsity", type=float, default=0.3, help="t, the fraction masked out")
+    parser.add_argument("--num_specialists", type=int, default=4, help="K")
+    parser.add_argument("--alpha", type=float, default=10, help="T's learning rate over the others'")
+    parser.add_argument("--beta", type=int, default=5, help="T moves every beta steps")
+    parser.add_argument("--gamma", type=int, default=5000, help="W and M take turns of gamma steps; 0: both at once")
+    parser.add_argument("--mapping_std", type=float, default=0.01, help="of T at the start")
+    parser.add_argument("--one_mask", action="store_true", help="baseline: all gates open in every language, T fixed")
+    parser.add_argument("--evaluate_every", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    return parser.parse_args(argv)
+
+
+def build(args, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
+    """The model on its backbone, alphabets from the training texts."""
+    vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in args.languages}
+    model = MasterASRForCTC.from_backbone(
+        args.backbone, vocabs, num_specialists=args.num_specialists, sparsity=args.sparsity
+    )
+    for assembly in model.assemblies.values():
+        torch.nn.init.normal_(assembly.mapping, std=args.mapping_std)
+        if args.one_mask:
+            torch.nn.init.ones_(assembly.mapping)
+            assembly.mapping.requires_grad_(False)
+    freeze_front_end(model)
+    if args.sparsity == 0:  # nothing is masked: M and T have nothing to say
+        for layer in model.master_asr.artisan_layers:
+            layer.specialists.requires_grad_(False)
+        for assembly in model.assemblies.values():
+            assembly.mapping.requires_grad_(False)
+    return model, MasterASRProcessor.from_model(model)
+
+
+def learning_rates(args) -> dict[str, float]:
+    rate = args.learning_rate
+    return {
+        "W": rate, "M": args.specialist_learning_rate or rate, "head": args.head_learning_rate or rate,
+        "T": args.mapping_learning_rate or rate,
+    }  # fmt: skip
+
+
+def announce(model, clips, dropped) -> None:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    print(f"{trainable:,} trainable of {total:,} parameters; minutes of training audio {minutes_of(clips)}")
+    if dropped:
+        print(f"Dropped {len(dropped)} clips whose text needs more frames than they have: {[str(c.audio) for c in dropped[:5]]}")
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    set_seed(args.seed)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with="tensorboard", project_dir=args.out)
+    accelerator.init_trackers("stage1")
+    clips = read_manifest(args.data)
+    training = select(clips, "train", args.languages, args.minutes_per_language, args.seed)
+    validation = select(clips, "validation", args.languages)
+    model, processor = build(args, training)
+    training, dropped = drop_impossible(training, processor, model, speed=1.1)
+    announce(model, training, dropped)
+    features = Features(processor)
+    turns = Turns(model, args.alpha, args.beta, args.gamma, learning_rates(args), args.steps)
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
+    model.requires_grad_(True)
+    model.save_pretrained(args.out / "model")
+    processor.save_pretrained(args.out / "model")
+    test = evaluate_clips(model, processor, features, select(clips, "test", args.languages))
+    result = {**facts_of_run(), "minutes": minutes_of(training), "test": test, "mapping": mapping_figures(model), "log": log}
+    write_json(args.out / "run.json", result)
+    accelerator.end_training()
+    print(f"test CER {test['macro']['cer']:.2f} (macro). Wrote {args.out / 'run.json'} and {args.out / 'model'}.")
+    print(f"Next: accelerate launch training/adapt_language.py --model {args.out / 'model'} --data {args.data} --language es --out runs/es")
+
+
+if __name__ == "__main__":
+    main()
