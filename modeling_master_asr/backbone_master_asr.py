@@ -180,5 +180,8 @@ def frame_counts(backbone: PreTrainedModel, input_lengths: torch.Tensor) -> torc
 
 
 def padding_leaks(backbone_config) -> bool:
-    """Whether padding changes a clip's output: a group-norm feature extractor averages over it and takes no mask."""
-    return getattr(backbone_config, "feat_extract_norm", "layer") == "group"
+    """Whether padding changes a clip's output: a group-norm feature extractor averages over it and takes no mask, and the
+    conformer's convolutions reach into it.
+    """
+    is_conformer = backbone_config.model_type == "wav2vec2-conformer"
+    return is_conformer or getattr(backbone_config, "feat_extract_norm", "layer") == "group"

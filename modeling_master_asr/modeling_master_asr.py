@@ -198,10 +198,14 @@ class MasterASRModel(MasterASRPreTrainedModel):
             index = rows[layer]
             own = assembly.own_specialist(index)
             mask = self._masks.mask(index, layer.specialists, gates_of[index], self.config.sparsity, own, language)
-            return assemble_weight(
-                layer._parameters["weight"], layer.specialists, assembly.mapping[index], mask, gates_of[index],
-                own, assembly.delta_of(index),
-            )  # fmt: skip
+            weight = layer._parameters["weight"]
+            made = assemble_weight(
+                weight, layer.specialists, assembly.mapping[index], mask, gates_of[index], own, assembly.delta_of(index)
+            )
+            if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                # torch's linear picks its kernel by this flag too: as in a stock layer, whether W is frozen or not
+                made.requires_grad_(True)
+            return made
 
         if self.training or torch.is_grad_enabled():
             return Assembled(weight_of)
@@ -222,10 +226,14 @@ class MasterASRModel(MasterASRPreTrainedModel):
         return kept[1]
 
     def train(self, mode: bool = True):
-        """As in PyTorch; training also lets go of the dense weights kept for evaluation."""
+        """As in PyTorch, but frozen batch norms (conformer) keep their statistics, and the dense weights are let go."""
+        super().train(mode)
         if mode:
             self._hot.clear()
-        return super().train(mode)
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
+                    module.eval()  # running statistics are shared: stage 2 may not move them
+        return self
 
     # ------------------------------------------------------------------ forward
 
@@ -254,7 +262,7 @@ class MasterASRModel(MasterASRPreTrainedModel):
         inputs = self.check_inputs(input_values, input_features)
         codes = self.resolve_languages(language, len(inputs))
         groups = self._groups(codes, attention_mask)
-        if len(groups) == 1:
+        if len(groups) == 1 and groups[0][1] is None:
             return self._encode(inputs, attention_mask, codes[0], **kwargs)
         pieces, order = [], []
         for clips, length in groups:
@@ -288,7 +296,7 @@ class MasterASRModel(MasterASRPreTrainedModel):
         lengths = [None] * len(codes)
         if attention_mask is not None and padding_leaks(self.config.backbone_config) and not self.training:
             lengths = attention_mask.sum(-1).tolist()
-            if len(set(lengths)) == 1:
+            if set(lengths) == {attention_mask.shape[1]}:
                 lengths = [None] * len(codes)
         groups: dict[tuple, list[int]] = {}
         for clip, key in enumerate(zip(codes, lengths)):

@@ -1,0 +1,146 @@
+"""The equations, against a loop written from the paper."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_master_asr.artisan_master_asr import (
+    ArtisanLinear,
+    MaskStore,
+    assemble_weight,
+    open_gates,
+    pack_mask,
+    select_mask,
+    specialist_scores,
+    unpack_mask,
+)
+
+
+def loop_oracle(weight, specialists, row, sparsity):
+    """Eq. 1 to 3, entry by entry."""
+    gates = [1 / (1 + math.exp(-t)) > 0.5 for t in row.tolist()]
+    rows, columns = weight.shape
+    scores = [[sum(float(specialists[k, i, j]) for k in range(len(gates)) if gates[k]) for j in range(columns)] for i in range(rows)]
+    kept = rows * columns - math.floor(sparsity * rows * columns)
+    ordered = sorted(((scores[i][j], -(i * columns + j)) for i in range(rows) for j in range(columns)), reverse=True)
+    winners = {-position for _, position in ordered[:kept]}
+    out = torch.zeros_like(weight)
+    for i in range(rows):
+        for j in range(columns):
+            if i * columns + j in winners:
+                out[i, j] = weight[i, j]
+    return out
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.3, 0.77, 0.99])
+def test_assembled_weight_equals_the_loop_oracle(sparsity):
+    torch.manual_seed(0)
+    weight, specialists, row = torch.randn(7, 9), torch.randn(4, 7, 9), torch.tensor([0.3, -0.2, 1.0, -2.0])
+    gates = open_gates(row)
+    mask = select_mask(specialist_scores(specialists, gates), sparsity)
+    assert torch.equal(assemble_weight(weight, specialists, row, mask, gates), loop_oracle(weight, specialists, row, sparsity))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.999])
+@pytest.mark.parametrize("scores", [torch.randn(33, 17), torch.zeros(33, 17), torch.arange(561.0).view(33, 17) // 7])
+def test_exactly_the_stated_fraction_is_masked_also_among_ties(sparsity, scores):
+    mask = select_mask(scores, sparsity)
+    assert int((~mask).sum()) == math.floor(sparsity * scores.numel())
+
+
+def test_of_equal_scores_the_last_are_masked():
+    assert select_mask(torch.zeros(2, 5), 0.3).tolist() == [[True] * 5, [True, True, False, False, False]]
+
+
+def test_scores_with_nan_are_refused():
+    scores = torch.randn(8, 8)
+    scores[3, 3] = float("nan")
+    with pytest.raises(ValueError, match="hold NaN .1 of 64"):
+        select_mask(scores, 0.3)
+
+
+def test_a_row_that_selects_nothing_falls_back_to_its_largest_entry():
+    assert open_gates(torch.tensor([-3.0, -1.0, -2.0])) == (False, True, False)
+    assert open_gates(torch.tensor([0.0, 0.0])) == (True, False)  # sigmoid(0) = 0.5 is not above 0.5
+
+
+def test_packing_a_mask_loses_nothing():
+    mask = torch.rand(13, 11) > 0.3
+    packed = pack_mask(mask)
+    assert packed.numel() == math.ceil(13 * 11 / 8)
+    assert torch.equal(unpack_mask(packed, mask.shape), mask)
+
+
+def test_gradients_are_the_papers_straight_through_ones():
+    torch.manual_seed(0)
+    weight, specialists = torch.randn(5, 6, requires_grad=True), torch.randn(3, 5, 6, requires_grad=True)
+    row = torch.tensor([0.5, -0.5, 0.2], requires_grad=True)
+    u, v = torch.randn(5, 2, requires_grad=True), torch.randn(2, 6, requires_grad=True)
+    gates = open_gates(row)
+    mask = select_mask(specialist_scores(specialists, gates, (u, v)), 0.3)
+    grad = torch.randn(5, 6)
+    assemble_weight(weight, specialists, row, mask, gates, (u, v)).backward(grad)
+    d_scores = grad * weight.detach()
+    assert torch.equal(weight.grad, grad * mask)
+    for k, is_open in enumerate(gates):
+        assert torch.equal(specialists.grad[k], d_scores if is_open else torch.zeros_like(d_scores))
+        gate = torch.sigmoid(row[k].detach())
+        expected = (d_scores * specialists[k].detach()).sum() * gate * (1 - gate)
+        torch.testing.assert_close(row.grad[k], expected)
+    torch.testing.assert_close(u.grad, d_scores @ v.detach().T)
+    torch.testing.assert_close(v.grad, u.detach().T @ d_scores)
+
+
+def test_gradcheck_where_it_is_differentiable():
+    """In W and in the delta the assembled weight is smooth, so numeric gradients must agree."""
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    up, down = torch.randn(4, 2, dtype=torch.double, requires_grad=True), torch.randn(2, 3, dtype=torch.double, requires_grad=True)
+    specialists, row = torch.randn(2, 4, 3, dtype=torch.double), torch.tensor([1.0, -1.0], dtype=torch.double)
+    mask = select_mask(specialists[0], 0.3)
+
+    def assembled(weight, up, down):
+        return assemble_weight(weight, specialists, row, mask, (True, False), None, (up, down))
+
+    assert torch.autograd.gradcheck(assembled, (weight, up, down))
+
+
+def test_a_zero_delta_and_a_zero_specialist_change_nothing():
+    weight, specialists, row = torch.randn(5, 6), torch.randn(3, 5, 6), torch.tensor([0.5, -0.5, 0.2])
+    gates = open_gates(row)
+    zero = (torch.zeros(5, 2), torch.randn(2, 6))
+    mask, own_mask = (select_mask(specialist_scores(specialists, gates, own), 0.3) for own in (None, zero))
+    assert torch.equal(mask, own_mask)
+    plain = assemble_weight(weight, specialists, row, mask, gates)
+    assert torch.equal(plain, assemble_weight(weight, specialists, row, mask, gates, zero, zero))
+
+
+def test_masks_are_selected_again_only_when_what_they_depend_on_moved(monkeypatch):
+    from modeling_master_asr import artisan_master_asr as artisan
+
+    calls = []
+    original = artisan.select_mask
+    monkeypatch.setattr(artisan, "select_mask", lambda *a: calls.append(1) or original(*a))
+    store, specialists = MaskStore(), torch.randn(2, 6, 6)
+    first = store.mask(0, specialists, (True, False), 0.3)
+    assert torch.equal(store.mask(0, specialists, (True, False), 0.3), first) and len(calls) == 1
+    store.mask(0, specialists, (True, True), 0.3)  # another combination
+    assert len(calls) == 2
+    specialists.add_(torch.randn_like(specialists))
+    assert not torch.equal(store.mask(0, specialists, (True, False), 0.3), first) and len(calls) == 3
+    own = (torch.randn(6, 1), torch.randn(1, 6))
+    store.mask(0, specialists, (True, False), 0.3, own, "sr")
+    store.mask(0, specialists, (True, False), 0.3, own, "sr")
+    assert len(calls) == 4
+    own[0].mul_(-1)
+    store.mask(0, specialists, (True, False), 0.3, own, "sr")
+    assert len(calls) == 5
+
+
+def test_an_artisan_layer_is_a_linear_layer_outside_an_assembled_forward():
+    layer = ArtisanLinear(4, 3, num_specialists=2)
+    x = torch.randn(2, 4)
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+    assert sorted(layer.state_dict()) == ["bias", "specialists", "weight"]
+    assert torch.isfinite(layer.specialists).all()

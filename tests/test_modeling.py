@@ -1,0 +1,380 @@
+"""The laws of the models, in every encoder family."""
+
+import threading
+
+import pytest
+import torch
+from conftest import FAMILIES, VOCABS, inputs_for, tiny_backbone_config, tiny_model, vocab
+from transformers import AutoConfig, AutoModel, AutoModelForCTC, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from modeling_master_asr import MasterASRForCTC, MasterASRModel
+from modeling_master_asr.artisan_master_asr import ArtisanLinear
+from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
+from modeling_master_asr.modeling_master_asr import frames_needed
+
+
+def labels_for(model, codes):
+    rows = [[3, 4, 3], [4, 3, -100], [3, -100, -100], [5, 5, 4]]
+    return torch.tensor([rows[i % 4] for i in range(len(codes))])
+
+
+def stock_twin(model, code):
+    """The family's stock encoder + CTC head with the model's own W and the language's head."""
+    family = FAMILY_TABLE[model.config.backbone_config.model_type]
+    state = {k: v for k, v in model.master_asr.backbone.state_dict().items() if not k.endswith("specialists")}
+    head = model.assemblies[code].head
+    if family.ctc_class is None:
+        encoder = WhisperEncoder(model.config.backbone_config).eval()
+        encoder.load_state_dict(state)
+        return lambda **kw: torch.nn.functional.linear(encoder(**kw).last_hidden_state, head.weight, head.bias)
+    config = tiny_backbone_config(model.config.backbone_config.model_type)
+    config.vocab_size = len(model.config.vocab(code))
+    stock = family.ctc_class(config).eval()
+    stock.base_model.load_state_dict(state)
+    stock.lm_head.weight.data.copy_(head.weight)
+    stock.lm_head.bias.data.copy_(head.bias)
+    return lambda **kw: stock(**kw).logits
+
+
+@torch.no_grad()
+def test_all_ones_masks_give_bit_equal_logits_to_the_stock_model(family):
+    model = tiny_model(family, sparsity=0.0)
+    if family == "whisper":  # the stock encoder takes nothing but 30 s
+        inputs = {"input_features": torch.randn(1, 8, 3000)}
+    else:
+        inputs = inputs_for(model)
+    assert torch.equal(model(**inputs, language="fr").logits, stock_twin(model, "fr")(**inputs))
+
+
+@torch.no_grad()
+def test_every_artisan_layers_mask_reaches_the_logits(family):
+    model = tiny_model(family)
+    inputs = inputs_for(model)
+    layers = [m for m in model.modules() if isinstance(m, ArtisanLinear)]
+    assert len(layers) == 8  # q, k, v, out in two layers
+    before = model(**inputs, language="en").logits
+    for layer in layers:
+        kept = layer.specialists.clone()
+        layer.specialists.copy_(torch.randn_like(kept))
+        after = model(**inputs, language="en").logits
+        layer.specialists.copy_(kept)
+        assert not torch.equal(before, after)
+    assert torch.equal(before, model(**inputs, language="en").logits)
+
+
+@torch.no_grad()
+def test_a_mixed_batch_equals_one_clip_after_the_other(family):
+    model = tiny_model(family)
+    inputs = inputs_for(model, lengths=(4000, 3200, 4000))
+    codes = ["ru", "en", "ru"]
+    mixed = model(**inputs, language=codes).logits
+    assert mixed.shape[-1] == len(VOCABS["en"])
+    for i, code in enumerate(codes):
+        alone = model(**{k: v[i : i + 1] for k, v in inputs.items()}, language=code).logits[0]
+        frames = int(model.master_asr.frame_counts(inputs[model.main_input_name], inputs["attention_mask"])[i])
+        size = len(VOCABS[code])
+        torch.testing.assert_close(mixed[i, :frames, :size], alone[:frames], atol=1e-5, rtol=1e-5)
+        assert bool(torch.isneginf(mixed[i, :, size:]).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_batched_equals_single(family, norm):
+    changes = {"feat_extract_norm": norm} if norm == "group" else {}
+    model = tiny_model(family, **changes)  # wav2vec2-BERT and Whisper have one kind only
+    inputs = inputs_for(model, lengths=(4000, 2400))
+    batched = model(**inputs, language="en").logits[1]
+    length = int(inputs["attention_mask"][1].sum())
+    axis = {"whisper": 2, "wav2vec2-bert": 1}.get(family, 1)
+    single = model(**{model.main_input_name: inputs[model.main_input_name][1:].narrow(axis, 0, length)}, language="en").logits[0]
+    torch.testing.assert_close(batched[: len(single)], single, atol=1e-5, rtol=1e-5)
+
+
+def test_checkpointing_gives_equal_gradients_with_mixed_languages(family):
+    grads = []
+    for checkpointing in (False, True):
+        model = tiny_model(family).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        codes = ["ru", "en", "ru"]
+        inputs = inputs_for(model, lengths=(4000, 4000, 4000))
+        model(**inputs, language=codes, labels=labels_for(model, codes)).loss.backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and any("specialists" in name for name in grads[0])
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name], msg=name)
+
+
+def test_reentrant_checkpointing_is_refused(model):
+    with pytest.raises(ValueError, match="use_reentrant=True cannot carry"):
+        model.activation_checkpointing_enable({"use_reentrant": True})
+
+
+def test_stage_2_leaves_every_other_tensor_and_language_bit_equal(family):
+    model = tiny_model(family)
+    inputs = inputs_for(model)
+    model.add_language("es", vocab("abñ"), init="fr", parts=("mapping", "head", "specialist", "delta"), rank=2)
+    with torch.no_grad():
+        logits = {code: model(**inputs, language=code).logits for code in VOCABS}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.freeze_except("es")
+    own = {id(p) for p in model.assemblies["es"].parameters()}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == own
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    model.train()
+    for _ in range(3):
+        model(**inputs, language="es", labels=torch.tensor([[3, 4], [5, 3]])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    for name, value in model.state_dict().items():
+        moved = not torch.equal(value, before[name])
+        assert moved == ("lang_es" in name), name
+    with torch.no_grad():
+        for code in VOCABS:
+            assert torch.equal(model(**inputs, language=code).logits, logits[code])
+
+
+@torch.no_grad()
+def test_fresh_optional_parts_change_no_logit(model):
+    inputs = inputs_for(model)
+    model.add_language("es", vocab("abc"), init="en")
+    plain = model(**inputs, language="es").logits
+    head, mapping = model.assemblies["es"].head.state_dict(), model.assemblies["es"].mapping.clone()
+    model.remove_language("es")
+    model.add_language("es", vocab("abc"), init="en", parts=("mapping", "head", "specialist", "delta"))
+    model.assemblies["es"].head.load_state_dict(head)
+    assert torch.equal(mapping, model.assemblies["es"].mapping)
+    assert torch.equal(model(**inputs, language="es").logits, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [f for f in FAMILIES if f != "whisper"])
+def test_materialized_equals_assembled(name, tmp_path):
+    model = tiny_model(name)
+    model.add_language("es", vocab("abñ"), init="fr", parts=("mapping", "head", "specialist", "delta"))
+    for parameter in model.assemblies["es"].parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    inputs = inputs_for(model)
+    expected = model(**inputs, language="es").logits
+    plain = model.materialize("es")
+    assert torch.equal(plain(**inputs).logits, expected)
+    plain.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+    assert torch.equal(AutoModelForCTC.from_pretrained(tmp_path)(**inputs).logits, expected)
+
+
+def test_materialize_without_a_stock_class_says_what_can_be_done():
+    with pytest.raises(NotImplementedError, match="no CTC class for a 'whisper' encoder"):
+        tiny_model("whisper").materialize("en")
+
+
+@torch.no_grad()
+def test_threads_each_see_their_own_language(model):
+    inputs = inputs_for(model)
+    alone = {code: model(**inputs, language=code).logits for code in VOCABS}
+    wrong = []
+
+    def work(code):
+        with torch.no_grad():
+            wrong.extend(code for _ in range(20) if not torch.equal(model(**inputs, language=code).logits, alone[code]))
+
+    threads = [threading.Thread(target=work, args=(code,)) for code in list(VOCABS) * 2]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not wrong
+
+
+def test_the_loss_is_the_mean_over_clips_however_they_are_grouped(model):
+    codes = ["ru", "en", "ru", "fr"]
+    inputs, labels = inputs_for(model, lengths=[4000] * 4), labels_for(model, codes)
+    labels[labels > 4] = 4
+    whole = model(**inputs, language=codes, labels=labels).loss
+    halves = [
+        model(**{k: v[i : i + 2] for k, v in inputs.items()}, language=codes[i : i + 2], labels=labels[i : i + 2]).loss
+        for i in (0, 2)
+    ]
+    torch.testing.assert_close(whole, sum(halves) / 2)
+    assert MasterASRForCTC.accepts_loss_kwargs is False
+
+
+def test_a_label_longer_than_its_frames_is_named_and_harmless(model, caplog):
+    inputs = inputs_for(model, lengths=(400, 400))
+    labels = torch.tensor([[3] * 40, [3] + [-100] * 39])
+    assert frames_needed(labels).tolist() == [79, 1]
+    loss = model(**inputs, language="en", labels=labels).loss
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    model.config.ctc_zero_infinity = False
+    with pytest.raises(ValueError, match=r"more frames than there are: clip 0 \(40 labels, "):
+        model(**inputs, language="en", labels=labels)
+
+
+def test_labels_of_another_alphabet_are_refused(model):
+    with pytest.raises(ValueError, match="Label id 7 is outside the 6 tokens of 'ru'"):
+        model(**inputs_for(model), language="ru", labels=torch.tensor([[7], [3]]))
+
+
+def test_an_unknown_language_is_refused(model):
+    with pytest.raises(KeyError, match=r"No assembly for language 'sr'. Loaded: \['en', 'fr', 'ru'\]"):
+        model(**inputs_for(model), language="sr")
+
+
+def test_no_language_where_several_are_loaded_is_refused_until_a_default_is_set(model):
+    with pytest.raises(ValueError, match=r"Which language\? Loaded: \['en', 'fr', 'ru'\]"):
+        model(**inputs_for(model))
+    model.set_language("fr")
+    assert torch.equal(model(**inputs_for(model)).logits, model(**inputs_for(model), language="fr").logits)
+    with pytest.raises(KeyError, match="'sr'"):
+        model.set_language("sr")
+
+
+def test_a_list_of_another_length_is_refused(model):
+    with pytest.raises(ValueError, match="3 codes for 2 clips"):
+        model(**inputs_for(model), language=["en"] * 3)
+
+
+def test_audio_without_a_frame_is_refused(family):
+    model = tiny_model(family)
+    short = {"whisper": torch.zeros(1, 8, 0), "wav2vec2-bert": torch.zeros(1, 0, 16)}.get(family, torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="too short"):
+        model(**{model.main_input_name: short}, language="en")
+
+
+def test_more_than_30_s_of_whisper_names_chunking():
+    with pytest.raises(ValueError, match="chunk_length_s=30"):
+        tiny_model("whisper")(input_features=torch.zeros(1, 8, 3002), language="en")
+
+
+def test_whisper_takes_features_without_a_mask():
+    model = tiny_model("whisper")
+    assert model(input_features=torch.zeros(1, 8, 101), language="en").logits.shape[1] == 51
+
+
+@torch.no_grad()
+def test_any_language_code_is_legal(model):
+    for code in ("to", "pop", "cpu", "pa-IN", "zh.Hant", "keys"):
+        model.add_language(code, vocab("xyz"))
+        assert code in model.assemblies and model.languages[-1] == code
+        model(**inputs_for(model), language=code)
+        model.remove_language(code)
+    assert list(model.assemblies) == ["en", "fr", "ru"]
+
+
+def test_hidden_states_come_through_for_mixed_batches_too(model):
+    one = model(**inputs_for(model), language="en", output_hidden_states=True).hidden_states
+    mixed = model(**inputs_for(model), language=["en", "ru"], output_hidden_states=True).hidden_states
+    assert len(one) == len(mixed) == 3
+    torch.testing.assert_close(one[-1][0], mixed[-1][0])
+
+
+def test_four_clips_overfit():
+    torch.manual_seed(0)
+    model = tiny_model().train()
+    inputs, codes = inputs_for(model, lengths=[2000] * 4), ["en", "fr", "en", "fr"]
+    labels = torch.tensor([[3, 4, 5], [4, 3, 6], [5, 5, 3], [3, 6, 4]])
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(250):
+        loss = model(**inputs, language=codes, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(loss.detach()) < 0.05
+
+
+@torch.no_grad()
+def test_rank_assemblies_prefers_the_language_the_clips_are_in(model):
+    inputs = inputs_for(model)
+    model.train()  # ranking must not depend on the mode, nor change it
+    batch = {**inputs, "labels": torch.tensor([[3, 4], [4, 3]]), "language": "es"}
+    losses = model.rank_assemblies([batch], vocab("abñ"))
+    assert model.training and list(losses)[-1] == "ru" and losses["ru"] == float("inf")
+    assert list(losses.values()) == sorted(losses.values())
+    model.add_language("es", vocab("abñ"), init="nearest", batches=[batch])
+    assert torch.equal(model.assemblies["es"].mapping, model.assemblies[next(iter(losses))].mapping)
+
+
+@torch.no_grad()
+def test_a_new_head_starts_from_the_rows_of_shared_characters(model):
+    assembly = model.add_language("es", vocab("abñé"))
+    bank, rows = model.master_asr.character_bank, model.config.character_bank
+    for token, base in (("a", "a"), ("é", "é"), ("[PAD]", "[PAD]")):
+        row = model.config.vocab("es")[token]
+        assert torch.equal(assembly.head.weight[row], bank.weight[rows.index(base)])
+
+
+def test_from_backbone_keeps_w_bit_equal_and_gives_everything_else_values(family, tmp_path):
+    config = tiny_backbone_config(family)
+    stock = WhisperModel(config) if family == "whisper" else AutoModel.from_config(config)
+    stock.save_pretrained(tmp_path)
+    model = MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, num_specialists=2, sparsity=0.3)
+    encoder = stock.encoder if family == "whisper" else stock
+    ours = model.master_asr.backbone.state_dict()
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(ours[name], value), name
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all() and parameter.abs().max() < 100, name
+    for layer in model.master_asr.artisan_layers:
+        relation = torch.corrcoef(torch.stack([layer.specialists[0].flatten(), layer.weight.abs().flatten()]))[0, 1]
+        assert relation > 0.8  # the first masks follow |W|
+
+
+def test_artisan_targets_may_name_other_layers(tmp_path):
+    AutoModel.from_config(tiny_backbone_config("wav2vec2")).save_pretrained(tmp_path)
+    model = MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, artisan_targets=["output_dense"])
+    assert len(model.master_asr.artisan_layers) == 2
+    with pytest.raises(ValueError, match=r"artisan_targets \['qproj'\] name no linear layer"):
+        MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, artisan_targets=["qproj"])
+
+
+def test_a_checkpoint_without_our_tensors_loads_with_defined_values(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = {k: v for k, v in load_file(path).items() if "specialists" not in k and "assemblies" not in k and "bank" not in k}
+    save_file(state, path, metadata={"format": "pt"})
+    model = MasterASRForCTC.from_pretrained(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.isfinite(value.float()).all() and value.float().abs().max() < 100, name
+    layer = model.master_asr.artisan_layers[0]
+    assert torch.corrcoef(torch.stack([layer.specialists[0].flatten(), layer.weight.abs().flatten()]))[0, 1] > 0.8
+    model(**inputs_for(model), language="en")
+
+
+@torch.no_grad()
+def test_a_saved_model_loads_bit_equal_through_the_auto_classes(family, tmp_path):
+    model = tiny_model(family)
+    inputs = inputs_for(model)
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).languages == model.languages
+    again = AutoModelForCTC.from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs, language="fr").logits, model(**inputs, language="fr").logits)
+    encoder = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(encoder, MasterASRModel)
+    expected = model.master_asr(**inputs, language="ru").last_hidden_state
+    assert torch.equal(encoder(**inputs, language="ru").last_hidden_state, expected)
+
+
+def test_a_checkpoint_stored_in_fp16_loads_as_float32_unless_asked(tmp_path):
+    tiny_model().half().save_pretrained(tmp_path)
+    assert MasterASRForCTC.from_pretrained(tmp_path).dtype == torch.float32
+    assert MasterASRForCTC.from_pretrained(tmp_path, dtype=torch.float16).dtype == torch.float16
+
+
+@torch.no_grad()
+def test_evaluation_assembles_a_hot_language_once_and_sees_every_change(model, monkeypatch):
+    from modeling_master_asr import modeling_master_asr as modeling
+
+    calls = []
+    original = modeling.assemble_weight
+    monkeypatch.setattr(modeling, "assemble_weight", lambda *a: calls.append(1) or original(*a))
+    inputs = inputs_for(model)
+    first = model(**inputs, language="en").logits
+    assert len(calls) == 8
+    assert torch.equal(model(**inputs, language="en").logits, first) and len(calls) == 8
+    model.assemblies["en"].mapping.neg_()
+    assert not torch.equal(model(**inputs, language="en").logits, first) and len(calls) == 16
+    model.train()
+    assert not model.master_asr._hot

@@ -1,0 +1,71 @@
+"""CER and WER per language and macro, greedy, without a language model.
+
+    python -m training.evaluate --model checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --out result.json
+    python -m training.evaluate --model runs/stage1/model --data data/manifest.jsonl --out result.json --row_swap
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from training.data import Collator, Features, minutes_of, read_manifest, select
+from training.metrics import error_rates
+from training.steps import evaluate_clips, facts_of_run, mapping_figures, transcribe_clips, write_json
+
+
+def row_swap(model, processor, features, clips) -> dict[str, dict[str, float]]:
+    """Each language's CER with its own head and every other language's row: `{language: {row of: CER}}`."""
+    collator = Collator(features, processor)
+    table = {}
+    own_rows = {code: model.assemblies[code].mapping.detach().clone() for code in model.languages}
+    for code in tqdm(model.languages, desc="row swap"):
+        of_language = [clip for clip in clips if clip.language == code]
+        if not of_language:
+            continue
+        references = [clip.text for clip in of_language]
+        table[code] = {}
+        for other in model.languages:
+            with torch.no_grad():
+                model.assemblies[code].mapping.copy_(own_rows[other])
+            texts = transcribe_clips(model, processor, collator, of_language)
+            table[code][other] = round(error_rates(texts, references)["cer"], 2)
+        with torch.no_grad():
+            model.assemblies[code].mapping.copy_(own_rows[code])
+    return table
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--assembly", nargs="*", default=[], help="folders or hub ids of further languages")
+    parser.add_argument("--data", required=True, help="JSONL manifest")
+    parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args(argv)
+    model = MasterASRForCTC.from_pretrained(args.model)
+    for source in args.assembly:
+        model.load_assembly(source)
+    processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
+    clips = read_manifest(args.data)
+    there = {clip.language for clip in clips if clip.split == args.split}
+    clips = select(clips, args.split, args.languages or [code for code in model.languages if code in there])
+    features = Features(processor)
+    rates = evaluate_clips(model, processor, features, clips)
+    result = {**facts_of_run(), "split": args.split, "minutes": minutes_of(clips), **rates, "mapping": mapping_figures(model)}
+    if args.row_swap:
+        result["row_swap_cer"] = row_swap(model, processor, features, clips)
+    write_json(args.out, result)
+    for language, rate in rates["languages"].items():
+        print(f"{language}\tCER {rate['cer']:.2f}\tWER {rate['wer']:.2f}")
+    print(f"macro\tCER {rates['macro']['cer']:.2f}\tWER {rates['macro']['wer']:.2f}\nWrote {args.out}.")
+
+
+if __name__ == "__main__":
+    main()
