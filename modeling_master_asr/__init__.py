@@ -7,8 +7,8 @@ from .configuration_master_asr import MasterASRConfig
 from .modeling_master_asr import MasterASRForCTC, MasterASRModel, MasterASRPreTrainedModel
 from .pipeline_master_asr import MasterASRPipeline
 from .processing_master_asr import MasterASRProcessor
+from .version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "LanguageAssembly",
     "MasterASRConfig",
@@ -17,6 +17,7 @@ __all__ = [
     "MasterASRPipeline",
     "MasterASRPreTrainedModel",
     "MasterASRProcessor",
+    "__version__",
 ]
 
 AutoConfig.register("master_asr", MasterASRConfig, exist_ok=True)

@@ -133,16 +133,23 @@ def build_backbone(backbone_config, num_specialists: int, targets: Optional[list
     return backbone
 
 
-def load_pretrained_backbone(id_or_path: str, dtype: torch.dtype, **kwargs) -> tuple[object, dict[str, torch.Tensor]]:
+def load_pretrained_backbone(
+    id_or_path: str, dtype: torch.dtype, num_layers: Optional[int] = None, **kwargs
+) -> tuple[object, dict[str, torch.Tensor]]:
     """Config and weights W of a pretrained encoder, from the hub or a folder; for Whisper the encoder's half.
+
+    Args:
+        num_layers: keeps only the first layers; None: all.
 
     Returns:
         `(backbone_config, state_dict)`.
     """
     config = AutoConfig.from_pretrained(id_or_path, **kwargs)
     family_of(config)
+    if num_layers is not None:
+        setattr(config, "encoder_layers" if config.model_type == "whisper" else "num_hidden_layers", num_layers)
     loader = WhisperModel if config.model_type == "whisper" else AutoModel
-    stock = loader.from_pretrained(id_or_path, dtype=dtype, **kwargs)
+    stock = loader.from_pretrained(id_or_path, config=config, dtype=dtype, **kwargs)
     encoder = stock.encoder if config.model_type == "whisper" else stock
     return config, encoder.state_dict()
 

@@ -55,6 +55,7 @@ class MasterASRConfig(PreTrainedConfig):
         ctc_zero_infinity: clips whose loss is infinite count as zero (and are named in a warning).
         fingerprint: SHA-256 of W and M as saved; what an assembly file is checked against.
         base_model: hub id or path of the pretrained backbone.
+        language_order: codes in the order they were added; written on save.
         inputs_to_logits_ratio: audio samples a logits frame; set by the model from its backbone.
     """
 
@@ -75,6 +76,7 @@ class MasterASRConfig(PreTrainedConfig):
         fingerprint: Optional[str] = None,
         base_model: Optional[str] = None,
         inputs_to_logits_ratio: Optional[int] = None,
+        language_order: Optional[list[str]] = None,
         **kwargs,
     ):
         if isinstance(backbone_config, dict):
@@ -91,8 +93,8 @@ class MasterASRConfig(PreTrainedConfig):
         self.sparsity = sparsity
         self.artisan_targets = artisan_targets
         self.assemblies = {}
-        for language, entry in (assemblies or {}).items():
-            self.add_assembly(language, **entry)
+        for language in language_order or (assemblies or {}):
+            self.add_assembly(language, **assemblies[language])
         self.character_bank = character_bank
         self.default_language = default_language
         self.ctc_zero_infinity = ctc_zero_infinity
@@ -112,6 +114,10 @@ class MasterASRConfig(PreTrainedConfig):
             PIPELINE_TASK: {"impl": "pipeline_master_asr.MasterASRPipeline", "pt": ["AutoModelForCTC"]}
         })  # fmt: skip
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in Transformers, plus the languages' order: JSON files are written with sorted keys."""
+        return {**super().to_dict(), "language_order": self.languages}
 
     @property
     def languages(self) -> list[str]:

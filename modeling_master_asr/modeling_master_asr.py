@@ -349,6 +349,7 @@ class MasterASRForCTC(MasterASRPreTrainedModel):
         num_specialists: int = 4,
         sparsity: float = 0.3,
         artisan_targets: Optional[list[str]] = None,
+        num_layers: Optional[int] = None,
         dtype: torch.dtype = torch.float32,
         **backbone_kwargs,
     ) -> "MasterASRForCTC":
@@ -360,9 +361,10 @@ class MasterASRForCTC(MasterASRPreTrainedModel):
             num_specialists: K.
             sparsity: t, the fraction masked out.
             artisan_targets: names of the linear layers to make Artisan; None: the attention projections.
+            num_layers: keeps only the encoder's first layers; None: all.
             backbone_kwargs: `revision`, `token`, ... of the encoder's own `from_pretrained`.
         """
-        backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, **backbone_kwargs)
+        backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, num_layers, **backbone_kwargs)
         characters = sorted({token for vocab in languages.values() for token in vocab} - set(SPECIAL_TOKENS))
         config = MasterASRConfig(
             backbone_config=backbone_config,

@@ -126,7 +126,7 @@ def load_checkpoint(out: Path, model, turns) -> tuple[int, dict]:
 
 def train(accelerator, model, processor, features, turns, clips, validation, out: Path, args) -> dict:
     """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour."""
-    collator = Collator(features, processor, augment=True, seed=args.seed)
+    collator = Collator(features, processor, full_augment_step=args.steps // 4, seed=args.seed)
     log = {"validation": {}, "loss": {}, "mapping": {}}
     step = 0
     if args.resume and (out / CHECKPOINT).exists():

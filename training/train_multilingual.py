@@ -29,6 +29,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="JSONL manifest")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--backbone", default="facebook/wav2vec2-large-xlsr-53")
+    parser.add_argument("--num_layers", type=int, help="keep only the encoder's first layers")
     parser.add_argument("--languages", nargs="+", default=["en", "fr", "it", "ru", "cs", "nl"])
     parser.add_argument("--minutes_per_language", type=float, default=60)
     parser.add_argument("--steps", type=int, default=100_000)
@@ -55,7 +56,7 @@ def build(args, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
     """The model on its backbone, alphabets from the training texts."""
     vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in args.languages}
     model = MasterASRForCTC.from_backbone(
-        args.backbone, vocabs, num_specialists=args.num_specialists, sparsity=args.sparsity
+        args.backbone, vocabs, num_specialists=args.num_specialists, sparsity=args.sparsity, num_layers=args.num_layers
     )
     for assembly in model.assemblies.values():
         torch.nn.init.normal_(assembly.mapping, std=args.mapping_std)
