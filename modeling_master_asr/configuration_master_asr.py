@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any, Optional, Union
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -39,6 +40,14 @@ def check_parts(parts) -> list[str]:
     if unknown or not set(PAPER_PARTS) <= set(parts):
         raise ValueError(f"parts must hold 'mapping' and 'head' and may hold 'specialist' and 'delta'; got {list(parts)}.")
     return [part for part in ALL_PARTS if part in parts]
+
+
+def copy_code(folder: Union[str, Path]) -> None:
+    """Copies every file that `trust_remote_code` needs into `folder`, also from a model that was itself loaded remotely."""
+    for source in Path(__file__).parent.glob("*_master_asr.py"):
+        target = Path(folder) / source.name
+        if target.resolve() != source.resolve():
+            target.write_bytes(source.read_bytes())
 
 
 class MasterASRConfig(PreTrainedConfig):

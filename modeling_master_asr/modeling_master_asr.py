@@ -49,7 +49,7 @@ from .backbone_master_asr import (
     padding_leaks,
     samples_per_frame,
 )
-from .configuration_master_asr import PAPER_PARTS, SPECIAL_TOKENS, MasterASRConfig
+from .configuration_master_asr import PAPER_PARTS, SPECIAL_TOKENS, MasterASRConfig, copy_code
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
     from .pipeline_master_asr import MasterASRPipeline  # noqa: F401
@@ -59,14 +59,6 @@ logger = logging.get_logger(__name__)
 
 Languages = Union[str, list[str], tuple[str, ...], None]
 HOT_LANGUAGES = 2  # how many languages keep dense assembled weights in evaluation; the others keep packed masks
-
-
-def copy_code(folder: Union[str, Path]) -> None:
-    """Copies every file that `trust_remote_code` needs into `folder`, also from a model that was itself loaded remotely."""
-    for source in Path(__file__).parent.glob("*_master_asr.py"):
-        target = Path(folder) / source.name
-        if target.resolve() != source.resolve():
-            target.write_bytes(source.read_bytes())
 
 
 class MasterASRPreTrainedModel(PreTrainedModel):

@@ -34,7 +34,7 @@ try:
 except ImportError:
     av = None
 
-from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig
+from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, copy_code
 
 MIN_SAMPLES = 400  # 25 ms: one window of every supported front end
 FEATURE_EXTRACTORS = {
@@ -141,10 +141,6 @@ class MasterASRProcessor(ProcessorMixin):
 
     The language is named in every call that touches text; nothing is remembered between calls.
     """
-
-    attributes = ["feature_extractor", "tokenizer"]
-    feature_extractor_class = "AutoFeatureExtractor"
-    tokenizer_class = "Wav2Vec2CTCTokenizer"
 
     def __init__(self, feature_extractor, tokenizer, **kwargs):
         super().__init__(feature_extractor, tokenizer)
@@ -360,12 +356,14 @@ class MasterASRProcessor(ProcessorMixin):
 
     # ------------------------------------------------------------------ files
 
+    def to_dict(self) -> dict:
+        """As in Transformers, plus `auto_map`, by which AutoProcessor finds this class in the folder's own code."""
+        return {**super().to_dict(), "auto_map": {"AutoProcessor": "processing_master_asr.MasterASRProcessor"}}
+
     def save_pretrained(self, save_directory, **kwargs):
         """As in Transformers, plus the code files remote loading needs."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         saved = super().save_pretrained(save_directory, **kwargs)
-        from .modeling_master_asr import copy_code
-
         copy_code(save_directory)
         return saved
 

@@ -45,7 +45,7 @@ def tiny_backbone_config(family: str, **changes):
                 "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop",
                 "mask_time_prob", "mask_feature_prob")  # fmt: skip
         return Wav2Vec2BertConfig(
-            **{k: raw[k] for k in keep}, feature_projection_input_dim=16, conformer_conv_dropout=0.0,
+            **{k: raw[k] for k in keep}, feature_projection_input_dim=160, conformer_conv_dropout=0.0,
             conv_depthwise_kernel_size=7,
         )  # fmt: skip
     return WhisperConfig(
@@ -79,7 +79,7 @@ def inputs_for(model, lengths=(4000, 4000), seed=1) -> dict:
         shape = (len(lengths), 8, max(lengths))
     elif family == "wav2vec2-bert":
         lengths = [n // 40 for n in lengths]
-        shape = (len(lengths), max(lengths), 16)
+        shape = (len(lengths), max(lengths), 160)
     else:
         shape = (len(lengths), max(lengths))
     values = torch.randn(shape, generator=generator)

@@ -237,7 +237,7 @@ def test_a_list_of_another_length_is_refused(model):
 
 def test_audio_without_a_frame_is_refused(family):
     model = tiny_model(family)
-    short = {"whisper": torch.zeros(1, 8, 0), "wav2vec2-bert": torch.zeros(1, 0, 16)}.get(family, torch.zeros(1, 5))
+    short = {"whisper": torch.zeros(1, 8, 0), "wav2vec2-bert": torch.zeros(1, 0, 160)}.get(family, torch.zeros(1, 5))
     with pytest.raises(ValueError, match="too short"):
         model(**{model.main_input_name: short}, language="en")
 

@@ -1,0 +1,96 @@
+"""The speed of the heart, each as a ratio measured in one run: 1024 x 1024 float32, one thread.
+
+    python -m benchmarks.heart --out benchmarks/results/heart.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from transformers import WhisperConfig, WhisperModel
+
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC
+from modeling_master_asr.artisan_master_asr import assemble_weight, open_gates, select_mask, specialist_scores
+from training.steps import facts_of_run, write_json
+
+SIZE, SPARSITY, K = 1024, 0.3, 8
+
+
+def interleaved(one, other, rounds: int = 30) -> dict:
+    """Medians in ms of two functions timed in turn, and the median of their pairwise ratios."""
+    for _ in range(3):
+        one(), other()
+    times = {"one": [], "other": []}
+    for _ in range(rounds):
+        for name, function in (("one", one), ("other", other)):
+            start = time.perf_counter()
+            function()
+            times[name].append(1000 * (time.perf_counter() - start))
+    ratios = [a / b for a, b in zip(times["one"], times["other"])]
+    return {
+        "ms": round(statistics.median(times["one"]), 3), "reference_ms": round(statistics.median(times["other"]), 3),
+        "ratio": round(statistics.median(ratios), 3),
+    }  # fmt: skip
+
+
+def mask_selection() -> dict:
+    """Exact selection over the bare comparison S > r."""
+    scores = torch.randn(SIZE, SIZE)
+    threshold = float(scores.flatten().kthvalue(int(SPARSITY * scores.numel())).values)
+    return interleaved(lambda: select_mask(scores, SPARSITY), lambda: scores > threshold)
+
+
+@torch.no_grad()
+def assembled_forward() -> dict:
+    """An encoder with an assembled language over the same encoder's plain weights."""
+    config = WhisperConfig(d_model=SIZE, encoder_layers=4, encoder_attention_heads=16, encoder_ffn_dim=4 * SIZE, decoder_layers=1)
+    vocab = {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}
+    model = MasterASRForCTC(MasterASRConfig(
+        backbone_config=WhisperModel(config).config, assemblies={"en": {"vocab": vocab}},
+    )).eval()  # fmt: skip
+    features = torch.randn(1, 80, 400)
+    return interleaved(
+        lambda: model.master_asr(input_features=features, language="en"), lambda: model.master_asr.backbone(features)
+    )
+
+
+def layer_gradient() -> dict:
+    """Backward of one Artisan layer, K = 8, over the textbook expression with its K-sized temporaries."""
+    weight = torch.randn(SIZE, SIZE, requires_grad=True)
+    specialists, row = torch.randn(K, SIZE, SIZE, requires_grad=True), torch.tensor([1.0, -1.0] * (K // 2), requires_grad=True)
+    gates = open_gates(row)
+    mask = select_mask(specialist_scores(specialists.detach(), gates), SPARSITY)
+    grad = torch.randn(SIZE, SIZE)
+
+    def ours():
+        weight.grad = specialists.grad = row.grad = None
+        assemble_weight(weight, specialists, row, mask, gates).backward(grad)
+
+    def textbook():
+        weight.grad = specialists.grad = row.grad = None
+        hard = torch.tensor(gates, dtype=torch.float32)
+        soft = torch.sigmoid(row)
+        scores = ((hard + soft - soft.detach())[:, None, None] * specialists).sum(0)
+        (weight * (mask + scores - scores.detach())).backward(grad)
+
+    return interleaved(ours, textbook, rounds=10)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    result = {**facts_of_run()}
+    for name, measure in (("mask_selection", mask_selection), ("assembled_forward", assembled_forward), ("layer_gradient", layer_gradient)):
+        result[name] = measure()
+        print(name, result[name])
+    write_json(args.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Makes the recordings that the repo carries: Spanish for adapting, and three test clips of every other language, as Opus.
+
+    python -m demo.build_data --data data/manifest.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import soundfile
+
+from modeling_master_asr.processing_master_asr import decode_audio
+from training.data import read_manifest, select
+
+HERE = Path(__file__).parent
+RATE_HZ = 16_000
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    args = parser.parse_args(argv)
+    clips = read_manifest(args.data)
+    chosen = select(clips, "train", ["es"], minutes=10)
+    chosen += select(clips, "validation", ["es"], minutes=1.5) + select(clips, "test", ["es"])
+    for language in ("en", "fr", "it", "ru", "cs", "nl"):
+        wordy = [c for c in select(clips, "test", [language]) if 3 < c.duration_s < 7]
+        chosen += wordy[:3]
+    lines = []
+    for clip in chosen:
+        name = Path("audio") / clip.language / f"{clip.audio.stem}.ogg"
+        (HERE / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(HERE / name, decode_audio(clip.audio, RATE_HZ), RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.9)
+        lines.append({"audio": str(name), "language": clip.language, "text": clip.text, "duration_s": clip.duration_s, "split": clip.split})
+    (HERE / "manifest.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    size = sum(p.stat().st_size for p in HERE.glob("audio/*/*.ogg")) / 1e6
+    print(f"{len(lines)} clips, {size:.1f} MB. Next: make demo")
+
+
+if __name__ == "__main__":
+    main()

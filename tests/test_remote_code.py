@@ -1,0 +1,116 @@
+"""A folder we save is complete: a process that cannot import the package loads it and gets the same bits."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import inputs_for, tiny_model
+from safetensors.torch import save_file
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+
+ROOT = Path(__file__).parent.parent
+
+STRANGER = """
+import sys, json
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_master_asr":
+            raise ImportError("the package is not here")
+sys.meta_path.insert(0, Blocked())
+import numpy as np, torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCTC, AutoProcessor, pipeline
+folder, out = sys.argv[1:3]
+inputs = load_file(folder + "/../inputs.safetensors")
+with torch.no_grad():
+    model = AutoModelForCTC.from_pretrained(folder, trust_remote_code=True)
+    logits = model(**inputs, language="fr").logits
+    encoder = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert torch.isfinite(encoder(**inputs, language="fr").last_hidden_state).all()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+clip = np.sin(np.arange(8000) / 20).astype(np.float32)
+asr = pipeline("automatic-speech-recognition", model=folder, trust_remote_code=True)
+texts = {code: asr(clip, language=code)["text"] for code in ("en", "ru")}
+if len(sys.argv) > 3:
+    model.save_pretrained(sys.argv[3]); processor.save_pretrained(sys.argv[3])
+json.dump({"logits": logits.flatten().tolist(), "texts": texts, "class": type(asr).__name__}, open(out, "w"))
+"""
+
+
+def run_as_a_stranger(folder: Path, out: Path, resave: Path | None = None, cache: Path | None = None) -> dict:
+    command = [sys.executable, "-c", STRANGER, str(folder), str(out), *([str(resave)] if resave else [])]
+    env = {"PATH": "/usr/bin:/bin", "HF_HOME": str(cache or out.parent / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=out.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["wav2vec2", "whisper"])
+def test_a_flat_copy_loads_where_the_package_is_not_importable_also_after_a_resave(family, tmp_path):
+    torch.set_num_threads(2)
+    model = tiny_model(family)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    MasterASRProcessor.from_model(model).save_pretrained(folder)
+    inputs = inputs_for(model)
+    save_file(inputs, tmp_path / "inputs.safetensors")
+    expected = model(**inputs, language="fr").logits
+    first = run_as_a_stranger(folder, tmp_path / "first.json", resave=tmp_path / "again")
+    second = run_as_a_stranger(tmp_path / "again", tmp_path / "second.json")
+    for answer in (first, second):
+        assert torch.equal(torch.tensor(answer["logits"]).view_as(expected), expected)
+        assert answer["class"] == "MasterASRPipeline" and answer["texts"]["en"] != answer["texts"]["ru"]
+
+
+def test_the_saved_folder_holds_every_code_file(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    code = {p.name for p in (ROOT / "modeling_master_asr").glob("*_master_asr.py")}
+    assert code == {p.name for p in tmp_path.glob("*.py")} and len(code) == 7
+    assert MasterASRForCTC.from_pretrained(tmp_path).languages == ["en", "fr", "ru"]
+
+
+ROOMS = {  # who may import whom
+    "configuration": set(),
+    "artisan": set(),
+    "backbone": {"artisan", "configuration"},
+    "assembly": {"configuration", "artisan"},
+    "modeling": {"artisan", "assembly", "backbone", "configuration"},
+    "processing": {"configuration"},
+    "pipeline": {"processing", "configuration"},
+}
+OUTSIDE = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub"}
+OPTIONAL = {"soundfile", "soxr", "av"}
+
+
+def imports_of(path: Path):
+    """(module, is_optional) of every import; optional: in a `try:` or under `if TYPE_CHECKING:`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {n for g in ast.walk(tree) if isinstance(g, (ast.Try, ast.If)) for n in ast.walk(g)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in guarded) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), node in guarded
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_imports_only_what_it_may(room):
+    for module, guarded in imports_of(ROOT / f"modeling_master_asr/{room}_master_asr.py"):
+        if module.startswith("."):
+            other = module.lstrip(".").removesuffix("_master_asr")
+            assert other in ROOMS[room] or guarded, f"{room} imports {module}"
+        else:
+            name = module.split(".")[0]
+            allowed = name in sys.stdlib_module_names or name in OUTSIDE or (guarded and name in OPTIONAL)
+            assert allowed, f"{room} imports {module}"
+
+
+def test_the_library_never_imports_the_scripts():
+    for path in (ROOT / "modeling_master_asr").glob("*.py"):
+        assert not any(module.split(".")[0] in ("training", "benchmarks", "tests") for module, _ in imports_of(path))

@@ -1,0 +1,158 @@
+"""Data, turns and the loop, on synthetic clips and tiny models."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tiny_backbone_config
+from transformers import AutoModel
+
+from modeling_master_asr import MasterASRForCTC
+from training import adapt_language, evaluate, train_multilingual, transcribe
+from training.data import bucket, read_manifest, select, training_batches
+from training.metrics import error_rates, macro
+from training.optim import Turns, tri_stage
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three languages of noise clips with short texts, in every split."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng, lines = np.random.default_rng(0), []
+    for language, texts in {"en": ["ab ba", "abba", "a b"], "fr": ["éa", "aé a", "é"], "es": ["ña", "an", "ñ n a"]}.items():
+        for split, count in (("train", 6), ("validation", 2), ("test", 2)):
+            for i in range(count):
+                name = f"{language}-{split}-{i}.wav"
+                duration_s = 0.6 + 0.1 * i
+                soundfile.write(folder / name, rng.standard_normal(int(16_000 * duration_s)) * 0.1, 16_000)
+                lines.append({"audio": name, "language": language, "text": texts[i % 3], "duration_s": duration_s, "split": split})
+    (folder / "manifest.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    AutoModel.from_config(tiny_backbone_config("wav2vec2")).save_pretrained(folder / "backbone")
+    return folder
+
+
+def run_stage_1(corpus, out, *extra):
+    train_multilingual.main([
+        "--data", str(corpus / "manifest.jsonl"), "--out", str(out), "--backbone", str(corpus / "backbone"), "--languages", "en",
+        "fr", "--steps", "8", "--batch_s", "3", "--evaluate_every", "4", "--beta", "2", "--gamma", "3",
+        "--learning_rate", "1e-3", *extra,
+    ])  # fmt: skip
+    return MasterASRForCTC.from_pretrained(out / "model")
+
+
+def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path, capsys):
+    run_stage_1(corpus, tmp_path / "stage1")
+    result = json.loads((tmp_path / "stage1/run.json").read_text())
+    assert set(result["test"]["languages"]) == {"en", "fr"} and "commit" in result and "4" in result["log"]["validation"]
+    adapt_language.main([
+        "--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--out",
+        str(tmp_path / "es"), "--steps", "4", "--evaluate_every", "2", "--parts", "mapping", "head", "specialist", "delta",
+        "--finetune_steps", "2",
+    ])  # fmt: skip
+    stage2 = json.loads((tmp_path / "es/run.json").read_text())
+    assert stage2["parts"] == ["mapping", "head", "specialist", "delta"] and "finetune_test" in stage2
+    evaluate.main([
+        "--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"), "--data",
+        str(corpus / "manifest.jsonl"), "--out", str(tmp_path / "rates.json"), "--row_swap",
+    ])  # fmt: skip
+    rates = json.loads((tmp_path / "rates.json").read_text())
+    assert set(rates["row_swap_cer"]["es"]) == {"en", "fr", "es"}
+    assert rates["languages"]["es"]["cer"] == pytest.approx(stage2["test"]["languages"]["es"]["cer"])
+    capsys.readouterr()
+    clip = str(corpus / "es-test-0.wav")
+    transcribe.main([clip, "--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"),
+                     "--language", "es", "--json"])  # fmt: skip
+    answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert answer["file"] == clip and isinstance(answer["words"], list)
+
+
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(corpus, tmp_path, monkeypatch):
+    whole = run_stage_1(corpus, tmp_path / "whole")
+    from training import steps
+
+    original = steps.save_checkpoint
+
+    def stop_after(*args):
+        original(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "save_checkpoint", stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage_1(corpus, tmp_path / "cut")
+    monkeypatch.setattr(steps, "save_checkpoint", original)
+    resumed = run_stage_1(corpus, tmp_path / "cut", "--resume")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_w_and_m_take_turns_and_t_moves_every_beta_steps(corpus):
+    model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), {"en": {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}})
+    turns = Turns(model, alpha=10, beta=3, gamma=4, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=20)
+    watched = {
+        "W": model.master_asr.artisan_layers[0]._parameters["weight"], "M": model.master_asr.artisan_layers[0].specialists,
+        "T": model.assemblies["en"].mapping, "rest": model.master_asr.character_bank.weight,
+    }  # fmt: skip
+    moved = {name: [] for name in watched}
+    model.train()
+    for step in range(12):
+        before = {name: p.detach().clone() for name, p in watched.items()}
+        turns.begin(step)
+        model(torch.randn(2, 4000), language="en", labels=torch.tensor([[3, 3], [3, 3]])).loss.backward()
+        turns.step(step)
+        for name, parameter in watched.items():
+            moved[name].append(not torch.equal(parameter, before[name]))
+    assert moved["W"] == [True] * 4 + [False] * 4 + [True] * 4
+    assert moved["M"] == [False] * 4 + [True] * 4 + [False] * 4
+    assert moved["T"] == [step % 3 == 2 for step in range(12)]
+    assert all(moved["rest"])
+
+
+def test_tri_stage_warms_up_holds_and_decays():
+    factors = [tri_stage(step, 100) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert set(factors[10:50]) == {1.0} and factors[50:] == sorted(factors[50:], reverse=True)
+    assert factors[-1] == pytest.approx(0.05, rel=0.1)
+
+
+def test_batches_hold_one_language_and_bounded_seconds_and_repeat_from_any_step(corpus):
+    clips = read_manifest(corpus / "manifest.jsonl")
+    for batch in bucket(clips, 2.0, random.Random(0)):
+        assert len({clip.language for clip in batch}) == 1
+        assert len(batch) == 1 or max(c.duration_s for c in batch) * len(batch) <= 2.0
+    first = [next(iter_) for iter_ in [training_batches(clips, 2.0, 7)] for _ in range(40)]
+    later = training_batches(clips, 2.0, 7, start_step=25)
+    assert [next(later) for _ in range(15)] == first[25:]
+
+
+def test_budgets_are_minutes_and_depend_on_the_seed_alone(corpus):
+    clips = read_manifest(corpus / "manifest.jsonl")
+    chosen = select(clips, "train", ["en"], minutes=0.05, seed=1)
+    assert 0 < sum(c.duration_s for c in chosen) <= 3
+    assert chosen == select(clips, "train", ["en"], minutes=0.05, seed=1)
+    with pytest.raises(ValueError, match=r"no train clips of 'sr'. It has the languages \['en', 'es', 'fr'\]"):
+        select(clips, "train", ["sr"])
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"audio": "a.wav"', "line 2 is broken"),
+    ('{"audio": "a.wav", "language": "en", "duration_s": 1, "split": "train"}', "line 2 is broken .KeyError: 'text'"),
+    ('{"audio": "a.wav", "language": "en", "text": "?!", "duration_s": 1, "split": "train"}', "line 2: the transcript .* is empty"),
+])  # fmt: skip
+def test_a_broken_manifest_line_is_named_by_its_number(tmp_path, line, message):
+    good = '{"audio": "a.wav", "language": "en", "text": "a", "duration_s": 1, "split": "train"}'
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(f"{good}\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        read_manifest(path)
+    with pytest.raises(FileNotFoundError, match="python -m training.prepare_speech"):
+        read_manifest(tmp_path / "none.jsonl")
+
+
+def test_error_rates_are_of_the_whole_corpus_and_the_macro_counts_languages_once():
+    assert error_rates(["abcd", "x"], ["abcd", "y"]) == {"cer": pytest.approx(20.0), "wer": pytest.approx(50.0)}
+    assert macro({"a": {"cer": 10, "wer": 20}, "b": {"cer": 30, "wer": 40}}) == {"cer": 20, "wer": 30}
+    with pytest.raises(ValueError, match="No clips to score"):
+        error_rates([], [])

@@ -1,0 +1,43 @@
+"""Cuts a trained model to a small file that can still be adapted: W in fp16, specialists in 8-bit floats.
+
+    python -m training.compact_checkpoint --model runs/stage1/model --out checkpoints/master-asr-whisper-base
+
+A score only has to keep its order, so 8 bits serve: measure the loss with training.evaluate on both folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+
+
+@torch.no_grad()
+def compact(model: MasterASRForCTC) -> None:
+    """Casts the model in place: everything to fp16, specialists to float8_e5m2 (their range needs no scale)."""
+    model.half()
+    for layer in model.master_asr.artisan_layers:
+        layer.specialists = torch.nn.Parameter(layer.specialists.to(torch.float8_e5m2), requires_grad=False)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--base_model", help="hub id to name as the backbone's origin, e.g. openai/whisper-base")
+    args = parser.parse_args(argv)
+    model = MasterASRForCTC.from_pretrained(args.model)
+    processor = MasterASRProcessor.from_pretrained(args.model)
+    compact(model)
+    model.config.base_model = args.base_model or model.config.base_model
+    model.save_pretrained(args.out)
+    processor.save_pretrained(args.out)
+    size = (args.out / "model.safetensors").stat().st_size / 1e6
+    print(f"Wrote {args.out}, {size:.1f} MB. Next: python -m training.evaluate --model {args.out} --data data/manifest.jsonl --out result.json")
+
+
+if __name__ == "__main__":
+    main()
