@@ -1,0 +1,110 @@
+"""Writes RESULTS.md and the README's table from the JSON files of finished runs; no number is typed by hand.
+
+    python -m benchmarks.tables
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
+STAGE_1 = {
+    "stage1_dense_1e-4": "one shared dense model, 600 steps",
+    "stage1_onemask_1e-4": "one mask for all languages, 600 steps",
+    "stage1_master_1e-4": "Master-ASR, 600 steps",
+    "stage1_master_3e-4": "Master-ASR, 600 steps, rate of W and M 3e-4",
+    "stage1_ship": "**Master-ASR, 5 layers, K = 2, 1,500 steps**",
+}
+STAGE_2 = {
+    "stage2_es_paper": "the paper's: mapping + head",
+    "stage2_es_specialist": "+ an own specialist, r = 8",
+    "stage2_es_delta": "+ delta, r = 8",
+}
+
+
+def load(name: str) -> dict | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def stage_1_table() -> list[str]:
+    lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | mask bits that differ |", "|---" * 9 + "|"]
+    for name, label in STAGE_1.items():
+        run = load(name)
+        if run:
+            rates = [f"{run['test']['languages'][code]['cer']:.1f}" for code in LANGUAGES]
+            differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
+            lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {100 * differ:.1f} % |")
+    return lines
+
+
+def stage_2_table() -> list[str]:
+    lines = ["| what trains (es, 10 minutes) | trainable | assembly | CER, % | WER, % |", "|---|---|---|---|---|"]
+    for name, label in STAGE_2.items():
+        run = load(name)
+        if run:
+            rates = run["test"]["macro"]
+            size = f"{run['kilobytes']:.0f} KB"
+            lines.append(f"| {label} | {run['trainable']:,} | {size} | {rates['cer']:.1f} | {rates['wer']:.1f} |")
+            if "finetune_test" in run:
+                rates = run["finetune_test"]["macro"]
+                lines.append(f"| + delta, then + ft (a model of its own) | all | — | {rates['cer']:.1f} | {rates['wer']:.1f} |")
+    return lines
+
+
+def heart_table() -> list[str]:
+    run = load("heart")
+    if not run:
+        return []
+    wanted = {"mask_selection": "at most 3", "assembled_forward": "at most 1.02", "layer_gradient": "below 1"}
+    rows = [f"| {name.replace('_', ' ')} | {run[name]['ratio']} | {limit} |" for name, limit in wanted.items()]
+    return ["| 1024 x 1024, float32, one thread | ratio | wanted |", "|---|---|---|", *rows]
+
+
+def row_swap_table() -> list[str]:
+    run = load("evaluate_ship")
+    if not run:
+        return []
+    table = run["row_swap_cer"]
+    header = ["| CER, % with the row of | " + " | ".join(table) + " |", "|---" * (len(table) + 1) + "|"]
+    return header + [f"| {code} | " + " | ".join(f"{row[other]:.1f}" for other in table) + " |" for code, row in table.items()]
+
+
+def command_lines() -> list[str]:
+    names = [*STAGE_1, *STAGE_2, "evaluate_ship", "evaluate_compact", "heart"]
+    return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
+
+
+def compact_line() -> list[str]:
+    run, before = load("evaluate_compact"), load("evaluate_ship")
+    if not (run and before):
+        return []
+    return [f"Test CER of the shipped file (fp16, specialists in 8 bits): {run['macro']['cer']:.2f}; before the cut: {before['macro']['cer']:.2f}."]
+
+
+def between(text: str, marker: str, lines: list[str]) -> str:
+    start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    head, _, rest = text.partition(start)
+    return f"{head}{start}\n" + "\n".join(lines) + f"\n{end}{rest.partition(end)[2]}"
+
+
+def main() -> None:
+    tables = {
+        "stage-1": stage_1_table(), "stage-2": stage_2_table(), "heart": heart_table(), "row-swap": row_swap_table(),
+        "compact": compact_line(), "commands": command_lines(),
+    }  # fmt: skip
+    for page in ("README.md", "RESULTS.md"):
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        for marker, lines in tables.items():
+            if f"<!-- {marker} -->" in text:
+                text = between(text, marker, lines)
+        path.write_text(text, encoding="utf-8")
+    print("Wrote the tables of README.md and RESULTS.md.")
+
+
+if __name__ == "__main__":
+    main()
