@@ -1,0 +1,236 @@
+"""A language is one module: LanguageAssembly, the table of its parts, and its file format. Never imports modeling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Iterator, Optional
+from urllib.parse import quote, unquote
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import cached_file
+
+from .configuration_master_asr import MasterASRConfig
+
+ASSEMBLY_CONFIG_NAME = "assembly_config.json"
+MAPPING_STD = 0.01  # CHOICE: rows of T start undecided, close to the gates' threshold, half of the gates open
+
+
+class BankHead(nn.Module):
+    """A CTC head made of its alphabet's rows of the shared character bank."""
+
+    def __init__(self, bank: nn.Linear, rows: list[int]):
+        super().__init__()
+        self._bank = (bank,)  # in a tuple, so not a submodule: the bank is the model's, not the language's
+        self._row_ids = list(rows)
+        self.register_buffer("rows", torch.tensor(rows, dtype=torch.long))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self._bank[0].weight[self.rows]
+
+    @property
+    def bias(self) -> torch.Tensor:
+        return self._bank[0].bias[self.rows]
+
+    def reset_rows(self) -> None:
+        init.copy_(self.rows, torch.tensor(self._row_ids, device=self.rows.device))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, T, hidden)` -> `(B, T, V)`."""
+        return nn.functional.linear(hidden_states, self.weight, self.bias)
+
+
+class LowRank(nn.Module):
+    """One product `up_i down_i` of rank r for each Artisan layer."""
+
+    def __init__(self, shapes: list[tuple[int, int]], rank: int):
+        super().__init__()
+        self.up = nn.ParameterList([torch.zeros(rows, rank) for rows, _ in shapes])
+        self.down = nn.ParameterList([torch.zeros(rank, columns) for _, columns in shapes])
+
+    def __getitem__(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.up[layer], self.down[layer]
+
+    @torch.no_grad()
+    def reset_parameters(self, down_std: float) -> None:
+        """up = 0 and down random: the product is zero, so a fresh part changes no logit, and both halves can learn."""
+        for up in self.up:
+            init.zeros_(up)
+        for down in self.down:
+            init.normal_(down, std=down_std)
+
+
+# A part of an assembly: how its module (or parameter) is made from the Artisan layers' shapes and the assembly's entry
+# in the config. A new kind of part is a line here and its use in `LanguageAssembly.own_specialist` / `delta_of`.
+PARTS = {
+    "mapping": lambda shapes, entry, config: nn.Parameter(torch.zeros(len(shapes), config.num_specialists)),
+    "specialist": lambda shapes, entry, config: LowRank(shapes, entry["rank"]),
+    "delta": lambda shapes, entry, config: LowRank(shapes, entry["rank"]),
+}
+DOWN_STD = {"specialist": 0.3, "delta": 0.02}
+
+
+class LanguageAssembly(nn.Module):
+    """All that a language owns. Its `state_dict()` is the assembly file.
+
+    Attributes:
+        mapping: its row of every T, `[num_artisan_layers, K]`; row i is the i-th `ArtisanLinear` of `model.modules()`.
+        head: the CTC head, `(B, T, hidden)` -> `(B, T, V)`: an `nn.Linear`, or rows of the shared bank.
+        specialist, delta: optional low-rank parts, see `PARTS`.
+    """
+
+    def __init__(self, config: MasterASRConfig, language: str, shapes: list[tuple[int, int]], hidden: int, bank=None):
+        super().__init__()
+        entry = config.assemblies[language]
+        self.parts = tuple(entry["parts"])
+        for part in self.parts:
+            if part in PARTS:
+                setattr(self, part, PARTS[part](shapes, entry, config))
+        if entry["shares_bank"]:
+            row_of = {token: row for row, token in enumerate(config.character_bank)}
+            tokens = sorted(entry["vocab"], key=entry["vocab"].get)
+            self.head = BankHead(bank, [row_of[token] for token in tokens])
+        else:
+            self.head = nn.Linear(hidden, len(entry["vocab"]))
+
+    def own_specialist(self, layer: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
+        """`(u, v)` of the language's own scores u v for Artisan layer `layer`, or None."""
+        return self.specialist[layer] if "specialist" in self.parts else None
+
+    def delta_of(self, layer: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
+        """`(up, down)` of the language's own weight change for Artisan layer `layer`, or None."""
+        return self.delta[layer] if "delta" in self.parts else None
+
+    @torch.no_grad()
+    def reset_parts(self) -> None:
+        """Defined first values for the mapping and the low-rank parts; the head follows the model's `_init_weights`."""
+        init.normal_(self.mapping, std=MAPPING_STD)
+        for part, down_std in DOWN_STD.items():
+            if part in self.parts:
+                getattr(self, part).reset_parameters(down_std)
+
+    def complete_state_dict(self) -> dict[str, torch.Tensor]:
+        """The state dict with the head's rows gathered: what a file of this language alone must hold."""
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("head.")}
+        state |= {"head.weight": self.head.weight.detach(), "head.bias": self.head.bias.detach()}
+        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+class Assemblies(nn.ModuleDict):
+    """`{language: LanguageAssembly}` under any legal code: `to`, `pop` and dots, which ModuleDict refuses, are escaped."""
+
+    @staticmethod
+    def _key(language: str) -> str:
+        return "lang_" + quote(language, safe="").replace(".", "%2E")
+
+    def __getitem__(self, language: str) -> LanguageAssembly:
+        if language not in self:
+            raise KeyError(f"No assembly for language {language!r}. Loaded: {list(self)}.")
+        return super().__getitem__(self._key(language))
+
+    def __setitem__(self, language: str, assembly: nn.Module) -> None:
+        super().__setitem__(self._key(language), assembly)
+
+    def __delitem__(self, language: str) -> None:
+        super().__delitem__(self._key(language))
+
+    def __contains__(self, language: object) -> bool:
+        return isinstance(language, str) and super().__contains__(self._key(language))
+
+    def __iter__(self) -> Iterator[str]:
+        return (unquote(key.removeprefix("lang_")) for key in self._modules)
+
+    def keys(self):
+        return list(self)
+
+    def items(self):
+        return [(language, self[language]) for language in self]
+
+
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values, so a lossless cast on load (fp16 -> fp32) keeps it."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def file_name(language: str) -> str:
+    return f"assembly.{quote(language, safe='')}.safetensors"
+
+
+def write_assembly(folder: str, language: str, state: dict[str, torch.Tensor], facts: dict) -> Path:
+    """Writes `assembly.{lang}.safetensors` and its entry in `assembly_config.json`, each beside and then renamed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name(language)
+    part = path.with_name(path.name + ".part")
+    save_file(state, part, metadata={"format": "pt", "language": language})
+    os.replace(part, path)
+    config_path = folder / ASSEMBLY_CONFIG_NAME
+    listed = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {"assemblies": {}}
+    listed["assemblies"][language] = facts
+    part = config_path.with_name(config_path.name + ".part")
+    part.write_text(json.dumps(listed, indent=2, ensure_ascii=False), encoding="utf-8")
+    os.replace(part, config_path)
+    return path
+
+
+def read_assembly(id_or_path: str, language: Optional[str], **hub_kwargs) -> tuple[str, dict[str, torch.Tensor], dict]:
+    """Reads one language's tensors and facts from a folder or a hub repo.
+
+    Args:
+        language: which one, or None where the repo holds a single language.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        ValueError: if `language` is needed or not there, or the file is damaged.
+    """
+    config_path = cached_file(id_or_path, ASSEMBLY_CONFIG_NAME, **hub_kwargs)
+    listed = json.loads(Path(config_path).read_text(encoding="utf-8"))["assemblies"]
+    if language is None and len(listed) != 1:
+        raise ValueError(f"{id_or_path} holds the languages {sorted(listed)}; name one: load_assembly(..., language=...).")
+    language = language or next(iter(listed))
+    if language not in listed:
+        raise ValueError(f"{id_or_path} has no language {language!r}. It holds {sorted(listed)}.")
+    path = cached_file(id_or_path, file_name(language), **hub_kwargs)
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}). Download or save it again.") from error
+    return language, state, listed[language]
+
+
+def check_base(facts: dict, config: MasterASRConfig, source: str) -> None:
+    """Refuses an assembly made for another base.
+
+    Raises:
+        ValueError: saying what was found, what was wanted and what to do.
+    """
+    for name, found in (("num_specialists", config.num_specialists), ("sparsity", config.sparsity)):
+        if facts[name] != found:
+            raise ValueError(
+                f"{source} was made with {name}={facts[name]}, this model has {name}={found}. Load it into its own base: "
+                f"{facts['base']!r}."
+            )
+    if facts["fingerprint"] != config.fingerprint:
+        raise ValueError(
+            f"{source} was made for the base {facts['base']!r} (fingerprint {facts['fingerprint'][:12]}); this model is "
+            f"{config.name_or_path or config.base_model!r} (fingerprint {str(config.fingerprint)[:12]}). "
+            "Load that base, or train the language again on this one."
+        )
+
+
+def parameter_kilobytes(state: dict[str, torch.Tensor]) -> float:
+    """Size of tensors in KB (1,024 bytes)."""
+    return sum(math.prod(t.shape) * t.element_size() for t in state.values()) / 1024

@@ -1,0 +1,169 @@
+"""MasterASRConfig: the backbone, the module bank's shape and what each language owns. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN = "[PAD]", "[UNK]", "|"  # [PAD] is the CTC blank
+SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN)
+ALL_PARTS = ("mapping", "head", "specialist", "delta")  # the modules are in assembly_master_asr.PARTS
+PAPER_PARTS = ("mapping", "head")
+PIPELINE_TASK = "automatic-speech-recognition"
+
+
+def check_vocab(vocab: dict[str, int], language: str) -> dict[str, int]:
+    """Returns `vocab` if it is `{token: id}` with ids 0..V-1 without gaps and the three special tokens.
+
+    Raises:
+        ValueError: naming the language and what is wrong.
+    """
+    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+    if missing:
+        raise ValueError(f"The vocab of '{language}' lacks {missing}. It needs {list(SPECIAL_TOKENS)}: blank, unknown, space.")
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError(
+            f"The ids of the vocab of '{language}' must be 0..{len(vocab) - 1}, each once; got {sorted(vocab.values())}."
+        )
+    return dict(vocab)
+
+
+def check_parts(parts) -> list[str]:
+    """Returns `parts` in their fixed order.
+
+    Raises:
+        ValueError: for an unknown part, or when mapping or head is missing.
+    """
+    unknown = sorted(set(parts) - set(ALL_PARTS))
+    if unknown or not set(PAPER_PARTS) <= set(parts):
+        raise ValueError(f"parts must hold 'mapping' and 'head' and may hold 'specialist' and 'delta'; got {list(parts)}.")
+    return [part for part in ALL_PARTS if part in parts]
+
+
+def copy_code(folder: Union[str, Path]) -> None:
+    """Copies every file that `trust_remote_code` needs into `folder`, also from a model that was itself loaded remotely."""
+    for source in Path(__file__).parent.glob("*_master_asr.py"):
+        target = Path(folder) / source.name
+        if target.resolve() != source.resolve():
+            target.write_bytes(source.read_bytes())
+
+
+class MasterASRConfig(PreTrainedConfig):
+    """Configuration of a Master-ASR model.
+
+    Args:
+        backbone_config: config of the speech encoder (a dict or a Transformers config).
+        num_specialists: K, Specialist Scores per Artisan layer.
+        sparsity: t, the fraction of each Artisan weight that is masked OUT, 0 <= t < 1.
+        artisan_targets: names of the linear layers that become Artisan; None: the family's attention projections.
+        assemblies: `{language: {"vocab": {token: id}, "parts": [...], "rank": r, "shares_bank": bool}}`, in the order added.
+        character_bank: the characters whose head rows stage 1 shares between languages, blank first.
+        default_language: the language of calls that name none, or None.
+        ctc_zero_infinity: clips whose loss is infinite count as zero (and are named in a warning).
+        fingerprint: SHA-256 of W and M as saved; what an assembly file is checked against.
+        base_model: hub id or path of the pretrained backbone.
+        language_order: codes in the order they were added; written on save.
+        inputs_to_logits_ratio: audio samples a logits frame; set by the model from its backbone.
+    """
+
+    model_type = "master_asr"
+    sub_configs = {"backbone_config": AutoConfig}
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        backbone_config: Any = None,
+        num_specialists: int = 4,
+        sparsity: float = 0.3,
+        artisan_targets: Optional[list[str]] = None,
+        assemblies: Optional[dict[str, dict]] = None,
+        character_bank: Optional[list[str]] = None,
+        default_language: Optional[str] = None,
+        ctc_zero_infinity: bool = True,
+        fingerprint: Optional[str] = None,
+        base_model: Optional[str] = None,
+        inputs_to_logits_ratio: Optional[int] = None,
+        language_order: Optional[list[str]] = None,
+        **kwargs,
+    ):
+        if isinstance(backbone_config, dict):
+            family = backbone_config.get("model_type", "")
+            if family not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config has model_type {family!r}, which this version of transformers does not know.")
+            backbone_config = CONFIG_MAPPING[family](**{k: v for k, v in backbone_config.items() if k != "model_type"})
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"sparsity is the fraction of weights masked out, 0 <= sparsity < 1; got {sparsity}.")
+        if num_specialists < 1:
+            raise ValueError(f"num_specialists must be at least 1; got {num_specialists}.")
+        self.backbone_config = backbone_config
+        self.num_specialists = num_specialists
+        self.sparsity = sparsity
+        self.artisan_targets = artisan_targets
+        self.assemblies = {}
+        for language in language_order or (assemblies or {}):
+            self.add_assembly(language, **assemblies[language])
+        self.character_bank = character_bank
+        self.default_language = default_language
+        self.ctc_zero_infinity = ctc_zero_infinity
+        self.ctc_loss_reduction = "mean"
+        self.fingerprint = fingerprint
+        self.base_model = base_model
+        self.inputs_to_logits_ratio = inputs_to_logits_ratio
+        kwargs.setdefault("pad_token_id", 0)
+        # `auto_map` and `custom_pipelines` make a folder complete for trust_remote_code; files are found by these names.
+        kwargs.setdefault("auto_map", {
+            "AutoConfig": "configuration_master_asr.MasterASRConfig",
+            "AutoModel": "modeling_master_asr.MasterASRModel",
+            "AutoModelForCTC": "modeling_master_asr.MasterASRForCTC",
+            "AutoProcessor": "processing_master_asr.MasterASRProcessor",
+        })  # fmt: skip
+        kwargs.setdefault("custom_pipelines", {
+            PIPELINE_TASK: {"impl": "pipeline_master_asr.MasterASRPipeline", "pt": ["AutoModelForCTC"]}
+        })  # fmt: skip
+        super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in Transformers, plus the languages' order: JSON files are written with sorted keys."""
+        return {**super().to_dict(), "language_order": self.languages}
+
+    @property
+    def languages(self) -> list[str]:
+        """Language codes, in the order they were added."""
+        return list(self.assemblies)
+
+    def vocab(self, language: str) -> dict[str, int]:
+        """The alphabet of `language`, `{token: id}`.
+
+        Raises:
+            KeyError: if it is not loaded; lists those that are.
+        """
+        return self.assemblies[self.check_language(language)]["vocab"]
+
+    def check_language(self, language: str) -> str:
+        """Returns `language` if it is loaded.
+
+        Raises:
+            KeyError: naming the loaded languages and how to get another.
+        """
+        if language not in self.assemblies:
+            raise KeyError(
+                f"No assembly for language {language!r}. Loaded: {self.languages}. "
+                "Add it with model.load_assembly(...) or train it with training/adapt_language.py."
+            )
+        return language
+
+    def add_assembly(self, language: str, vocab: dict[str, int], parts=PAPER_PARTS, rank: int = 8, shares_bank: bool = False):
+        """Registers what a language owns.
+
+        Raises:
+            ValueError: for a language that is already there, a vocab with gaps, unknown parts.
+        """
+        if not language or not isinstance(language, str):
+            raise ValueError(f"A language is a non-empty code such as 'sr' or 'pa-IN'; got {language!r}.")
+        if language in self.assemblies:
+            raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
+        self.assemblies[language] = {
+            "vocab": check_vocab(vocab, language), "parts": check_parts(parts), "rank": rank, "shares_bank": shares_bank,
+        }  # fmt: skip

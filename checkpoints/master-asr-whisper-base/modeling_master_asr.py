@@ -1,0 +1,683 @@
+"""Master-ASR models: MasterASRModel, the assembled encoder, and MasterASRForCTC, with a head for every language.
+
+    audio -> backbone with the weights W * B_l of language l -> head of l -> logits
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import OrderedDict
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterable, Optional, Union
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+from transformers.utils import logging
+
+from .artisan_master_asr import (
+    ArtisanLinear,
+    Assembled,
+    MaskStore,
+    assemble_weight,
+    assembled_as,
+    checkpoint_contexts,
+    open_gates,
+    versions,
+)
+from .assembly_master_asr import (
+    Assemblies,
+    BankHead,
+    LanguageAssembly,
+    LowRank,
+    check_base,
+    fingerprint,
+    read_assembly,
+    write_assembly,
+)
+from .backbone_master_asr import (
+    build_backbone,
+    family_of,
+    frame_counts,
+    hidden_size,
+    load_pretrained_backbone,
+    padding_leaks,
+    samples_per_frame,
+)
+from .configuration_master_asr import PAPER_PARTS, SPECIAL_TOKENS, MasterASRConfig, copy_code
+
+if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
+    from .pipeline_master_asr import MasterASRPipeline  # noqa: F401
+    from .processing_master_asr import MasterASRProcessor  # noqa: F401
+
+logger = logging.get_logger(__name__)
+
+Languages = Union[str, list[str], tuple[str, ...], None]
+HOT_LANGUAGES = 2  # how many languages keep dense assembled weights in evaluation; the others keep packed masks
+
+
+class MasterASRPreTrainedModel(PreTrainedModel):
+    config_class = MasterASRConfig
+    base_model_prefix = "master_asr"
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    accepts_loss_kwargs = False  # the loss is a mean already: Trainer then divides by its accumulation steps
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, dtype=None, **kwargs):
+        """As in Transformers, but float32 unless a dtype is asked for, so a checkpoint stored in fp16 runs on any CPU."""
+        dtype = torch.float32 if dtype in (None, "auto") else dtype
+        model = super().from_pretrained(pretrained_model_name_or_path, *args, dtype=dtype, **kwargs)
+        base = model[0] if isinstance(model, tuple) else model
+        base.base_model._mark_base_as_stored()
+        return model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LanguageAssembly):
+            module.reset_parts()
+        elif isinstance(module, BankHead):
+            module.reset_rows()
+        elif isinstance(module, LowRank):
+            module.reset_parameters(down_std=0.02)
+
+    def initialize_weights(self) -> None:
+        """Values for what a checkpoint lacks; specialists sit inside a stock backbone, which knows nothing of them."""
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, ArtisanLinear):
+                module.reset_specialists()
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs) -> None:
+        if enable:
+            if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", False):
+                raise ValueError(
+                    "use_reentrant=True cannot carry a call's language into the recomputation. "
+                    'Use gradient_checkpointing_kwargs={"use_reentrant": False}.'
+                )
+            gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=checkpoint_contexts)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As in Transformers, plus the base's fingerprint in the config and every code file remote loading needs."""
+        base = self.base_model
+        if base.stored_fingerprint() is None:
+            self.config.fingerprint = fingerprint(base.base_tensors())
+        super().save_pretrained(save_directory, *args, **kwargs)
+        base._mark_base_as_stored()
+        copy_code(save_directory)
+
+
+class MasterASRModel(MasterASRPreTrainedModel):
+    """The assembled encoder: backbone, specialists, character bank and assemblies."""
+
+    def __init__(self, config: MasterASRConfig):
+        super().__init__(config)
+        config.inputs_to_logits_ratio = samples_per_frame(config.backbone_config)
+        self.main_input_name = family_of(config.backbone_config).input_name
+        self.backbone = build_backbone(config.backbone_config, config.num_specialists, config.artisan_targets)
+        self.artisan_layers = [m for m in self.backbone.modules() if isinstance(m, ArtisanLinear)]
+        hidden = hidden_size(config.backbone_config)
+        self.character_bank = nn.Linear(hidden, len(config.character_bank)) if config.character_bank else None
+        self.assemblies = Assemblies()
+        for language in config.languages:
+            self.assemblies[language] = self._new_assembly(language)
+        self._stored_versions: Optional[int] = None
+        self._hot: OrderedDict[str, tuple] = OrderedDict()
+        self._masks = MaskStore()
+        self.post_init()
+
+    def _new_assembly(self, language: str) -> LanguageAssembly:
+        shapes = [tuple(layer.specialists.shape[1:]) for layer in self.artisan_layers]
+        return LanguageAssembly(self.config, language, shapes, hidden_size(self.config.backbone_config), self.character_bank)
+
+    # ------------------------------------------------------------------ the base: W and M
+
+    def base_tensors(self) -> dict[str, torch.Tensor]:
+        """W and M by name: what assemblies are made for."""
+        return dict(self.backbone.state_dict())
+
+    def _base_versions(self) -> int:
+        return sum(0 if p.is_inference() else p._version for p in self.backbone.parameters())
+
+    def _mark_base_as_stored(self) -> None:
+        self._stored_versions = self._base_versions()
+
+    def stored_fingerprint(self) -> Optional[str]:
+        """The fingerprint of the saved base this model still is, or None: never saved, or trained since."""
+        return self.config.fingerprint if self._stored_versions == self._base_versions() else None
+
+    # ------------------------------------------------------------------ languages of a call
+
+    def resolve_languages(self, language: Languages, batch_size: int) -> list[str]:
+        """One loaded code for each clip.
+
+        Raises:
+            ValueError: for none where several are loaded and no default is set, or a list of another length.
+            KeyError: for a language that is not loaded.
+        """
+        config = self.config
+        if language is None:
+            language = config.default_language or (config.languages[0] if len(config.languages) == 1 else None)
+        if language is None:
+            raise ValueError(
+                f"Which language? Loaded: {config.languages}. Pass language=... with the call, or model.set_language(...)."
+            )
+        codes = [language] * batch_size if isinstance(language, str) else list(language)
+        if len(codes) != batch_size:
+            raise ValueError(f"language has {len(codes)} codes for {batch_size} clips; pass one code, or one for each clip.")
+        for code in set(codes):
+            config.check_language(code)
+        return codes
+
+    # ------------------------------------------------------------------ assembled weights
+
+    def assembled(self, language: str) -> Assembled:
+        """The weights W_l of every Artisan layer, made when first read."""
+        assembly = self.assemblies[language]
+        rows = {layer: row for row, layer in enumerate(self.artisan_layers)}
+        gates_of = [open_gates(row) for row in assembly.mapping]
+
+        def weight_of(layer: ArtisanLinear) -> torch.Tensor:
+            index = rows[layer]
+            own = assembly.own_specialist(index)
+            mask = self._masks.mask(index, layer.specialists, gates_of[index], self.config.sparsity, own, language)
+            weight = layer._parameters["weight"]
+            made = assemble_weight(
+                weight, layer.specialists, assembly.mapping[index], mask, gates_of[index], own, assembly.delta_of(index)
+            )
+            if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                # torch's linear picks its kernel by this flag too: as in a stock layer, whether W is frozen or not
+                made.requires_grad_(True)
+            return made
+
+        if self.training or torch.is_grad_enabled():
+            return Assembled(weight_of)
+        return self._hot_assembled(language, weight_of)
+
+    def _hot_assembled(self, language: str, weight_of) -> Assembled:
+        """Evaluation: dense weights of the last few languages are kept while nothing they are made of has moved."""
+        tensors = [*self.assemblies[language].parameters()]
+        for layer in self.artisan_layers:
+            tensors += [layer._parameters["weight"], layer.specialists]
+        stamp = versions(tensors)
+        kept = self._hot.get(language)
+        if kept is None or kept[0] != stamp:
+            self._hot[language] = kept = (stamp, Assembled(weight_of))
+        self._hot.move_to_end(language)
+        while len(self._hot) > HOT_LANGUAGES:
+            self._hot.popitem(last=False)
+        return kept[1]
+
+    def train(self, mode: bool = True):
+        """As in PyTorch, but frozen batch norms (conformer) keep their statistics, and the dense weights are let go."""
+        super().train(mode)
+        if mode:
+            self._hot.clear()
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
+                    module.eval()  # running statistics are shared: stage 2 may not move them
+        return self
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        input_values: Optional[torch.Tensor] = None,
+        input_features: Optional[torch.Tensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        language: Languages = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """Encodes a batch, every clip with the weights of its own language.
+
+        Args:
+            input_values: `(B, samples)`, or
+            input_features: `(B, mels, frames)` (Whisper) or `(B, frames, features)` (wav2vec2-BERT).
+            attention_mask: `(B, samples or frames)`, 1 where there is speech.
+            language: one code, or one for each clip; None: the default, or the only one loaded.
+
+        Returns:
+            `last_hidden_state` `(B, T, hidden)`.
+
+        Raises:
+            ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame.
+        """
+        inputs = self.check_inputs(input_values, input_features)
+        codes = self.resolve_languages(language, len(inputs))
+        groups = self._groups(codes, attention_mask)
+        if len(groups) == 1 and groups[0][1] is None:
+            return self._encode(inputs, attention_mask, codes[0], **kwargs)
+        pieces, order = [], []
+        for clips, length in groups:
+            index = torch.tensor(clips, device=inputs.device)
+            mask = None if attention_mask is None else attention_mask[index]
+            piece = inputs[index]
+            if length is not None:  # equal lengths: no padding at all
+                piece, mask = piece[:, :length], None if mask is None else mask[:, :length]
+            pieces.append(self._encode(piece, mask, codes[clips[0]], **kwargs))
+            order += clips
+        return _merge(pieces, order)
+
+    def check_inputs(self, input_values: Optional[torch.Tensor], input_features: Optional[torch.Tensor]) -> torch.Tensor:
+        """The one input this backbone takes.
+
+        Raises:
+            ValueError: if it is missing, or too short for a single frame.
+        """
+        given = {"input_values": input_values, "input_features": input_features}
+        inputs = given[self.main_input_name]
+        if inputs is None:
+            found = [name for name, value in given.items() if value is not None]
+            raise ValueError(f"This backbone takes {self.main_input_name}; got {found or 'neither'}. Use its own processor.")
+        length = inputs.shape[-1 if self.config.backbone_config.model_type != "wav2vec2-bert" else 1]
+        if length == 0 or int(frame_counts(self.backbone, torch.tensor([length]))) < 1:
+            raise ValueError(f"The audio is too short: {length} {self.main_input_name} give not one frame of logits.")
+        return inputs
+
+    def _groups(self, codes: list[str], attention_mask) -> list[tuple[list[int], Optional[int]]]:
+        """Clips to encode together: one language, and one length where padding would change the result."""
+        lengths = [None] * len(codes)
+        if attention_mask is not None and padding_leaks(self.config.backbone_config) and not self.training:
+            lengths = attention_mask.sum(-1).tolist()
+            if set(lengths) == {attention_mask.shape[1]}:
+                lengths = [None] * len(codes)
+        groups: dict[tuple, list[int]] = {}
+        for clip, key in enumerate(zip(codes, lengths)):
+            groups.setdefault(key, []).append(clip)
+        return [(clips, length) for (_, length), clips in groups.items()]
+
+    def _encode(self, inputs, attention_mask, language: str, **kwargs) -> BaseModelOutput:
+        with assembled_as(self.assembled(language)):
+            return self.backbone(inputs, attention_mask=attention_mask, **kwargs)
+
+    def frame_counts(self, inputs: torch.Tensor, attention_mask: Optional[torch.Tensor]) -> torch.Tensor:
+        """Frames of logits of each clip, `(B,)`."""
+        if attention_mask is None:
+            axis = 1 if self.config.backbone_config.model_type == "wav2vec2-bert" else -1
+            lengths = torch.full((len(inputs),), inputs.shape[axis], device=inputs.device)
+        else:
+            lengths = attention_mask.sum(-1)
+        return frame_counts(self.backbone, lengths).to(torch.long)
+
+
+def _merge(pieces: list[BaseModelOutput], order: list[int]) -> BaseModelOutput:
+    """Puts the groups' outputs back into the batch's order, `(b, t, hidden)` each -> `(B, T, hidden)`."""
+    back = torch.tensor(order).argsort()
+    longest = max(piece.last_hidden_state.shape[1] for piece in pieces)
+
+    def join(tensors):
+        padded = [nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tensors]
+        return torch.cat(padded)[back.to(padded[0].device)]
+
+    hidden_states = None
+    if getattr(pieces[0], "hidden_states", None):
+        hidden_states = tuple(join(layer) for layer in zip(*(piece.hidden_states for piece in pieces)))
+    return BaseModelOutput(last_hidden_state=join([p.last_hidden_state for p in pieces]), hidden_states=hidden_states)
+
+
+class MasterASRForCTC(MasterASRPreTrainedModel):
+    """The assembled encoder with a CTC head for every language."""
+
+    def __init__(self, config: MasterASRConfig):
+        super().__init__(config)
+        self.master_asr = MasterASRModel(config)
+        self.main_input_name = self.master_asr.main_input_name
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        id_or_path: str,
+        languages: dict[str, dict[str, int]],
+        num_specialists: int = 4,
+        sparsity: float = 0.3,
+        artisan_targets: Optional[list[str]] = None,
+        num_layers: Optional[int] = None,
+        dtype: torch.dtype = torch.float32,
+        **backbone_kwargs,
+    ) -> "MasterASRForCTC":
+        """A fresh model on a pretrained encoder: W bit-equal to it, its languages sharing one character bank.
+
+        Args:
+            id_or_path: hub id or folder of a wav2vec 2.0, HuBERT, WavLM, wav2vec2-BERT, -conformer or Whisper checkpoint.
+            languages: `{code: {token: id}}`.
+            num_specialists: K.
+            sparsity: t, the fraction masked out.
+            artisan_targets: names of the linear layers to make Artisan; None: the attention projections.
+            num_layers: keeps only the encoder's first layers; None: all.
+            backbone_kwargs: `revision`, `token`, ... of the encoder's own `from_pretrained`.
+        """
+        backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, num_layers, **backbone_kwargs)
+        characters = sorted({token for vocab in languages.values() for token in vocab} - set(SPECIAL_TOKENS))
+        config = MasterASRConfig(
+            backbone_config=backbone_config,
+            num_specialists=num_specialists,
+            sparsity=sparsity,
+            artisan_targets=artisan_targets,
+            assemblies={code: {"vocab": vocab, "shares_bank": True} for code, vocab in languages.items()},
+            character_bank=[*SPECIAL_TOKENS, *characters],
+            base_model=str(id_or_path),
+        )
+        model = cls(config).to(dtype)
+        missing, unexpected = model.master_asr.backbone.load_state_dict(weights, strict=False)
+        missing = [name for name in missing if not name.endswith(".specialists")]
+        if missing or unexpected:
+            raise ValueError(f"{id_or_path} does not fill its encoder: missing {missing}, unexpected {unexpected}.")
+        for layer in model.master_asr.artisan_layers:
+            layer.reset_specialists()
+        return model.eval()
+
+    # ------------------------------------------------------------------ languages
+
+    @property
+    def assemblies(self) -> Assemblies:
+        """`{language: LanguageAssembly}`."""
+        return self.master_asr.assemblies
+
+    @property
+    def languages(self) -> list[str]:
+        """Loaded language codes, in the order they were added."""
+        return self.config.languages
+
+    def set_language(self, language: Optional[str]) -> None:
+        """The language of calls that name none.
+
+        Raises:
+            KeyError: if it is not loaded.
+        """
+        self.config.default_language = None if language is None else self.config.check_language(language)
+
+    def add_language(
+        self,
+        language: str,
+        vocab: dict[str, int],
+        init: str = "random",
+        parts: Iterable[str] = PAPER_PARTS,
+        rank: int = 8,
+        batches: Optional[Iterable[dict]] = None,
+    ) -> LanguageAssembly:
+        """Adds a language with an assembly of its own; touches nothing that others use.
+
+        Args:
+            language: its code, ISO 639 or BCP-47.
+            vocab: `{token: id}`.
+            init: where the mapping starts: "random", a loaded language's code, or "nearest" (needs `batches`).
+            parts: "mapping" and "head", and optionally "specialist" and "delta".
+            rank: r of the low-rank parts.
+            batches: for "nearest": batches of the new language, labels in `vocab`'s ids.
+
+        Raises:
+            ValueError, KeyError: for a language already there, a bad vocab, unknown parts or an unknown `init`.
+        """
+        if init == "nearest":
+            if batches is None:
+                raise ValueError('init="nearest" needs batches=... of the new language to rank the loaded ones on.')
+            losses = self.rank_assemblies(batches, vocab)
+            init = min(losses, key=losses.get)
+        source = None if init == "random" else self.assemblies[self.config.check_language(init)]
+        self.config.add_assembly(language, vocab, parts, rank)
+        assembly = self.master_asr._new_assembly(language)
+        with torch.no_grad():
+            for module in assembly.modules():
+                self._init_weights(module)
+            if source is not None:
+                assembly.mapping.copy_(source.mapping)
+            self._start_head(assembly.head, vocab, None if source is None else init)
+        self.assemblies[language] = assembly.to(device=self.device, dtype=self.dtype)
+        return assembly
+
+    def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
+        """Rows of the new head start from the source language's rows, else the bank's, else their base letter's.
+
+        CHOICE: a letter nobody has ("ñ") starts from its base ("n"); what has no base keeps its random row.
+        """
+        known: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        bank = self.master_asr.character_bank
+        if bank is not None:
+            known = {token: (bank.weight[i], bank.bias[i]) for i, token in enumerate(self.config.character_bank)}
+        if source is not None:
+            own = self.assemblies[source].head
+            known |= {token: (own.weight[i], own.bias[i]) for token, i in self.config.vocab(source).items()}
+        for token, row in vocab.items():
+            start = known.get(token) or known.get(unicodedata.normalize("NFD", token)[:1])
+            if start is not None:
+                head.weight[row], head.bias[row] = start
+
+    def remove_language(self, language: str) -> None:
+        """Deletes a language's assembly; the others keep every bit.
+
+        Raises:
+            KeyError: if it is not loaded.
+        """
+        del self.config.assemblies[self.config.check_language(language)]
+        del self.assemblies[language]
+        if self.config.default_language == language:
+            self.config.default_language = None
+        self.master_asr._hot.clear()
+        self.master_asr._masks.clear()
+
+    def freeze_except(self, language: str) -> None:
+        """Stage 2: only what `language` owns trains.
+
+        Raises:
+            KeyError: if it is not loaded.
+        """
+        self.config.check_language(language)
+        self.requires_grad_(False)
+        self.assemblies[language].requires_grad_(True)
+
+    def unfreeze(self) -> None:
+        """Everything trains again, but what the backbone itself keeps fixed (Whisper's sinusoid positions)."""
+        self.requires_grad_(True)
+        if self.config.backbone_config.model_type == "whisper":
+            self.master_asr.backbone.embed_positions.requires_grad_(False)
+
+    @torch.no_grad()
+    def rank_assemblies(self, batches: Iterable[dict], vocab: dict[str, int]) -> dict[str, float]:
+        """Each loaded language's CTC loss on a new language's clips, over the characters both share; best first.
+
+        Args:
+            batches: inputs of `forward` with `labels` in `vocab`'s ids; a `language` entry is ignored.
+            vocab: the new language's `{token: id}`.
+
+        Returns:
+            `{language: loss}`; infinite where no letter is shared.
+        """
+        batches = [{name: value for name, value in batch.items() if name != "language"} for batch in batches]
+        was_training = self.training
+        self.eval()
+        losses = {}
+        for language in self.languages:
+            theirs = self.config.vocab(language)
+            shared = {vocab[token]: theirs[token] for token in vocab if token in theirs}
+            if not any(token in theirs for token in vocab if token not in SPECIAL_TOKENS):
+                losses[language] = float("inf")
+                continue
+            total = 0.0
+            for batch in batches:
+                rows = [[shared[i] for i in row.tolist() if i in shared] for row in batch["labels"]]
+                longest = max(map(len, rows))
+                labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows], device=self.device)
+                total += float(self(**{**batch, "labels": labels}, language=language).loss)
+            losses[language] = total / max(len(batches), 1)
+        self.train(was_training)
+        return dict(sorted(losses.items(), key=lambda item: item[1]))
+
+    # ------------------------------------------------------------------ assembly files
+
+    def save_assembly(self, language: str, folder: str, **facts) -> Path:
+        """Writes one language into `folder`: its tensors, and in `assembly_config.json` the base it belongs to.
+
+        Args:
+            facts: anything JSON-able worth keeping beside it (training data, budgets, CER).
+
+        Raises:
+            KeyError: if it is not loaded.
+            ValueError: if the base was trained since it was saved, or never saved: nobody could load the file.
+        """
+        entry = self.config.assemblies[self.config.check_language(language)]
+        stored = self.master_asr.stored_fingerprint()
+        if stored is None:
+            raise ValueError(
+                "The base (W and M) was never saved, or has been trained since: an assembly saved now would fit no base. "
+                "Save it first: model.save_pretrained(folder)."
+            )
+        facts = {
+            "language": language, "vocab": entry["vocab"], "parts": entry["parts"], "rank": entry["rank"],
+            "num_specialists": self.config.num_specialists, "sparsity": self.config.sparsity,
+            "base": self.config.name_or_path or self.config.base_model, "fingerprint": stored, **facts,
+        }  # fmt: skip
+        return write_assembly(folder, language, self.assemblies[language].complete_state_dict(), facts)
+
+    def load_assembly(self, id_or_path: str, language: Optional[str] = None, **hub_kwargs) -> str:
+        """Adds a language from a folder or hub repo and returns its code.
+
+        Args:
+            language: which one, where the repo holds several.
+            hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            ValueError: for another base, K or sparsity, a damaged file, or a language already there.
+        """
+        language, state, facts = read_assembly(id_or_path, language, **hub_kwargs)
+        if language in self.config.assemblies:
+            raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
+        check_base(facts, self.config, f"{id_or_path} ({language})")
+        assembly = self.add_language(language, facts["vocab"], parts=facts["parts"], rank=facts["rank"])
+        try:
+            assembly.load_state_dict(state)
+        except RuntimeError as error:
+            self.remove_language(language)
+            raise ValueError(f"{id_or_path} ({language}) does not fit its own assembly_config.json: {error}") from error
+        return language
+
+    @torch.no_grad()
+    def materialize(self, language: str) -> PreTrainedModel:
+        """A stock CTC model of the backbone's family with `language`'s assembled weights baked in: no custom code.
+
+        Raises:
+            KeyError: if the language is not loaded.
+            NotImplementedError: for a backbone without a stock CTC class (Whisper).
+        """
+        assembly = self.assemblies[self.config.check_language(language)]
+        ctc_class = family_of(self.config.backbone_config).ctc_class
+        if ctc_class is None:
+            raise NotImplementedError(
+                f"Transformers has no CTC class for a {self.config.backbone_config.model_type!r} encoder. Serve the model "
+                "itself (trust_remote_code=True), or train on a wav2vec 2.0, HuBERT, WavLM, -BERT or -conformer backbone."
+            )
+        config = deepcopy(self.config.backbone_config)
+        vocab = self.config.vocab(language)
+        config.vocab_size, config.pad_token_id, config.architectures = len(vocab), vocab["[PAD]"], [ctc_class.__name__]
+        plain = ctc_class(config).to(device=self.device, dtype=self.dtype)
+        state = {k: v for k, v in self.master_asr.backbone.state_dict().items() if not k.endswith(".specialists")}
+        assembled = self.master_asr.assembled(language)
+        for name, layer in self.master_asr.backbone.named_modules():
+            if isinstance(layer, ArtisanLinear):
+                state[f"{name}.weight"] = assembled.weight(layer)
+        plain.base_model.load_state_dict(state)
+        plain.lm_head.weight.copy_(assembly.head.weight)
+        plain.lm_head.bias.copy_(assembly.head.bias)
+        return plain.eval()
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        input_values: Optional[torch.Tensor] = None,
+        input_features: Optional[torch.Tensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        labels: Optional[torch.Tensor] = None,
+        language: Languages = None,
+        **kwargs,
+    ) -> CausalLMOutput:
+        """Logits, and with labels the loss: the mean over clips of CTC nll / label length, however they are grouped.
+
+        Args:
+            input_values, input_features, attention_mask, language: see `MasterASRModel.forward`.
+            labels: `(B, label length)` in the ids of each clip's own language, -100 where padded.
+
+        Returns:
+            `logits` `(B, T, V)`, V that of the largest head in the batch and -inf past each clip's own; `loss`.
+
+        Raises:
+            ValueError: for labels outside a clip's alphabet, and what `MasterASRModel.forward` raises.
+        """
+        inputs = self.master_asr.check_inputs(input_values, input_features)
+        codes = self.master_asr.resolve_languages(language, len(inputs))
+        outputs = self.master_asr(input_values, input_features, attention_mask, codes, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        clips_of: dict[str, list[int]] = {}
+        for clip, code in enumerate(codes):
+            clips_of.setdefault(code, []).append(clip)
+        pieces = {}  # language -> (b, T, V of that language)
+        for code, clips in clips_of.items():
+            of_language = hidden_states if len(clips_of) == 1 else hidden_states[clips]
+            pieces[code] = self.assemblies[code].head(of_language)
+        loss = None
+        if labels is not None:
+            frames = self.master_asr.frame_counts(inputs, attention_mask)
+            loss = self._ctc_loss(pieces, clips_of, labels, frames)
+        return CausalLMOutput(
+            loss=loss,
+            logits=_join_logits(pieces, clips_of),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.get("attentions"),
+        )
+
+    def _ctc_loss(self, pieces, clips_of, labels: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        per_clip = []
+        for code, logits in pieces.items():
+            clips = clips_of[code]
+            vocab = self.config.vocab(code)
+            targets = labels[clips]
+            if int(targets.max()) >= len(vocab):
+                raise ValueError(
+                    f"Label id {int(targets.max())} is outside the {len(vocab)} tokens of {code!r}: "
+                    f"encode with processor(text=..., language={code!r})."
+                )
+            is_label = targets >= 0
+            lengths = is_label.sum(-1)
+            # (b, T, V) -> (T, b, V): CTC wants time first; over the unpadded logits, -inf classes would give NaN gradients
+            log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+            nll = nn.functional.ctc_loss(
+                log_probs, targets[is_label], frames[clips], lengths, blank=vocab["[PAD]"], reduction="none",
+                zero_infinity=True,
+            )  # fmt: skip
+            impossible = frames_needed(targets) > frames[clips]
+            if bool(impossible.any()):
+                self._name_impossible([clips[i] for i in impossible.nonzero()[:, 0].tolist()], frames, labels)
+            per_clip.append(nll / lengths.clamp(min=1))
+        return torch.cat(per_clip).mean()
+
+    def _name_impossible(self, clips: list[int], frames: torch.Tensor, labels: torch.Tensor) -> None:
+        """Warns of, or refuses, clips whose labels no path of their frames can spell."""
+        named = ", ".join(f"clip {c} ({int((labels[c] >= 0).sum())} labels, {int(frames[c])} frames)" for c in clips)
+        if not self.config.ctc_zero_infinity:
+            raise ValueError(f"Labels need more frames than there are: {named}. Drop these clips or cut their transcripts.")
+        logger.warning(f"Labels need more frames than there are; these clips count as zero loss: {named}.")
+
+
+def frames_needed(labels: torch.Tensor) -> torch.Tensor:
+    """Fewest frames CTC can spell `labels` `(B, L)` in (-100 where padded): one a label, and a blank between repeats."""
+    is_label = labels >= 0
+    return is_label.sum(-1) + ((labels[:, 1:] == labels[:, :-1]) & is_label[:, 1:]).sum(-1)
+
+
+def _join_logits(pieces: dict[str, torch.Tensor], clips_of: dict[str, list[int]]) -> torch.Tensor:
+    """`{language: (b, T, V_l)}` -> `(B, T, max V_l)` in the batch's order, -inf past each clip's own classes."""
+    if len(pieces) == 1:
+        return next(iter(pieces.values()))
+    largest = max(piece.shape[-1] for piece in pieces.values())
+    padded = [nn.functional.pad(p, (0, largest - p.shape[-1]), value=float("-inf")) for p in pieces.values()]
+    order = torch.tensor([clip for clips in clips_of.values() for clip in clips], device=padded[0].device)
+    return torch.cat(padded)[order.argsort()]
