@@ -20,7 +20,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from training.adapt_language import LEARNING_RATES, add_language
-from training.data import Collator, Features, minutes_of, read_manifest, select
+from training.data import Features, minutes_of, read_manifest, select
 from training.optim import Turns
 from training.steps import evaluate_clips, train
 
@@ -68,7 +68,7 @@ def adapt(model, processor, features, clips, args) -> dict:
 def transcribe(folder: Path, clips) -> None:
     """One test clip a language through the stock `pipeline` call, from the exported folder's own code."""
     asr = pipeline("automatic-speech-recognition", model=str(folder), trust_remote_code=True)
-    first = {clip.language: clip for clip in reversed(clips) if clip.split == "test"}
+    first = {clip.language: clip for clip in reversed(clips) if clip.split == "test" and clip.duration_s > 3}
     for code, clip in first.items():
         print(f"  {code}  heard: {asr(str(clip.audio), language=code)['text']}\n      said:  {clip.text}")
 

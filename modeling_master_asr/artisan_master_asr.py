@@ -6,9 +6,10 @@ Plain tensors and numbers: nothing here knows a config, a language or an encoder
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Callable, Iterator, Optional
+from typing import Optional
 
 import numpy as np
 import torch
@@ -203,16 +204,16 @@ class Assembled:
     recomputes the mask's product rather than keeping it.
     """
 
-    def __init__(self, weight_of: Callable[["ArtisanLinear"], torch.Tensor]):
+    def __init__(self, weight_of: Callable[[ArtisanLinear], torch.Tensor]):
         self._weight_of = weight_of
         self._made: dict[ArtisanLinear, torch.Tensor] = {}
 
-    def weight(self, layer: "ArtisanLinear") -> torch.Tensor:
+    def weight(self, layer: ArtisanLinear) -> torch.Tensor:
         if layer not in self._made:
             self._made[layer] = self._weight_of(layer)
         return self._made[layer]
 
-    def afresh(self) -> "Assembled":
+    def afresh(self) -> Assembled:
         """The same language with nothing made yet: what a recomputation has to start from."""
         return Assembled(self._weight_of)
 
@@ -250,7 +251,7 @@ class ArtisanLinear(nn.Linear):
         self.reset_specialists()
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, num_specialists: int) -> "ArtisanLinear":
+    def from_linear(cls, linear: nn.Linear, num_specialists: int) -> ArtisanLinear:
         """The same layer, sharing `linear`'s parameters, with specialists."""
         layer = cls(
             linear.in_features, linear.out_features, num_specialists, bias=linear.bias is not None,

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Optional
 from urllib.parse import quote, unquote
 
 import torch

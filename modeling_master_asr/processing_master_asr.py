@@ -147,12 +147,12 @@ class MasterASRProcessor(ProcessorMixin):
         self._by_language: dict[str, Wav2Vec2CTCTokenizer] = {}
 
     @classmethod
-    def from_model(cls, model, feature_extractor=None) -> "MasterASRProcessor":
+    def from_model(cls, model, feature_extractor=None) -> MasterASRProcessor:
         """The processor of a model: its languages' alphabets, and its backbone's own feature extractor where one is found."""
         return cls.from_config(model.config, feature_extractor)
 
     @classmethod
-    def from_config(cls, config: MasterASRConfig, feature_extractor=None) -> "MasterASRProcessor":
+    def from_config(cls, config: MasterASRConfig, feature_extractor=None) -> MasterASRProcessor:
         """As `from_model`, from a config alone."""
         if feature_extractor is None:
             feature_extractor = default_feature_extractor(config.backbone_config)

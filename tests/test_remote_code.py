@@ -71,7 +71,7 @@ def test_a_flat_copy_loads_where_the_package_is_not_importable_also_after_a_resa
 def test_the_saved_folder_holds_every_code_file(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     code = {p.name for p in (ROOT / "modeling_master_asr").glob("*_master_asr.py")}
-    assert code == {p.name for p in tmp_path.glob("*.py")} and len(code) == 7
+    assert code == {p.name for p in tmp_path.glob("*.py")} and len(code) == 8
     assert MasterASRForCTC.from_pretrained(tmp_path).languages == ["en", "fr", "ru"]
 
 
@@ -80,7 +80,8 @@ ROOMS = {  # who may import whom
     "artisan": set(),
     "backbone": {"artisan", "configuration"},
     "assembly": {"configuration", "artisan"},
-    "modeling": {"artisan", "assembly", "backbone", "configuration"},
+    "languages": {"artisan", "assembly", "backbone", "configuration"},
+    "modeling": {"artisan", "assembly", "backbone", "configuration", "languages"},
     "processing": {"configuration"},
     "pipeline": {"processing", "configuration"},
 }
@@ -114,3 +115,25 @@ def test_each_room_imports_only_what_it_may(room):
 def test_the_library_never_imports_the_scripts():
     for path in (ROOT / "modeling_master_asr").glob("*.py"):
         assert not any(module.split(".")[0] in ("training", "benchmarks", "tests") for module, _ in imports_of(path))
+
+
+def test_the_shipped_checkpoint_carries_todays_code():
+    """Else it would answer with an old release's bugs: `python -m training.compact_checkpoint --refresh_code` mends it."""
+    shipped = ROOT / "checkpoints" / "master-asr-whisper-base"
+    for source in (ROOT / "modeling_master_asr").glob("*_master_asr.py"):
+        assert (shipped / source.name).read_bytes() == source.read_bytes(), source.name
+
+
+@torch.no_grad()
+def test_the_shipped_checkpoint_reads_a_real_recording_in_six_languages():
+    from training.data import read_manifest
+    from training.metrics import error_rates
+    from training.transcribe import load
+
+    asr = load(str(ROOT / "checkpoints" / "master-asr-whisper-base"), [])
+    clips = [c for c in read_manifest(ROOT / "demo/manifest.jsonl") if c.language != "es"]
+    assert {c.language for c in clips} == set(asr.model.languages)
+    heard = [asr(str(clip.audio), language=clip.language)["text"] for clip in clips]
+    assert error_rates(heard, [clip.text for clip in clips])["cer"] < 35
+    wrong = [asr(str(clip.audio), language="cs" if clip.language == "ru" else "ru")["text"] for clip in clips]
+    assert error_rates(wrong, [clip.text for clip in clips])["cer"] > 60

@@ -66,7 +66,7 @@ def download(languages: list[str], cache: Path) -> Path:
             subprocess.run(["apt-get", "download", package], cwd=cache, check=True, capture_output=True, text=True)
         except (subprocess.CalledProcessError, FileNotFoundError) as error:
             reason = getattr(error, "stderr", "") or str(error)
-            raise SystemExit(f"apt-get download {package} failed: {reason.strip()}\nRun `apt-get update` once, on Debian or Ubuntu.")
+            raise SystemExit(f"apt-get download {package} failed: {reason.strip()}\nRun `apt-get update` once, on Debian or Ubuntu.") from error
         archive = next(cache.glob(f"{package}_*.deb"))
         subprocess.run(["dpkg-deb", "-x", archive.name, "root"], cwd=cache, check=True)
         done.touch()

@@ -128,14 +128,14 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
     """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour."""
     collator = Collator(features, processor, full_augment_step=args.steps // 4, seed=args.seed)
     log = {"validation": {}, "loss": {}, "mapping": {}}
-    step = 0
+    first_step = 0
     if args.resume and (out / CHECKPOINT).exists():
-        step, log = load_checkpoint(out, model, turns)
-        tqdm.write(f"Resumed at step {step}.")
+        first_step, log = load_checkpoint(out, model, turns)
+        tqdm.write(f"Resumed at step {first_step}.")
     wrapped = accelerator.prepare(model)
     first_gates, recent = gates_of(model), []
-    progress = tqdm(total=args.steps, initial=step, desc="training", unit="step", dynamic_ncols=True)
-    for step, batch in training_batches(clips, args.batch_s, args.seed, step):
+    progress = tqdm(total=args.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
+    for step, batch in training_batches(clips, args.batch_s, args.seed, first_step):
         if step >= args.steps:
             break
         if step % args.evaluate_every == 0 and step and str(step) not in log["validation"]:

@@ -5,18 +5,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import OrderedDict
-from copy import deepcopy
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import logging
 
@@ -35,10 +31,7 @@ from .assembly_master_asr import (
     BankHead,
     LanguageAssembly,
     LowRank,
-    check_base,
     fingerprint,
-    read_assembly,
-    write_assembly,
 )
 from .backbone_master_asr import (
     build_backbone,
@@ -49,7 +42,8 @@ from .backbone_master_asr import (
     padding_leaks,
     samples_per_frame,
 )
-from .configuration_master_asr import PAPER_PARTS, SPECIAL_TOKENS, MasterASRConfig, copy_code
+from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, copy_code
+from .languages_master_asr import LanguageVerbs
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
     from .pipeline_master_asr import MasterASRPipeline  # noqa: F401
@@ -324,7 +318,7 @@ def _merge(pieces: list[BaseModelOutput], order: list[int]) -> BaseModelOutput:
     return BaseModelOutput(last_hidden_state=join([p.last_hidden_state for p in pieces]), hidden_states=hidden_states)
 
 
-class MasterASRForCTC(MasterASRPreTrainedModel):
+class MasterASRForCTC(LanguageVerbs, MasterASRPreTrainedModel):
     """The assembled encoder with a CTC head for every language."""
 
     def __init__(self, config: MasterASRConfig):
@@ -344,7 +338,7 @@ class MasterASRForCTC(MasterASRPreTrainedModel):
         num_layers: Optional[int] = None,
         dtype: torch.dtype = torch.float32,
         **backbone_kwargs,
-    ) -> "MasterASRForCTC":
+    ) -> MasterASRForCTC:
         """A fresh model on a pretrained encoder: W bit-equal to it, its languages sharing one character bank.
 
         Args:
@@ -375,219 +369,6 @@ class MasterASRForCTC(MasterASRPreTrainedModel):
         for layer in model.master_asr.artisan_layers:
             layer.reset_specialists()
         return model.eval()
-
-    # ------------------------------------------------------------------ languages
-
-    @property
-    def assemblies(self) -> Assemblies:
-        """`{language: LanguageAssembly}`."""
-        return self.master_asr.assemblies
-
-    @property
-    def languages(self) -> list[str]:
-        """Loaded language codes, in the order they were added."""
-        return self.config.languages
-
-    def set_language(self, language: Optional[str]) -> None:
-        """The language of calls that name none.
-
-        Raises:
-            KeyError: if it is not loaded.
-        """
-        self.config.default_language = None if language is None else self.config.check_language(language)
-
-    def add_language(
-        self,
-        language: str,
-        vocab: dict[str, int],
-        init: str = "random",
-        parts: Iterable[str] = PAPER_PARTS,
-        rank: int = 8,
-        batches: Optional[Iterable[dict]] = None,
-    ) -> LanguageAssembly:
-        """Adds a language with an assembly of its own; touches nothing that others use.
-
-        Args:
-            language: its code, ISO 639 or BCP-47.
-            vocab: `{token: id}`.
-            init: where the mapping starts: "random", a loaded language's code, or "nearest" (needs `batches`).
-            parts: "mapping" and "head", and optionally "specialist" and "delta".
-            rank: r of the low-rank parts.
-            batches: for "nearest": batches of the new language, labels in `vocab`'s ids.
-
-        Raises:
-            ValueError, KeyError: for a language already there, a bad vocab, unknown parts or an unknown `init`.
-        """
-        if init == "nearest":
-            if batches is None:
-                raise ValueError('init="nearest" needs batches=... of the new language to rank the loaded ones on.')
-            losses = self.rank_assemblies(batches, vocab)
-            init = min(losses, key=losses.get)
-        source = None if init == "random" else self.assemblies[self.config.check_language(init)]
-        self.config.add_assembly(language, vocab, parts, rank)
-        assembly = self.master_asr._new_assembly(language)
-        with torch.no_grad():
-            for module in assembly.modules():
-                self._init_weights(module)
-            if source is not None:
-                assembly.mapping.copy_(source.mapping)
-            self._start_head(assembly.head, vocab, None if source is None else init)
-        self.assemblies[language] = assembly.to(device=self.device, dtype=self.dtype)
-        return assembly
-
-    def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
-        """Rows of the new head start from the source language's rows, else the bank's, else their base letter's.
-
-        CHOICE: a letter nobody has ("ñ") starts from its base ("n"); what has no base keeps its random row.
-        """
-        known: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        bank = self.master_asr.character_bank
-        if bank is not None:
-            known = {token: (bank.weight[i], bank.bias[i]) for i, token in enumerate(self.config.character_bank)}
-        if source is not None:
-            own = self.assemblies[source].head
-            known |= {token: (own.weight[i], own.bias[i]) for token, i in self.config.vocab(source).items()}
-        for token, row in vocab.items():
-            start = known.get(token) or known.get(unicodedata.normalize("NFD", token)[:1])
-            if start is not None:
-                head.weight[row], head.bias[row] = start
-
-    def remove_language(self, language: str) -> None:
-        """Deletes a language's assembly; the others keep every bit.
-
-        Raises:
-            KeyError: if it is not loaded.
-        """
-        del self.config.assemblies[self.config.check_language(language)]
-        del self.assemblies[language]
-        if self.config.default_language == language:
-            self.config.default_language = None
-        self.master_asr._hot.clear()
-        self.master_asr._masks.clear()
-
-    def freeze_except(self, language: str) -> None:
-        """Stage 2: only what `language` owns trains.
-
-        Raises:
-            KeyError: if it is not loaded.
-        """
-        self.config.check_language(language)
-        self.requires_grad_(False)
-        self.assemblies[language].requires_grad_(True)
-
-    def unfreeze(self) -> None:
-        """Everything trains again, but what the backbone itself keeps fixed (Whisper's sinusoid positions)."""
-        self.requires_grad_(True)
-        if self.config.backbone_config.model_type == "whisper":
-            self.master_asr.backbone.embed_positions.requires_grad_(False)
-
-    @torch.no_grad()
-    def rank_assemblies(self, batches: Iterable[dict], vocab: dict[str, int]) -> dict[str, float]:
-        """Each loaded language's CTC loss on a new language's clips, over the characters both share; best first.
-
-        Args:
-            batches: inputs of `forward` with `labels` in `vocab`'s ids; a `language` entry is ignored.
-            vocab: the new language's `{token: id}`.
-
-        Returns:
-            `{language: loss}`; infinite where no letter is shared.
-        """
-        batches = [{name: value for name, value in batch.items() if name != "language"} for batch in batches]
-        was_training = self.training
-        self.eval()
-        losses = {}
-        for language in self.languages:
-            theirs = self.config.vocab(language)
-            shared = {vocab[token]: theirs[token] for token in vocab if token in theirs}
-            if not any(token in theirs for token in vocab if token not in SPECIAL_TOKENS):
-                losses[language] = float("inf")
-                continue
-            total = 0.0
-            for batch in batches:
-                rows = [[shared[i] for i in row.tolist() if i in shared] for row in batch["labels"]]
-                longest = max(map(len, rows))
-                labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows], device=self.device)
-                total += float(self(**{**batch, "labels": labels}, language=language).loss)
-            losses[language] = total / max(len(batches), 1)
-        self.train(was_training)
-        return dict(sorted(losses.items(), key=lambda item: item[1]))
-
-    # ------------------------------------------------------------------ assembly files
-
-    def save_assembly(self, language: str, folder: str, **facts) -> Path:
-        """Writes one language into `folder`: its tensors, and in `assembly_config.json` the base it belongs to.
-
-        Args:
-            facts: anything JSON-able worth keeping beside it (training data, budgets, CER).
-
-        Raises:
-            KeyError: if it is not loaded.
-            ValueError: if the base was trained since it was saved, or never saved: nobody could load the file.
-        """
-        entry = self.config.assemblies[self.config.check_language(language)]
-        stored = self.master_asr.stored_fingerprint()
-        if stored is None:
-            raise ValueError(
-                "The base (W and M) was never saved, or has been trained since: an assembly saved now would fit no base. "
-                "Save it first: model.save_pretrained(folder)."
-            )
-        facts = {
-            "language": language, "vocab": entry["vocab"], "parts": entry["parts"], "rank": entry["rank"],
-            "num_specialists": self.config.num_specialists, "sparsity": self.config.sparsity,
-            "base": self.config.name_or_path or self.config.base_model, "fingerprint": stored, **facts,
-        }  # fmt: skip
-        return write_assembly(folder, language, self.assemblies[language].complete_state_dict(), facts)
-
-    def load_assembly(self, id_or_path: str, language: Optional[str] = None, **hub_kwargs) -> str:
-        """Adds a language from a folder or hub repo and returns its code.
-
-        Args:
-            language: which one, where the repo holds several.
-            hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
-
-        Raises:
-            ValueError: for another base, K or sparsity, a damaged file, or a language already there.
-        """
-        language, state, facts = read_assembly(id_or_path, language, **hub_kwargs)
-        if language in self.config.assemblies:
-            raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
-        check_base(facts, self.config, f"{id_or_path} ({language})")
-        assembly = self.add_language(language, facts["vocab"], parts=facts["parts"], rank=facts["rank"])
-        try:
-            assembly.load_state_dict(state)
-        except RuntimeError as error:
-            self.remove_language(language)
-            raise ValueError(f"{id_or_path} ({language}) does not fit its own assembly_config.json: {error}") from error
-        return language
-
-    @torch.no_grad()
-    def materialize(self, language: str) -> PreTrainedModel:
-        """A stock CTC model of the backbone's family with `language`'s assembled weights baked in: no custom code.
-
-        Raises:
-            KeyError: if the language is not loaded.
-            NotImplementedError: for a backbone without a stock CTC class (Whisper).
-        """
-        assembly = self.assemblies[self.config.check_language(language)]
-        ctc_class = family_of(self.config.backbone_config).ctc_class
-        if ctc_class is None:
-            raise NotImplementedError(
-                f"Transformers has no CTC class for a {self.config.backbone_config.model_type!r} encoder. Serve the model "
-                "itself (trust_remote_code=True), or train on a wav2vec 2.0, HuBERT, WavLM, -BERT or -conformer backbone."
-            )
-        config = deepcopy(self.config.backbone_config)
-        vocab = self.config.vocab(language)
-        config.vocab_size, config.pad_token_id, config.architectures = len(vocab), vocab["[PAD]"], [ctc_class.__name__]
-        plain = ctc_class(config).to(device=self.device, dtype=self.dtype)
-        state = {k: v for k, v in self.master_asr.backbone.state_dict().items() if not k.endswith(".specialists")}
-        assembled = self.master_asr.assembled(language)
-        for name, layer in self.master_asr.backbone.named_modules():
-            if isinstance(layer, ArtisanLinear):
-                state[f"{name}.weight"] = assembled.weight(layer)
-        plain.base_model.load_state_dict(state)
-        plain.lm_head.weight.copy_(assembly.head.weight)
-        plain.lm_head.bias.copy_(assembly.head.bias)
-        return plain.eval()
 
     # ------------------------------------------------------------------ forward
 
