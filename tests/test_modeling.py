@@ -165,6 +165,13 @@ def test_materialized_equals_assembled(name, tmp_path):
     assert torch.equal(AutoModelForCTC.from_pretrained(tmp_path)(**inputs).logits, expected)
 
 
+def test_fresh_low_rank_parts_start_at_zero_with_their_own_spread(model):
+    assembly = model.add_language("es", vocab("ab"), parts=("mapping", "head", "specialist", "delta"), rank=8)
+    for part, spread in ((assembly.specialist, 0.3), (assembly.delta, 0.02)):
+        assert all(not up.any() for up in part.up)
+        assert abs(float(torch.cat([down.flatten() for down in part.down]).std().detach()) / spread - 1) < 0.1
+
+
 def test_materialize_without_a_stock_class_says_what_can_be_done():
     with pytest.raises(NotImplementedError, match="no CTC class for a 'whisper' encoder"):
         tiny_model("whisper").materialize("en")

@@ -52,8 +52,9 @@ class BankHead(nn.Module):
 class LowRank(nn.Module):
     """One product `up_i down_i` of rank r for each Artisan layer."""
 
-    def __init__(self, shapes: list[tuple[int, int]], rank: int):
+    def __init__(self, shapes: list[tuple[int, int]], rank: int, down_std: float):
         super().__init__()
+        self.down_std = down_std
         self.up = nn.ParameterList([torch.zeros(rows, rank) for rows, _ in shapes])
         self.down = nn.ParameterList([torch.zeros(rank, columns) for _, columns in shapes])
 
@@ -61,22 +62,21 @@ class LowRank(nn.Module):
         return self.up[layer], self.down[layer]
 
     @torch.no_grad()
-    def reset_parameters(self, down_std: float) -> None:
+    def reset_parameters(self) -> None:
         """up = 0 and down random: the product is zero, so a fresh part changes no logit, and both halves can learn."""
         for up in self.up:
             init.zeros_(up)
         for down in self.down:
-            init.normal_(down, std=down_std)
+            init.normal_(down, std=self.down_std)
 
 
 # A part of an assembly: how its module (or parameter) is made from the Artisan layers' shapes and the assembly's entry
 # in the config. A new kind of part is a line here and its use in `LanguageAssembly.own_specialist` / `delta_of`.
 PARTS = {
     "mapping": lambda shapes, entry, config: nn.Parameter(torch.zeros(len(shapes), config.num_specialists)),
-    "specialist": lambda shapes, entry, config: LowRank(shapes, entry["rank"]),
-    "delta": lambda shapes, entry, config: LowRank(shapes, entry["rank"]),
+    "specialist": lambda shapes, entry, config: LowRank(shapes, entry["rank"], down_std=0.3),
+    "delta": lambda shapes, entry, config: LowRank(shapes, entry["rank"], down_std=0.02),
 }
-DOWN_STD = {"specialist": 0.3, "delta": 0.02}
 
 
 class LanguageAssembly(nn.Module):
@@ -111,12 +111,9 @@ class LanguageAssembly(nn.Module):
         return self.delta[layer] if "delta" in self.parts else None
 
     @torch.no_grad()
-    def reset_parts(self) -> None:
-        """Defined first values for the mapping and the low-rank parts; the head follows the model's `_init_weights`."""
+    def reset_mapping(self) -> None:
+        """A first row of T; the other parts have first values of their own."""
         init.normal_(self.mapping, std=MAPPING_STD)
-        for part, down_std in DOWN_STD.items():
-            if part in self.parts:
-                getattr(self, part).reset_parameters(down_std)
 
     def complete_state_dict(self) -> dict[str, torch.Tensor]:
         """The state dict with the head's rows gathered: what a file of this language alone must hold."""

@@ -77,11 +77,11 @@ class MasterASRPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, LanguageAssembly):
-            module.reset_parts()
+            module.reset_mapping()
         elif isinstance(module, BankHead):
             module.reset_rows()
         elif isinstance(module, LowRank):
-            module.reset_parameters(down_std=0.02)
+            module.reset_parameters()
 
     def initialize_weights(self) -> None:
         """Values for what a checkpoint lacks; specialists sit inside a stock backbone, which knows nothing of them."""
