@@ -1,7 +1,11 @@
 """Data, turns and the loop, on synthetic clips and tiny models."""
 
 import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +71,15 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
                      "--language", "es", "--json"])  # fmt: skip
     answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert answer["file"] == clip and isinstance(answer["words"], list)
+
+
+@pytest.mark.parametrize("script", ["train_multilingual", "adapt_language"])
+def test_both_stages_start_under_accelerate_launch_by_their_path(script, tmp_path):
+    path = Path(train_multilingual.__file__).with_name(f"{script}.py")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(path), "--help"]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0 and "accelerate launch training" in done.stdout, done.stderr[-2000:]
 
 
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(corpus, tmp_path, monkeypatch):

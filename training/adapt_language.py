@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from pathlib import Path
+
+if not __package__:  # started by its path, as `accelerate launch` does: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed

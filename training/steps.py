@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -75,25 +76,30 @@ def evaluate_clips(model, processor, features, clips: list[Clip]) -> dict:
 
 
 @torch.no_grad()
-def mapping_figures(model) -> dict:
-    """How decided and how different the languages are: std of T, open gates, share of mask bits in which pairs differ."""
-    base = model.master_asr
-    languages = model.languages
-    rows = torch.stack([base.assemblies[code].mapping.detach().float().cpu() for code in languages])  # (L, layers, K)
-    figures = {"std_of_T": float(rows.std()), "share_of_open_gates": float((rows > 0).float().mean())}
-    if len(languages) > 1:
-        differing, pairs = 0.0, 0
+def masks_of(model) -> dict[str, list[torch.Tensor]]:
+    """Every language's masks, one boolean `[out, in]` an Artisan layer."""
+    base, masks = model.master_asr, {}
+    for code, assembly in model.assemblies.items():
+        masks[code] = []
         for index, layer in enumerate(base.artisan_layers):
-            masks = {}
-            for code in languages:
-                assembly = base.assemblies[code]
-                scores = specialist_scores(layer.specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
-                masks[code] = select_mask(scores, model.config.sparsity)
-            for i, one in enumerate(languages):
-                for other in languages[i + 1 :]:
-                    differing += float((masks[one] != masks[other]).float().mean())
-                    pairs += 1
-        figures["share_of_mask_bits_in_which_languages_differ"] = differing / pairs
+            scores = specialist_scores(layer.specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
+            masks[code].append(select_mask(scores, model.config.sparsity))
+    return masks
+
+
+def share_of_differing_bits(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """The share of bits in which two lists of masks differ, each layer counting once."""
+    return sum(float((a != b).float().mean()) for a, b in zip(some, others)) / len(some)
+
+
+def mapping_figures(model, masks=None) -> dict:
+    """How decided and how different the languages are: std of T, open gates, share of mask bits in which pairs differ."""
+    masks = masks or masks_of(model)
+    rows = torch.stack([a.mapping.detach().float().cpu() for a in model.assemblies.values()])  # (L, layers, K)
+    figures = {"std_of_T": float(rows.std()), "share_of_open_gates": float((rows > 0).float().mean())}
+    pairs = [share_of_differing_bits(masks[a], masks[b]) for a, b in itertools.combinations(masks, 2)]
+    if pairs:
+        figures["share_of_mask_bits_in_which_languages_differ"] = sum(pairs) / len(pairs)
     return figures
 
 
@@ -133,13 +139,13 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
         first_step, log = load_checkpoint(out, model, turns)
         tqdm.write(f"Resumed at step {first_step}.")
     wrapped = accelerator.prepare(model)
-    first_gates, recent = gates_of(model), []
+    first, recent = (gates_of(model), masks_of(model)), []
     progress = tqdm(total=args.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
     for step, batch in training_batches(clips, args.batch_s, args.seed, first_step):
         if step >= args.steps:
             break
         if step % args.evaluate_every == 0 and step and str(step) not in log["validation"]:
-            watch(accelerator, model, processor, features, validation, step, log, first_gates)
+            watch(accelerator, model, processor, features, validation, step, log, first)
             save_checkpoint(out, model, turns, step, log)
         model.train()
         turns.begin(step)
@@ -153,14 +159,21 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
             log["loss"][str(step)] = round(sum(recent) / len(recent), 4)
             accelerator.log({"loss": log["loss"][str(step)], f"loss/{batch[0].language}": recent[-1]}, step=step)
     progress.close()
-    watch(accelerator, model, processor, features, validation, args.steps, log, first_gates)
+    watch(accelerator, model, processor, features, validation, args.steps, log, first)
     return log
 
 
-def watch(accelerator, model, processor, features, validation, step: int, log: dict, first_gates) -> None:
+def watch(accelerator, model, processor, features, validation, step: int, log: dict, first) -> None:
     """Validation CER and the mapping's figures, into the log, TensorBoard and the terminal."""
     rates = evaluate_clips(model, processor, features, validation)
-    figures = {**mapping_figures(model), "share_of_flipped_gates": float((gates_of(model) != first_gates).float().mean())}
+    first_gates, first_masks = first  # as they were when this run started
+    masks = masks_of(model)
+    changed = [share_of_differing_bits(masks[code], first_masks[code]) for code in masks]
+    figures = {
+        **mapping_figures(model, masks),
+        "share_of_flipped_gates": float((gates_of(model) != first_gates).float().mean()),
+        "share_of_changed_mask_bits": sum(changed) / len(changed),
+    }
     log["validation"][str(step)], log["mapping"][str(step)] = rates, figures
     flat = {f"cer/{code}": r["cer"] for code, r in rates["languages"].items()}
     accelerator.log({**flat, "cer/macro": rates["macro"]["cer"], **{f"T/{k}": v for k, v in figures.items()}}, step=step)

@@ -11,7 +11,11 @@ One minute on a CPU:
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+if not __package__:  # started by its path, as `accelerate launch` does: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from accelerate import Accelerator
