@@ -39,7 +39,8 @@ def main(argv=None) -> None:
     model = MasterASRForCTC.from_pretrained(args.model)
     processor = MasterASRProcessor.from_pretrained(args.model)
     compact(model)
-    model.config.base_model = args.base_model or model.config.base_model
+    if args.base_model:
+        model.config.base_model = model.config.backbone_config._name_or_path = args.base_model
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     size = (args.out / "model.safetensors").stat().st_size / 1e6
