@@ -10,7 +10,7 @@ import statistics
 import time
 
 import torch
-from transformers import WhisperConfig, WhisperModel
+from transformers import WhisperConfig
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC
 from modeling_master_asr.artisan_master_asr import assemble_weight, open_gates, select_mask, specialist_scores
@@ -49,7 +49,7 @@ def assembled_forward() -> dict:
     config = WhisperConfig(d_model=SIZE, encoder_layers=4, encoder_attention_heads=16, encoder_ffn_dim=4 * SIZE, decoder_layers=1)
     vocab = {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}
     model = MasterASRForCTC(MasterASRConfig(
-        backbone_config=WhisperModel(config).config, assemblies={"en": {"vocab": vocab}},
+        backbone_config=config, assemblies={"en": {"vocab": vocab}},
     )).eval()  # fmt: skip
     features = torch.randn(1, 80, 400)
     return interleaved(
