@@ -29,7 +29,7 @@ from training.optim import Turns, freeze_front_end
 from training.steps import evaluate_clips, facts_of_run, train, write_json
 from training.text import build_vocab
 
-# Tuned on validation CER of one language (es, 10 minutes): see RESULTS.md.
+# First guesses that served for es in RESULTS.md; not tuned.
 LEARNING_RATES = {"T": 1e-3, "head": 2e-3, "specialist": 3e-3, "delta": 1e-3}
 
 

@@ -159,7 +159,7 @@ class Collator:
 
     Args:
         full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
-            before: from the first step they kept CTC on its blank plateau for 400 steps (RESULTS.md).
+            before: from the first step they keep CTC on its blank plateau (RESULTS.md).
     """
 
     def __init__(self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0):

@@ -6,8 +6,8 @@ import torch
 
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 
-# CHOICE: CTC's first steps have gradients hundreds of times the later ones; unclipped they fill Adam's second moment and
-# the blank plateau lasts 350 steps instead of 70 (same seed, same data).
+# CHOICE: CTC's first gradients are far larger than the later ones; unclipped they fill Adam's second moment, and the blank
+# plateau lasts several times longer.
 MAX_GRAD_NORM = 1.0
 WARMUP, HOLD, FINAL_SCALE = 0.1, 0.4, 0.05  # shares of the steps; the rest decays exponentially to FINAL_SCALE
 
