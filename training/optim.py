@@ -61,7 +61,7 @@ class Turns:
         self.masked = [p for p in self.masked if p.requires_grad]
         self.specialists, self.mappings = groups["M"], groups["T"]
         slow = [{"params": ps, "lr": learning_rates[name], "name": name} for name, ps in groups.items() if ps and name != "T"]
-        self.optimizer = torch.optim.Adam(slow) if slow else None
+        self.optimizer = torch.optim.Adam(slow)
         self.base_lrs = [group["lr"] for group in slow]
         mapping_lr = alpha * learning_rates["T"]
         self.mapping_optimizer = torch.optim.Adam(self.mappings, lr=mapping_lr) if self.mappings else None

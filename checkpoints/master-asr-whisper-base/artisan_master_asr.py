@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-# The first masks follow |W|; `noise` is what lets specialists, and so languages, come apart. Measured in RESULTS.md.
+# The first masks follow |W|; the noise is what lets specialists, and so languages, come apart. Not swept yet: RESULTS.md.
 SPECIALIST_SCALE = 0.5
 SPECIALIST_NOISE = 0.3
 
