@@ -1,4 +1,14 @@
-"""Tiny models of every family, made without a network and alike for every test."""
+"""Tiny models of every family, made without a network and alike for every test; and a Hub on loopback."""
+
+import os
+import tempfile
+
+from hub_server import Hub
+
+HUB = Hub().start()
+# Before anything imports huggingface_hub, which reads these once: no test can reach another hub than the one on loopback.
+os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": tempfile.mkdtemp(prefix="hf-"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ.pop("HF_TOKEN", None)
 
 import pytest
 import torch
@@ -106,3 +116,13 @@ def model():
 @pytest.fixture
 def processor(model):
     return MasterASRProcessor.from_model(model)
+
+
+@pytest.fixture
+def hub():
+    """The Hub on loopback, empty and without faults."""
+    HUB.repos.clear()
+    HUB.blobs.clear()
+    HUB.requests.clear()
+    HUB.drop_download_of, HUB.drop_uploads = None, 0
+    return HUB
