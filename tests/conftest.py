@@ -124,5 +124,6 @@ def hub():
     HUB.repos.clear()
     HUB.blobs.clear()
     HUB.requests.clear()
-    HUB.drop_download_of, HUB.drop_uploads = None, 0
+    HUB.drop_downloads.clear()
+    HUB.drop_uploads = 0
     return HUB

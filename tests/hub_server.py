@@ -45,7 +45,7 @@ class Hub:
     token: str = "a-token"
     repos: dict[str, Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)  # LFS, by sha256
-    drop_download_of: str | None = None  # a file name: its next downloads end after half the bytes
+    drop_downloads: dict[str, int] = field(default_factory=dict)  # file name: so many of its downloads end after half the bytes
     drop_uploads: int = 0  # so many of the next uploads are cut off
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     url: str = ""
@@ -148,7 +148,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, b"Entry not found", {**about, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
         content = commit.files[path]
         about |= {"ETag": f'"{git_oid(content)}"', "Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
-        if self.command == "GET" and self.hub.drop_download_of == path:
+        if self.command == "GET" and self.hub.drop_downloads.get(path, 0) > 0:
+            self.hub.drop_downloads[path] -= 1
             self.send_response(200)
             for name, value in {**about, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
@@ -242,6 +243,8 @@ class Handler(BaseHTTPRequestHandler):
             value = operation["value"]
             if operation["key"] == "header":
                 title = value["summary"]
+                if value.get("parentCommit") not in (None, head.oid):
+                    return self.refuse(412, "PreconditionFailed", "The repo has moved on")
             elif operation["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif operation["key"] == "lfsFile":

@@ -21,6 +21,8 @@ from transformers.utils import cached_file
 from .configuration_master_asr import MasterASRConfig
 
 ASSEMBLY_CONFIG_NAME = "assembly_config.json"
+ASSEMBLY_CARD_NAME = "README.md"
+FACTS = ("vocab", "parts", "rank", "num_specialists", "sparsity", "base", "fingerprint")  # what every assembly says of itself
 MAPPING_STD = 0.01  # CHOICE: rows of T start undecided, close to the gates' threshold, half of the gates open
 
 
@@ -167,8 +169,8 @@ def file_name(language: str) -> str:
     return f"assembly.{quote(language, safe='')}.safetensors"
 
 
-def write_assembly(folder: str, language: str, state: dict[str, torch.Tensor], facts: dict) -> Path:
-    """Writes `assembly.{lang}.safetensors` and its entry in `assembly_config.json`, each beside and then renamed."""
+def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Tensor], facts: dict) -> Path:
+    """Writes `assembly.{lang}.safetensors`, its entry in `assembly_config.json` and the card, each beside and then renamed."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(language)
@@ -177,14 +179,87 @@ def write_assembly(folder: str, language: str, state: dict[str, torch.Tensor], f
     os.replace(part, path)
     config_path = folder / ASSEMBLY_CONFIG_NAME
     listed = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {"assemblies": {}}
-    listed["assemblies"][language] = facts
-    part = config_path.with_name(config_path.name + ".part")
-    part.write_text(json.dumps(listed, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, config_path)
+    listed["assemblies"][language] = {**facts, **sizes(state)}
+    texts = {config_path: json.dumps(listed, indent=2, ensure_ascii=False), folder / ASSEMBLY_CARD_NAME: assembly_card(listed["assemblies"])}
+    for target, text in texts.items():
+        part = target.with_name(target.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, target)
     return path
 
 
-def read_assembly(id_or_path: str, language: Optional[str], **hub_kwargs) -> tuple[str, dict[str, torch.Tensor], dict]:
+def sizes(state: dict[str, torch.Tensor]) -> dict[str, float]:
+    """What an assembly weighs: the gates it chooses, in bits, the head and the whole, in KB."""
+    head = {name: value for name, value in state.items() if name.startswith("head.")}
+    return {
+        "gate_bits": state["mapping"].numel(),
+        "head_kilobytes": round(parameter_kilobytes(head), 1),
+        "kilobytes": round(parameter_kilobytes(state), 1),
+    }
+
+
+def assembly_card(listed: dict[str, dict]) -> str:
+    """The card of an assembly repo, from its `assembly_config.json`."""
+    first = next(iter(listed.values()))
+    lines = ["---", "library_name: transformers", "pipeline_tag: automatic-speech-recognition", "tags: [master-asr, assembly]"]
+    lines += [f"language: {json.dumps([code.split('-')[0] for code in listed])}"]
+    if "/" in first["base"]:
+        lines += [f"base_model: {first['base']}", "base_model_relation: adapter"]
+    lines += ["---", "# Master-ASR assemblies", "", f"Languages for the base model `{first['base']}`:", ""]
+    lines += ["| language | parts | test CER, % | minutes | mapping, bits | head, KB | whole, KB |", "|---|---|---|---|---|---|---|"]
+    for code, facts in listed.items():
+        cer = facts.get("cer")
+        minutes = facts.get("minutes")
+        minutes = sum(minutes.values()) if isinstance(minutes, dict) else minutes
+        lines += [
+            f"| `{code}` | {' '.join(facts['parts'])} | {'?' if cer is None else f'{cer:.1f}'} | "
+            f"{'?' if minutes is None else f'{minutes:.1f}'} | {facts['gate_bits']} | {facts['head_kilobytes']} | {facts['kilobytes']} |"
+        ]
+    code = next(iter(listed))
+    lines += [
+        "", "```python", "from transformers import AutoModelForCTC", "",
+        f'model = AutoModelForCTC.from_pretrained("{first["base"]}", trust_remote_code=True)',
+        f'model.load_assembly("THIS_REPO", language="{code}")', "```", "",
+        f"They fit that base alone (fingerprint `{first['fingerprint'][:12]}`): any other refuses them.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _fetch(id_or_path: str | Path, name: str, **hub_kwargs) -> Path:
+    """One file of a folder or hub repo.
+
+    Raises:
+        OSError: saying what is missing and what the repo should hold.
+    """
+    try:
+        return Path(cached_file(str(id_or_path), name, **hub_kwargs))
+    except OSError as error:
+        if "does not appear to have a file named" not in str(error):
+            raise  # no such repo or revision, no access, no connection: Transformers' own words
+        raise OSError(
+            f"{id_or_path} holds no {name}, so it is no Master-ASR assembly: one is made by model.save_assembly(...) or "
+            "push_assembly_to_hub(...). A whole model loads with from_pretrained, a PEFT adapter with PeftModel.from_pretrained."
+        ) from error
+
+
+def _listed(id_or_path: str | Path, **hub_kwargs) -> dict[str, dict]:
+    path = _fetch(id_or_path, ASSEMBLY_CONFIG_NAME, **hub_kwargs)
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["assemblies"]
+        lacking = {code: missing for code, facts in listed.items() if (missing := [name for name in FACTS if name not in facts])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a whole {ASSEMBLY_CONFIG_NAME} ({error}). Download or save it again.") from error
+    if lacking:
+        raise ValueError(f"{path} lacks {lacking}. Save the assembly again with model.save_assembly(...).")
+    return listed
+
+
+def languages_in(id_or_path: str | Path, **hub_kwargs) -> list[str]:
+    """Codes of the assemblies in a folder or hub repo."""
+    return list(_listed(id_or_path, **hub_kwargs))
+
+
+def read_assembly(id_or_path: str | Path, language: Optional[str], **hub_kwargs) -> tuple[str, dict[str, torch.Tensor], dict]:
     """Reads one language's tensors and facts from a folder or a hub repo.
 
     Args:
@@ -192,20 +267,28 @@ def read_assembly(id_or_path: str, language: Optional[str], **hub_kwargs) -> tup
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        ValueError: if `language` is needed or not there, or the file is damaged.
+        OSError: if the repo or a file is not there.
+        ValueError: if `language` is needed or not there, or the file is damaged, pickled or not finite.
     """
-    config_path = cached_file(id_or_path, ASSEMBLY_CONFIG_NAME, **hub_kwargs)
-    listed = json.loads(Path(config_path).read_text(encoding="utf-8"))["assemblies"]
+    listed = _listed(id_or_path, **hub_kwargs)
     if language is None and len(listed) != 1:
         raise ValueError(f"{id_or_path} holds the languages {sorted(listed)}; name one: load_assembly(..., language=...).")
     language = language or next(iter(listed))
     if language not in listed:
         raise ValueError(f"{id_or_path} has no language {language!r}. It holds {sorted(listed)}.")
-    path = cached_file(id_or_path, file_name(language), **hub_kwargs)
+    path = _fetch(id_or_path, file_name(language), **hub_kwargs)
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}). Download or save it again.") from error
+        with path.open("rb") as opened:
+            pickled = opened.read(2) in (b"PK", b"\x80\x02")
+        raise ValueError(
+            f"{path} is {'a pickle, which can run code and is refused' if pickled else 'not a whole safetensors file'} ({error}). "
+            "Download or save it again: model.save_assembly(...) writes safetensors."
+        ) from error
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path} holds values that are NaN or infinite in {broken}. Train or save it again.")
     return language, state, listed[language]
 
 

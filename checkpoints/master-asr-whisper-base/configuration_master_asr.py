@@ -124,6 +124,16 @@ class MasterASRConfig(PreTrainedConfig):
         })  # fmt: skip
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in Transformers, but `assemblies=[...]` is for the model's `from_pretrained` and never replaces the registry."""
+        sources = kwargs.pop("assemblies", None)
+        returned = super().from_dict(config_dict, **kwargs)
+        if sources is None or not isinstance(returned, tuple):
+            return returned
+        config, unused = returned
+        return config, {**unused, "assemblies": sources}
+
     def to_dict(self) -> dict[str, Any]:
         """As in Transformers, plus the languages' order: JSON files are written with sorted keys."""
         return {**super().to_dict(), "language_order": self.languages}

@@ -1,11 +1,10 @@
-"""What one can do with the languages of a model: add, rank, freeze, save, load, remove, materialize."""
+"""What one can do with the languages of a model: add, rank, freeze, remove, materialize."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
 from copy import deepcopy
-from pathlib import Path
 from typing import Optional
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .artisan_master_asr import ArtisanLinear
-from .assembly_master_asr import Assemblies, LanguageAssembly, check_base, read_assembly, write_assembly
+from .assembly_master_asr import Assemblies, LanguageAssembly
 from .backbone_master_asr import family_of
 from .configuration_master_asr import PAPER_PARTS, SPECIAL_TOKENS
 
@@ -154,54 +153,6 @@ class LanguageVerbs:
             losses[language] = total / max(len(batches), 1)
         self.train(was_training)
         return dict(sorted(losses.items(), key=lambda item: item[1]))
-
-    # ------------------------------------------------------------------ assembly files
-
-    def save_assembly(self, language: str, folder: str, **facts) -> Path:
-        """Writes one language into `folder`: its tensors, and in `assembly_config.json` the base it belongs to.
-
-        Args:
-            facts: anything JSON-able worth keeping beside it (training data, budgets, CER).
-
-        Raises:
-            KeyError: if it is not loaded.
-            ValueError: if the base was trained since it was saved, or never saved: nobody could load the file.
-        """
-        entry = self.config.assemblies[self.config.check_language(language)]
-        stored = self.master_asr.stored_fingerprint()
-        if stored is None:
-            raise ValueError(
-                "The base (W and M) was never saved, or has been trained since: an assembly saved now would fit no base. "
-                "Save it first: model.save_pretrained(folder)."
-            )
-        facts = {
-            "language": language, "vocab": entry["vocab"], "parts": entry["parts"], "rank": entry["rank"],
-            "num_specialists": self.config.num_specialists, "sparsity": self.config.sparsity,
-            "base": self.config.name_or_path or self.config.base_model, "fingerprint": stored, **facts,
-        }  # fmt: skip
-        return write_assembly(folder, language, self.assemblies[language].complete_state_dict(), facts)
-
-    def load_assembly(self, id_or_path: str, language: Optional[str] = None, **hub_kwargs) -> str:
-        """Adds a language from a folder or hub repo and returns its code.
-
-        Args:
-            language: which one, where the repo holds several.
-            hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
-
-        Raises:
-            ValueError: for another base, K or sparsity, a damaged file, or a language already there.
-        """
-        language, state, facts = read_assembly(id_or_path, language, **hub_kwargs)
-        if language in self.config.assemblies:
-            raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
-        check_base(facts, self.config, f"{id_or_path} ({language})")
-        assembly = self.add_language(language, facts["vocab"], parts=facts["parts"], rank=facts["rank"])
-        try:
-            assembly.load_state_dict(state)
-        except RuntimeError as error:
-            self.remove_language(language)
-            raise ValueError(f"{id_or_path} ({language}) does not fit its own assembly_config.json: {error}") from error
-        return language
 
     @torch.no_grad()
     def materialize(self, language: str) -> PreTrainedModel:

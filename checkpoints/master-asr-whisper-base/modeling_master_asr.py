@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Optional, Union
 
@@ -43,11 +44,11 @@ from .backbone_master_asr import (
     samples_per_frame,
 )
 from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, copy_code
+from .hub_master_asr import HubVerbs
 from .languages_master_asr import LanguageVerbs
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
     from .pipeline_master_asr import MasterASRPipeline  # noqa: F401
-    from .processing_master_asr import MasterASRProcessor  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -318,7 +319,18 @@ def _merge(pieces: list[BaseModelOutput], order: list[int]) -> BaseModelOutput:
     return BaseModelOutput(last_hidden_state=join([p.last_hidden_state for p in pieces]), hidden_states=hidden_states)
 
 
-class MasterASRForCTC(LanguageVerbs, MasterASRPreTrainedModel):
+@dataclass
+class MasterASROutput(CausalLMOutput):
+    """A `CausalLMOutput` that also says how many of its frames are speech.
+
+    Attributes:
+        frames: each clip's frames of logits, `(B,)`; what follows them in a batch is padding.
+    """
+
+    frames: Optional[torch.LongTensor] = None
+
+
+class MasterASRForCTC(LanguageVerbs, HubVerbs, MasterASRPreTrainedModel):
     """The assembled encoder with a CTC head for every language."""
 
     def __init__(self, config: MasterASRConfig):
@@ -380,7 +392,7 @@ class MasterASRForCTC(LanguageVerbs, MasterASRPreTrainedModel):
         labels: Optional[torch.Tensor] = None,
         language: Languages = None,
         **kwargs,
-    ) -> CausalLMOutput:
+    ) -> MasterASROutput:
         """Logits, and with labels the loss: the mean over clips of CTC nll / label length, however they are grouped.
 
         Args:
@@ -388,7 +400,7 @@ class MasterASRForCTC(LanguageVerbs, MasterASRPreTrainedModel):
             labels: `(B, label length)` in the ids of each clip's own language, -100 where padded.
 
         Returns:
-            `logits` `(B, T, V)`, V that of the largest head in the batch and -inf past each clip's own; `loss`.
+            `logits` `(B, T, V)`, V that of the largest head in the batch and -inf past each clip's own; `frames` `(B,)`; `loss`.
 
         Raises:
             ValueError: for labels outside a clip's alphabet, and what `MasterASRModel.forward` raises.
@@ -404,13 +416,14 @@ class MasterASRForCTC(LanguageVerbs, MasterASRPreTrainedModel):
         for code, clips in clips_of.items():
             of_language = hidden_states if len(clips_of) == 1 else hidden_states[clips]
             pieces[code] = self.assemblies[code].head(of_language)
+        frames = self.master_asr.frame_counts(inputs, attention_mask)
         loss = None
         if labels is not None:
-            frames = self.master_asr.frame_counts(inputs, attention_mask)
             loss = self._ctc_loss(pieces, clips_of, labels, frames)
-        return CausalLMOutput(
+        return MasterASROutput(
             loss=loss,
             logits=_join_logits(pieces, clips_of),
+            frames=frames,
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),
         )

@@ -1,0 +1,222 @@
+"""The assembly as a PEFT method: an adapter is a language. Needs `peft`; nothing else imports this file.
+
+    from modeling_master_asr.peft_assembly import AssemblyConfig
+    model = get_peft_model(model, AssemblyConfig(language="sr", vocab=vocab))
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Optional, Union
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import PeftType, register_peft_method
+from torch import nn
+
+from .assembly_master_asr import Assemblies, LanguageAssembly, check_base, read_assembly
+
+
+def _extend_peft_type(name: str) -> PeftType:
+    """Adds a member to PEFT's enum of methods, which `register_peft_method` asks for and offers no other way to."""
+    if name in PeftType.__members__:
+        return PeftType[name]
+    member = str.__new__(PeftType, name)
+    member._name_, member._value_, member.__objclass__, member._sort_order_ = name, name, PeftType, len(PeftType)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
+    type.__setattr__(PeftType, name, member)
+    return member
+
+
+ASSEMBLY = _extend_peft_type("ASSEMBLY")
+
+
+@dataclass
+class AssemblyConfig(PeftConfig):
+    """What `adapter_config.json` holds: the language and the base it belongs to.
+
+    Args:
+        language: its code.
+        vocab: `{token: id}`, so an adapter is complete by itself.
+        parts: "mapping" and "head", and optionally "specialist" and "delta".
+        rank: r of the low-rank parts.
+        init: where the mapping starts: "random" or a loaded language's code.
+        num_specialists, sparsity, fingerprint: of the base; filled in, and checked when the adapter is loaded.
+    """
+
+    language: Optional[str] = None
+    vocab: Optional[dict] = None
+    parts: list[str] = field(default_factory=lambda: ["mapping", "head"])
+    rank: int = 8
+    init: str = "random"
+    num_specialists: Optional[int] = None
+    sparsity: Optional[float] = None
+    fingerprint: Optional[str] = None
+    target_modules: Optional[Union[list[str], str]] = field(default_factory=lambda: ["assemblies"])
+    exclude_modules: Optional[Union[list[str], str]] = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = ASSEMBLY
+        if not self.language or not self.vocab:
+            raise ValueError('AssemblyConfig needs language="xx" and its vocab={token: id}; training.text.build_vocab makes one.')
+
+
+class AssemblyAdapters(nn.Module, BaseTunerLayer):
+    """The model's `assemblies`, with those that PEFT owns beside the base's own; reads like `Assemblies`."""
+
+    adapter_layer_names = ("assembly_adapter",)
+    other_param_names = ("language_of",)
+
+    def __init__(self, base_layer: Assemblies, config):
+        super().__init__()
+        self.base_layer = base_layer
+        self.assembly_adapter = nn.ModuleDict()  # adapter name -> LanguageAssembly
+        self.language_of: dict[str, str] = {}
+        self._config, self._base_default = config, config.default_language
+        self._active_adapter, self._disable_adapters, self.merged_adapters = [], False, []
+
+    def adopt(self, adapter_name: str, language: str, inference_mode: bool) -> None:
+        """Takes `language`, just added to the base's assemblies, over as an adapter."""
+        self.assembly_adapter[adapter_name] = self.base_layer[language]
+        del self.base_layer[language]
+        self.language_of[adapter_name] = language
+        self.set_adapter(self._active_adapter or [adapter_name], inference_mode=inference_mode)
+
+    # ------------------------------------------------------------------ as PEFT sees it
+
+    def set_adapter(self, adapter_names, inference_mode: bool = False) -> None:
+        """Makes one adapter's language the one of calls that name none."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if len(names) != 1:
+            raise ValueError(f"A call has one default language; got the adapters {names}. Pass language=[...] for a mixed batch.")
+        super().set_adapter(names, inference_mode=inference_mode)
+        self._follow()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        super().enable_adapters(enabled)
+        self._follow()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        language = self.language_of[adapter_name]
+        super().delete_adapter(adapter_name)
+        del self._config.assemblies[language]
+        self._follow()
+
+    def _follow(self) -> None:
+        active = [name for name in self.active_adapters if name in self.language_of]
+        use = active and not self.disable_adapters
+        self._config.default_language = self.language_of[active[0]] if use else self._base_default
+
+    # ------------------------------------------------------------------ as the model sees it
+
+    def _adapter_of(self, language: object) -> Optional[str]:
+        return next((name for name, code in self.language_of.items() if code == language), None)
+
+    def __getitem__(self, language: str) -> LanguageAssembly:
+        adapter = self._adapter_of(language)
+        return self.base_layer[language] if adapter is None else self.assembly_adapter[adapter]
+
+    def __setitem__(self, language: str, assembly: nn.Module) -> None:
+        self.base_layer[language] = assembly
+
+    def __delitem__(self, language: str) -> None:
+        if self._adapter_of(language) is not None:
+            raise ValueError(f"{language!r} is a PEFT adapter: remove it with delete_adapter({self._adapter_of(language)!r}).")
+        del self.base_layer[language]
+
+    def __contains__(self, language: object) -> bool:
+        return self._adapter_of(language) is not None or language in self.base_layer
+
+    def __iter__(self):
+        return iter([*self.base_layer, *self.language_of.values()])
+
+    def __len__(self) -> int:
+        return len(self.base_layer) + len(self.language_of)
+
+    def keys(self) -> list[str]:
+        return list(self)
+
+    def values(self) -> list[LanguageAssembly]:
+        return [self[language] for language in self]
+
+    def items(self) -> list[tuple[str, LanguageAssembly]]:
+        return [(language, self[language]) for language in self]
+
+
+class AssemblyModel(BaseTuner):
+    """Adds languages as adapters; everything else of the model stays frozen."""
+
+    prefix = "assembly_"
+    tuner_layer_cls = AssemblyAdapters
+    target_module_mapping = {"master_asr": ["assemblies"]}
+
+    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key=None, **kwargs) -> None:
+        model = self.model
+        stored = model.master_asr.stored_fingerprint()
+        if stored is None:
+            raise ValueError("The base was never saved, or has been trained since. Save it first: model.save_pretrained(folder).")
+        own = {"num_specialists": model.config.num_specialists, "sparsity": model.config.sparsity, "fingerprint": stored}
+        if peft_config.fingerprint is not None:
+            found = {name: getattr(peft_config, name) for name in own}
+            check_base({**found, "base": peft_config.base_model_name_or_path}, model.config, f"The adapter of {peft_config.language!r}")
+        for name, value in own.items():
+            setattr(peft_config, name, value)
+        if not isinstance(target, AssemblyAdapters):
+            target = AssemblyAdapters(target, model.config)
+            setattr(parent, target_name, target)
+        init = peft_config.init if peft_config.init in model.config.assemblies else "random"
+        model.add_language(peft_config.language, peft_config.vocab, init=init, parts=peft_config.parts, rank=peft_config.rank)
+        target.adopt(adapter_name, peft_config.language, inference_mode=peft_config.inference_mode)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, **kwargs):
+        """`adapter_names=[...]`, one for each clip ("__base__": the base's default), becomes the call's `language`."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        layer = next(m for m in self.model.modules() if isinstance(m, AssemblyAdapters))
+        unknown = sorted(set(names) - set(layer.language_of) - {"__base__"})
+        if unknown:
+            raise ValueError(f"No adapters {unknown}. Loaded: {list(layer.language_of)}.")
+        if "__base__" in names and layer._base_default is None:
+            raise ValueError('"__base__" names no language: model.set_language(...) before get_peft_model, or pass language=[...].')
+        languages = [layer.language_of.get(name, layer._base_default) for name in names]
+        hook = self.model.register_forward_pre_hook(
+            lambda module, a, k: (a, {**{n: v for n, v in k.items() if n != "adapter_names"}, "language": languages}), with_kwargs=True
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+register_peft_method(name="assembly", config_cls=AssemblyConfig, model_cls=AssemblyModel)
+
+
+@torch.no_grad()
+def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, adapter_name: Optional[str] = None, **hub_kwargs) -> PeftModel:
+    """A native assembly (folder or hub id) as a PEFT adapter of `model`, bit for bit.
+
+    The other way is the model's own verb: `peft_model.get_base_model().save_assembly(language, folder)`.
+
+    Args:
+        model: a `MasterASRForCTC`, or a `PeftModel` of one, which then gets one adapter more.
+        language: which one, where the repo holds several.
+        adapter_name: default: the language's code.
+    """
+    language, state, facts = read_assembly(id_or_path, language, **hub_kwargs)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    check_base(facts, base.config, f"{id_or_path} ({language})")
+    config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"])
+    name = adapter_name or language
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = get_peft_model(model, config, adapter_name=name)
+    base.assemblies[language].load_state_dict(state)
+    return model
