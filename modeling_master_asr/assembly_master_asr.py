@@ -175,7 +175,7 @@ def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Ten
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(language)
     part = path.with_name(path.name + ".part")
-    save_file(state, part, metadata={"format": "pt", "language": language})
+    save_file(state, part, metadata={"format": "pt"})
     os.replace(part, path)
     config_path = folder / ASSEMBLY_CONFIG_NAME
     listed = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {"assemblies": {}}

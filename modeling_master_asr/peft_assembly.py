@@ -207,16 +207,15 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     Args:
         model: a `MasterASRForCTC`, or a `PeftModel` of one, which then gets one adapter more.
         language: which one, where the repo holds several.
-        adapter_name: default: the language's code.
+        adapter_name: None: "default" for the first adapter, as in PEFT, and the language's code for further ones.
     """
     language, state, facts = read_assembly(id_or_path, language, **hub_kwargs)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     check_base(facts, base.config, f"{id_or_path} ({language})")
     config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"])
-    name = adapter_name or language
     if isinstance(model, PeftModel):
-        model.add_adapter(name, config)
+        model.add_adapter(adapter_name or language, config)
     else:
-        model = get_peft_model(model, config, adapter_name=name)
+        model = get_peft_model(model, config, adapter_name=adapter_name or "default")
     base.assemblies[language].load_state_dict(state)
     return model

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -143,15 +144,25 @@ def bucket(clips: list[Clip], batch_s: float, rng: random.Random) -> list[list[C
     return batches
 
 
+def bucket_of_step(clips: list[Clip], batch_s: float, seed: int) -> Callable[[int], list[Clip]]:
+    """`batch_of(step)`, endless and the same for the same seed: epoch e is shuffled by (seed, e)."""
+    starts, epochs = [0], [bucket(clips, batch_s, random.Random(f"{seed}-0"))]
+
+    def batch_of(step: int) -> list[Clip]:
+        if step < starts[-1]:  # back to the start, as a new pass over a data set does
+            starts[:], epochs[:] = [0], [bucket(clips, batch_s, random.Random(f"{seed}-0"))]
+        while step >= starts[-1] + len(epochs[-1]):
+            starts.append(starts[-1] + len(epochs[-1]))
+            epochs[:] = [bucket(clips, batch_s, random.Random(f"{seed}-{len(starts) - 1}"))]
+        return epochs[-1][step - starts[-1]]
+
+    return batch_of
+
+
 def training_batches(clips: list[Clip], batch_s: float, seed: int, start_step: int = 0) -> Iterator[tuple[int, list[Clip]]]:
-    """Endless `(step, batch)`, the same for the same seed wherever it starts: epoch e is shuffled by (seed, e)."""
-    step, epoch = 0, 0
-    while True:
-        for batch in bucket(clips, batch_s, random.Random(f"{seed}-{epoch}")):
-            if step >= start_step:
-                yield step, batch
-            step += 1
-        epoch += 1
+    """Endless `(step, batch)` from `start_step` on."""
+    batch_of = bucket_of_step(clips, batch_s, seed)
+    return ((step, batch_of(step)) for step in itertools.count(start_step))
 
 
 class Collator:

@@ -65,6 +65,7 @@ class Turns:
         self.base_lrs = [group["lr"] for group in slow]
         mapping_lr = alpha * learning_rates["T"]
         self.mapping_optimizer = torch.optim.Adam(self.mappings, lr=mapping_lr) if self.mappings else None
+        self.collected: list = [None] * len(self.mappings)  # T's gradients since it last moved
         self.takes_turns = gamma > 0 and bool(self.masked) and bool(self.specialists)
 
     def phase(self, step: int) -> str:
@@ -89,16 +90,27 @@ class Turns:
         torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._collect()
         if self.mapping_optimizer is not None and (step + 1) % self.beta == 0:
+            for parameter, grad in zip(self.mappings, self.collected):
+                parameter.grad = grad
             self.mapping_optimizer.step()
             self.mapping_optimizer.zero_grad(set_to_none=True)
+            self.collected = [None] * len(self.mappings)
+
+    def _collect(self) -> None:
+        """Moves T's gradients of this step into a buffer of ours: Trainer clears `.grad` after every step."""
+        for i, parameter in enumerate(self.mappings):
+            if parameter.grad is not None:
+                self.collected[i] = parameter.grad if self.collected[i] is None else self.collected[i] + parameter.grad
+                parameter.grad = None
 
     def state_dict(self) -> dict:
         """Everything a resumed run needs, T's half-collected gradients included."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "mapping_optimizer": self.mapping_optimizer.state_dict() if self.mapping_optimizer else None,
-            "mapping_grads": [None if p.grad is None else p.grad.clone() for p in self.mappings],
+            "mapping_grads": list(self.collected),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -106,5 +118,31 @@ class Turns:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.mapping_optimizer is not None:
             self.mapping_optimizer.load_state_dict(state["mapping_optimizer"])
-        for parameter, grad in zip(self.mappings, state["mapping_grads"]):
-            parameter.grad = grad
+        self.collected = list(state["mapping_grads"])
+
+
+class TurnsOptimizer(torch.optim.Optimizer):
+    """`Turns` in the shape that `transformers.Trainer` drives: it counts its own steps."""
+
+    def __init__(self, turns: Turns):
+        self.turns, self.steps_done = turns, 0
+        super().__init__([{"params": [p for g in turns.optimizer.param_groups for p in g["params"]]}], {"lr": 0.0})
+        self.param_groups = turns.optimizer.param_groups + (turns.mapping_optimizer.param_groups if turns.mapping_optimizer else [])
+
+    def begin(self) -> None:
+        """Before the step's forward: learning rates, and whose turn it is."""
+        self.turns.begin(self.steps_done)
+
+    def step(self, closure=None) -> None:
+        self.turns.step(self.steps_done)
+        self.steps_done += 1
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.turns.optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        return {"turns": self.turns.state_dict(), "steps_done": self.steps_done}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.turns.load_state_dict(state_dict["turns"])
+        self.steps_done = state_dict["steps_done"]

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from training.data import Features, drop_impossible, minutes_of, read_manifest, select
 from training.optim import Turns, freeze_front_end
 from training.steps import evaluate_clips, facts_of_run, mapping_figures, train, write_json
@@ -48,6 +49,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--beta", type=int, default=5, help="T moves every beta steps")
     parser.add_argument("--gamma", type=int, default=5000, help="W and M take turns of gamma steps; 0: both at once")
     parser.add_argument("--mapping_std", type=float, default=0.01, help="of T at the start")
+    parser.add_argument("--specialist_noise", type=float, default=SPECIALIST_NOISE, help="of M at the start, relative to |W|")
     parser.add_argument("--one_mask", action="store_true", help="baseline: all gates open in every language, T fixed")
     parser.add_argument("--evaluate_every", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
@@ -67,6 +69,8 @@ def build(args, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
         if args.one_mask:
             torch.nn.init.ones_(assembly.mapping)
             assembly.mapping.requires_grad_(False)
+    for layer in model.master_asr.artisan_layers:
+        layer.reset_specialists(noise=args.specialist_noise)
     freeze_front_end(model)
     if args.sparsity == 0:  # nothing is masked: M and T have nothing to say
         for layer in model.master_asr.artisan_layers:
