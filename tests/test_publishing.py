@@ -1,0 +1,80 @@
+"""Export, cards and the push script."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model, vocab
+from huggingface_hub import ModelCard
+from transformers import Wav2Vec2ForCTC
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from training import model_card, push_to_hub
+from training.export_onnx import export
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the exporter's own
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+def test_an_exported_language_answers_as_pytorch_does_at_another_length(family, tmp_path):
+    assert export(tiny_model(family), "fr", tmp_path / "fr.onnx") < 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == ["fr.onnx"]
+
+
+def test_a_backbone_without_a_stock_class_names_what_can_be_done(tmp_path):
+    with pytest.raises(NotImplementedError, match="no CTC class for a 'whisper' encoder. Serve the model itself"):
+        export(tiny_model("whisper"), "fr", tmp_path / "fr.onnx")
+
+
+@torch.no_grad()
+def test_a_materialized_folder_is_stock_and_needs_no_trust(tmp_path):
+    model = tiny_model()
+    model.materialize("fr").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "auto_map" not in config and not list(tmp_path.glob("*.py"))
+    plain = Wav2Vec2ForCTC.from_pretrained(tmp_path)
+    clip = torch.randn(1, 4000)
+    assert torch.equal(plain(clip).logits, model(clip, language="fr").logits)
+
+
+def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path):
+    model = tiny_model()
+    model.config.base_model = "someone/wav2vec2"
+    model.save_pretrained(tmp_path / "model")
+    rate = {"cer": 12.345, "wer": 40.0}
+    evaluation = {"split": "test", "languages": dict.fromkeys(("en", "fr", "ru"), rate), "macro": rate, "minutes": dict.fromkeys(("en", "fr", "ru"), 3.0)}
+    facts = {"title": "T", "repo": "me/t", "license": "mit", "dataset": "D", "training_data": "X", "limits": "Y", "licences": "Z"}
+    for name, content in (("evaluation", evaluation), ("facts", facts)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    model_card.main(["--model", str(tmp_path / "model"), "--evaluation", str(tmp_path / "evaluation.json"), "--facts",
+                     str(tmp_path / "facts.json"), "--out", str(tmp_path / "card")])  # fmt: skip
+    card = ModelCard.load(tmp_path / "card/README.md")
+    found = {(r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert found["fr", "cer"] == 12.35 and len(found) == 6 and card.data.base_model == "someone/wav2vec2"
+    assert "| fr | 12.3 | 40.0 | 3.0 |" in card.text
+    assert (tmp_path / "card/language_similarity.png").stat().st_size > 5_000
+
+
+def test_differences_of_gates_are_counted():
+    model = tiny_model()
+    with torch.no_grad():
+        for code, sign in (("en", 1), ("fr", 1), ("ru", -1)):
+            model.assemblies[code].mapping.fill_(sign)
+        model.assemblies["fr"].mapping[0, 0] = -1
+    distances = model_card.gate_differences(model)
+    gates = model.assemblies["en"].mapping.numel()
+    assert distances[0, 1] == pytest.approx(1 / gates) and np.allclose(distances, distances.T)
+
+
+def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path / "model")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
+    model.add_language("es", vocab("abñ"))
+    model.save_assembly("es", tmp_path / "es", cer=9.8)
+    push_to_hub.main(["--model", str(tmp_path / "model"), "--repo", "tester/m"])
+    push_to_hub.main(["--model", "tester/m", "--assembly", str(tmp_path / "es"), "--repo", "tester/m-es"])
+    assert "32 bits of gates" in capsys.readouterr().out
+    assert MasterASRForCTC.from_pretrained("tester/m", assemblies=["tester/m-es"]).languages == ["en", "fr", "ru", "es"]

@@ -1,0 +1,132 @@
+"""Trainer and the Accelerate scripts are the same training; a plain Trainer adds a language."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import tiny_model, vocab
+from test_training import corpus  # noqa: F401  the fixture
+from transformers import Trainer, TrainingArguments
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from training.data import Features, read_manifest, select
+from training.optim import Turns
+from training.steps import train
+from training.trainer import ClipCollator, MasterASRTrainer, ctc_metrics, greedy_ids
+
+STEPS = 8
+VOCABS = {"en": vocab("ab"), "fr": vocab("aé")}
+ES = vocab("anñ")
+
+
+def fresh(stage: int):
+    model = tiny_model(vocabs=VOCABS)
+    if stage == 2:
+        torch.manual_seed(1)
+        model.add_language("es", ES, parts=("mapping", "head", "delta"), rank=2)
+        model.freeze_except("es")
+    processor = MasterASRProcessor.from_model(model)
+    rates = {"W": 1e-3, "M": 1e-3, "T": 1e-3, "head": 1e-2, "delta": 1e-2}
+    return model, processor, Turns(model, alpha=10, beta=2, gamma=3 if stage == 1 else 0, learning_rates=rates, num_steps=STEPS)
+
+
+def clips_of(corpus, stage, split):  # noqa: F811
+    return select(read_manifest(corpus / "manifest.jsonl"), split, ["en", "fr"] if stage == 1 else ["es"])
+
+
+def arguments(folder, **changes):
+    settings = dict(output_dir=str(folder), max_steps=STEPS, logging_steps=1, report_to=[], use_cpu=True, seed=0, save_strategy="no",
+                    disable_tqdm=True, dataloader_pin_memory=False)  # fmt: skip
+    return TrainingArguments(**{**settings, **changes})
+
+
+def by_trainer(corpus, stage, folder, resume=None, **changes):  # noqa: F811
+    model, processor, turns = fresh(stage)
+    trainer = MasterASRTrainer(
+        model, arguments(folder, **changes), processor, clips_of(corpus, stage, "train"), clips_of(corpus, stage, "validation"),
+        turns, batch_s=3.0, full_augment_step=STEPS // 4,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    return model, trainer
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_trainer_and_accelerate_give_equal_losses_and_weights_step_by_step(corpus, tmp_path, stage):  # noqa: F811
+    model, processor, turns = fresh(stage)
+    losses = []
+    model.register_forward_hook(lambda m, i, o: losses.append(float(o.loss.detach())) if m.training and o.loss is not None else None)
+    args = SimpleNamespace(steps=STEPS, batch_s=3.0, seed=0, evaluate_every=100, resume=False)
+    (tmp_path / "a").mkdir()
+    train(Accelerator(cpu=True), model, processor, Features(processor), turns, clips_of(corpus, stage, "train"),
+          clips_of(corpus, stage, "validation"), tmp_path / "a", args)  # fmt: skip
+    other, trainer = by_trainer(corpus, stage, tmp_path / "t")
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == len(logged) == STEPS
+    assert logged == pytest.approx(losses, abs=1e-4)  # Trainer rounds what it logs
+    for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
+        assert torch.equal(a, b), name
+
+
+def test_a_resumed_trainer_ends_as_an_uninterrupted_one(corpus, tmp_path):  # noqa: F811
+    whole, _ = by_trainer(corpus, 1, tmp_path / "whole", save_strategy="steps", save_steps=5)
+    resumed, _ = by_trainer(corpus, 1, tmp_path / "resumed", resume=str(tmp_path / "whole/checkpoint-5"))
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()):
+        assert torch.equal(a, b), name
+    code = {path.name for path in (tmp_path / "whole/checkpoint-5").glob("*_master_asr.py")}
+    assert len(code) == 9  # a Trainer checkpoint is a complete folder for trust_remote_code
+
+
+def test_steps_have_to_be_counted(corpus, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="counts steps, not epochs"):
+        by_trainer(corpus, 1, tmp_path, max_steps=-1, num_train_epochs=1)
+
+
+def plain_trainer(model, processor, corpus, folder, **changes):  # noqa: F811
+    examples = {split: [{"audio": str(clip.audio), "text": clip.text, "language": "es"} for clip in clips_of(corpus, 2, split)]
+                for split in ("train", "validation")}  # fmt: skip
+    settings = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "remove_unused_columns": False, **changes}
+    return Trainer(
+        model=model, args=arguments(folder, **settings), train_dataset=examples["train"], eval_dataset=examples["validation"],
+        data_collator=ClipCollator(processor), compute_metrics=ctc_metrics(processor, "es"), preprocess_logits_for_metrics=greedy_ids,
+        processing_class=processor,
+    )  # fmt: skip
+
+
+def test_a_plain_trainer_adds_a_language_and_keeps_the_best_checkpoint(corpus, tmp_path):  # noqa: F811
+    model, processor, _ = fresh(2)
+    before = {name: p.clone() for name, p in model.state_dict().items() if "lang_es" not in name}
+    trainer = plain_trainer(
+        model, processor, corpus, tmp_path, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_cer", greater_is_better=False,
+    )  # fmt: skip
+    trainer.train()
+    cers = [entry["eval_cer"] for entry in trainer.state.log_history if "eval_cer" in entry]
+    assert len(cers) == 4 and trainer.state.best_metric == min(cers)
+    assert trainer.evaluate()["eval_cer"] == pytest.approx(min(cers))
+    assert all(torch.equal(p, model.state_dict()[name]) for name, p in before.items())
+    again = MasterASRForCTC.from_pretrained(trainer.state.best_model_checkpoint)
+    assert again.languages == ["en", "fr", "es"]
+
+
+def test_small_batches_accumulated_are_one_big_batch(corpus, tmp_path):  # noqa: F811
+    ends = []
+    for size, accumulation in ((6, 1), (2, 3)):
+        model, processor, _ = fresh(2)
+        trainer = plain_trainer(model, processor, corpus, tmp_path / str(size), per_device_train_batch_size=size, max_steps=3,
+                                gradient_accumulation_steps=accumulation, optim="sgd")  # fmt: skip
+        trainer.train()
+        ends.append(([e["loss"] for e in trainer.state.log_history if "loss" in e], model.assemblies["es"].state_dict()))
+    assert ends[0][0] == pytest.approx(ends[1][0], abs=2e-3)
+    for name, value in ends[0][1].items():
+        torch.testing.assert_close(value, ends[1][1][name], atol=1e-4, rtol=1e-4)
+
+
+def test_rates_are_counted_in_each_clips_own_alphabet():
+    processor = MasterASRProcessor.from_model(tiny_model(vocabs=VOCABS))
+    ids = torch.tensor([[3, 0, 4, -100], [3, 4, 4, 3]]).numpy()
+    labels = torch.tensor([[3, 4], [3, 4]]).numpy()
+    prediction = SimpleNamespace(predictions=(ids, torch.tensor([3, 3]).numpy()), label_ids=labels)
+    assert ctc_metrics(processor, ["en", "fr"])(prediction)["cer"] == 0
+    spoiled = SimpleNamespace(predictions=(ids, torch.tensor([3, 4]).numpy()), label_ids=labels)
+    assert ctc_metrics(processor, ["en", "fr"])(spoiled)["cer_fr"] == 50  # "aéa" for "aé": a frame of padding was read

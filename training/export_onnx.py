@@ -1,0 +1,86 @@
+"""Exports one language as an ONNX file, checked against PyTorch: no PyTorch, no custom code where it is served.
+
+    python -m training.export_onnx --model runs/stage1/model --language fr --out fr.onnx
+
+The backbone needs a stock CTC class (wav2vec 2.0, HuBERT, WavLM, wav2vec2-BERT, wav2vec2-conformer). Needs the extra `onnx`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from modeling_master_asr import MasterASRForCTC
+
+TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
+EXAMPLE_S, OTHER_S = 1.0, 1.7  # exported at the first length, checked at the second
+
+
+class _Logits(nn.Module):
+    """A stock CTC model as a function of one tensor."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.plain = plain
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.plain(inputs).logits
+
+
+def example_of(plain, seconds: float) -> torch.Tensor:
+    """Noise as the model's input: `(1, samples)`, or `(1, frames, features)` for wav2vec2-BERT."""
+    generator = torch.Generator().manual_seed(0)
+    if plain.main_input_name == "input_features":
+        return torch.randn(1, int(seconds * 50), plain.config.feature_projection_input_dim, generator=generator)
+    return torch.randn(1, int(seconds * 16_000), generator=generator)
+
+
+@torch.no_grad()
+def export(model: MasterASRForCTC, language: str, path: Path) -> float:
+    """Writes `path` and returns the largest difference from PyTorch, relative to the largest logit.
+
+    Raises:
+        NotImplementedError: for a backbone without a stock CTC class.
+        RuntimeError: if the exported model answers otherwise than PyTorch; nothing is then left at `path`.
+    """
+    import onnxruntime
+
+    plain = model.materialize(language)
+    plain.set_attn_implementation("eager")
+    wrapped = _Logits(plain).eval()
+    time_axis = {1: torch.export.Dim.DYNAMIC}
+    part = Path(path).with_name(Path(path).name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        wrapped, (example_of(plain, EXAMPLE_S),), str(part), input_names=["inputs"], output_names=["logits"], dynamo=True,
+        dynamic_shapes={"inputs": time_axis}, external_data=False, verbose=False,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+    other = example_of(plain, OTHER_S)
+    expected = wrapped(other).numpy()
+    found = session.run(None, {"inputs": other.numpy()})[0]
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else float("inf")
+    if not difference < TOLERANCE:
+        part.unlink()
+        raise RuntimeError(f"The ONNX model differs from PyTorch by {difference:.2g} of the largest logit (allowed: {TOLERANCE}).")
+    part.replace(path)
+    return difference
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--language", required=True)
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args(argv)
+    model = MasterASRForCTC.from_pretrained(args.model)
+    difference = export(model, args.language, args.out)
+    print(f"Wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MB); differs from PyTorch by {difference:.1g} of the largest logit.")
+
+
+if __name__ == "__main__":
+    main()

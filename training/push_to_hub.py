@@ -1,0 +1,53 @@
+"""Publishes a model folder, or one language of it, in one commit each.
+
+    python -m training.push_to_hub --model runs/stage1/model --repo me/master-asr --card model_cards/master-asr-whisper-base/README.md
+    python -m training.push_to_hub --model me/master-asr --assembly runs/es/assembly --language es --repo me/master-asr-es
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.assembly_master_asr import ASSEMBLY_CONFIG_NAME
+
+OWN_FACTS = ("cer", "wer", "minutes")  # of a trained assembly, worth carrying to its card
+
+
+def push_model(model, args) -> str:
+    processor = MasterASRProcessor.from_pretrained(args.model)
+    processor = MasterASRProcessor.from_model(model, processor.feature_extractor)
+    card = args.card.read_text(encoding="utf-8") if args.card else None
+    info = model.push_to_hub(args.repo, processor=processor, card=card, private=args.private)
+    return f"Pushed {info.oid}.\nNext: pipeline('automatic-speech-recognition', model='{args.repo}', trust_remote_code=True)"
+
+
+def push_assembly(model, args) -> str:
+    listed = json.loads((Path(args.assembly) / ASSEMBLY_CONFIG_NAME).read_text(encoding="utf-8"))["assemblies"]
+    language = model.load_assembly(args.assembly, args.language)
+    facts = {name: listed[language][name] for name in OWN_FACTS if name in listed[language]}
+    info = model.push_assembly_to_hub(language, args.repo, private=args.private, **facts)
+    sizes = listed[language]
+    return (
+        f"Pushed {info.oid}: {sizes['gate_bits']} bits of gates, a head of {sizes['head_kilobytes']} KB, {sizes['kilobytes']} KB in all.\n"
+        f"Next: model.load_assembly('{args.repo}', language='{language}')"
+    )
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id; with --assembly, the base")
+    parser.add_argument("--repo", required=True, help="owner/name")
+    parser.add_argument("--assembly", help="folder of a language to publish instead of the model")
+    parser.add_argument("--language", help="which one, where --assembly holds several")
+    parser.add_argument("--card", type=Path, help="README.md of the model; default: the repo's, or a short one")
+    parser.add_argument("--private", action="store_true")
+    args = parser.parse_args(argv)
+    model = MasterASRForCTC.from_pretrained(args.model)
+    print(push_assembly(model, args) if args.assembly else push_model(model, args))
+
+
+if __name__ == "__main__":
+    main()
