@@ -1,5 +1,6 @@
 """Trainer and the Accelerate scripts are the same training; a plain Trainer adds a language."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from training.optim import Turns
 from training.steps import train
 from training.trainer import ClipCollator, MasterASRTrainer, ctc_metrics, greedy_ids
 
+ROOT = Path(__file__).parent.parent
 STEPS = 8
 VOCABS = {"en": vocab("ab"), "fr": vocab("aé")}
 ES = vocab("anñ")
@@ -130,3 +132,19 @@ def test_rates_are_counted_in_each_clips_own_alphabet():
     assert ctc_metrics(processor, ["en", "fr"])(prediction)["cer"] == 0
     spoiled = SimpleNamespace(predictions=(ids, torch.tensor([3, 4]).numpy()), label_ids=labels)
     assert ctc_metrics(processor, ["en", "fr"])(spoiled)["cer_fr"] == 50  # "aéa" for "aé": a frame of padding was read
+
+
+def test_the_readmes_trainer_runs_as_printed(tmp_path, monkeypatch):
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = page.partition("<!-- trainer -->\n```python\n")[2].partition("```\n<!-- /trainer -->")[0]
+    assert 0 < len([line for line in code.splitlines() if line.strip()]) <= 30
+    for name in ("checkpoints", "demo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    short = {"max_steps=200": "max_steps=2", "_steps=100": "_steps=1", 'c.split == s]': 'c.split == s][:4]'}
+    for long, brief in short.items():
+        assert long in code
+        code = code.replace(long, brief)
+    exec(compile(code, "README.md", "exec"), {})
+    model = MasterASRForCTC.from_pretrained("checkpoints/master-asr-whisper-base", assemblies=["runs/es-trainer/assembly"])
+    assert "es" in model.languages
