@@ -148,6 +148,9 @@ class MasterASRModel(MasterASRPreTrainedModel):
 
     def stored_fingerprint(self) -> Optional[str]:
         """The fingerprint of the saved base this model still is, or None: never saved, or trained since."""
+        if self.config.fingerprint is not None and self._stored_versions != self._base_versions():
+            if fingerprint(self.base_tensors()) == self.config.fingerprint:  # written to, with the same values: Trainer's best checkpoint
+                self._mark_base_as_stored()
         return self.config.fingerprint if self._stored_versions == self._base_versions() else None
 
     # ------------------------------------------------------------------ languages of a call

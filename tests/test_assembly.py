@@ -160,3 +160,11 @@ def test_a_bad_vocab_is_refused(model, wrong, message):
 def test_unknown_parts_are_refused(model):
     with pytest.raises(ValueError, match="parts must hold 'mapping' and 'head'"):
         model.add_language("es", vocab("ab"), parts=("mapping", "lora"))
+
+
+def test_a_base_that_was_written_to_with_its_own_values_is_still_that_base(base, tmp_path):
+    """Trainer loads its best checkpoint into the model it trained."""
+    model = with_spanish(base)
+    model.load_state_dict(model.state_dict())
+    model.save_assembly("es", tmp_path / "es")
+    assert MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es") == "es"
