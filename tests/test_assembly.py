@@ -1,6 +1,7 @@
 """A language is one file: round trips, and refusals that say what to do."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from conftest import VOCABS, inputs_for, tiny_model, vocab
 from safetensors.torch import load_file
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.assembly_master_asr import parameter_kilobytes
+from modeling_master_asr.assembly_master_asr import fingerprint, parameter_kilobytes
 
 ALL = ("mapping", "head", "specialist", "delta")
 
@@ -168,3 +169,19 @@ def test_a_base_that_was_written_to_with_its_own_values_is_still_that_base(base,
     model.load_state_dict(model.state_dict())
     model.save_assembly("es", tmp_path / "es")
     assert MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es") == "es"
+
+
+def test_a_lossy_cast_after_loading_makes_another_base(base, tmp_path):
+    """As `compact_checkpoint` does: the cut file once carried the uncut base's fingerprint."""
+    model = with_spanish(base)
+    model.half()
+    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+        model.save_assembly("es", tmp_path / "es")
+    uncut = model.config.fingerprint
+    model.save_pretrained(tmp_path / "half")
+    assert MasterASRForCTC.from_pretrained(tmp_path / "half").config.fingerprint != uncut
+
+
+def test_the_shipped_checkpoint_carries_its_own_fingerprint():
+    shipped = MasterASRForCTC.from_pretrained(Path(__file__).parent.parent / "checkpoints/master-asr-whisper-base")
+    assert fingerprint(shipped.master_asr.base_tensors()) == shipped.config.fingerprint

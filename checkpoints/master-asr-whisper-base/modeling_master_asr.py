@@ -125,7 +125,7 @@ class MasterASRModel(MasterASRPreTrainedModel):
         self.assemblies = Assemblies()
         for language in config.languages:
             self.assemblies[language] = self._new_assembly(language)
-        self._stored_versions: Optional[int] = None
+        self._stored_versions: Optional[tuple] = None
         self._hot: OrderedDict[str, tuple] = OrderedDict()
         self._masks = MaskStore()
         self.post_init()
@@ -140,8 +140,10 @@ class MasterASRModel(MasterASRPreTrainedModel):
         """W and M by name: what assemblies are made for."""
         return dict(self.backbone.state_dict())
 
-    def _base_versions(self) -> int:
-        return sum(0 if p.is_inference() else p._version for p in self.backbone.parameters())
+    def _base_versions(self) -> tuple:
+        """Moves when W or M is written to or cast (a cast replaces the values and leaves the version counter)."""
+        parameters = list(self.backbone.parameters())
+        return sum(0 if p.is_inference() else p._version for p in parameters), tuple(p.dtype for p in parameters)
 
     def _mark_base_as_stored(self) -> None:
         self._stored_versions = self._base_versions()
