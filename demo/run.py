@@ -37,8 +37,9 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--test_minutes", type=float, default=10, help="of held-out clips to score")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     args = parser.parse_args(argv)
-    settings = {"language": LANGUAGE, "init": "nearest", "rank": 8, "batch_s": 24.0, "seed": 0, "resume": False}
-    return argparse.Namespace(**vars(args), **settings, evaluate_every=10**9)
+    settings = {"language": LANGUAGE, "init": "nearest", "rank": 8, "batch_s": 24.0, "seed": 0}
+    loop = dict(evaluate_every=10**9, resume=None, gradient_accumulation=1, gradient_checkpointing=False, patience=0, max_minutes=None)
+    return argparse.Namespace(**vars(args), **settings, **loop)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from transformers import Wav2Vec2ForCTC
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training import model_card, push_to_hub
 from training.export_onnx import export
+from training.pictures import gate_differences
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the exporter's own
@@ -61,7 +62,7 @@ def test_differences_of_gates_are_counted():
         for code, sign in (("en", 1), ("fr", 1), ("ru", -1)):
             model.assemblies[code].mapping.fill_(sign)
         model.assemblies["fr"].mapping[0, 0] = -1
-    distances = model_card.gate_differences(model)
+    distances = gate_differences(model)
     gates = model.assemblies["en"].mapping.numel()
     assert distances[0, 1] == pytest.approx(1 / gates) and np.allclose(distances, distances.T)
 

@@ -15,7 +15,7 @@ from conftest import tiny_backbone_config
 from transformers import AutoModel
 
 from modeling_master_asr import MasterASRForCTC
-from training import adapt_language, evaluate, train_multilingual, transcribe
+from training import adapt_language, checkpoints, evaluate, train_multilingual, transcribe
 from training.data import bucket, read_manifest, select, training_batches
 from training.metrics import error_rates, macro
 from training.optim import Turns, tri_stage
@@ -84,18 +84,16 @@ def test_both_stages_start_under_accelerate_launch_by_their_path(script, tmp_pat
 
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(corpus, tmp_path, monkeypatch):
     whole = run_stage_1(corpus, tmp_path / "whole")
-    from training import steps
-
-    original = steps.save_checkpoint
+    original = checkpoints.save
 
     def stop_after(*args):
         original(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps, "save_checkpoint", stop_after)
+    monkeypatch.setattr(checkpoints, "save", stop_after)
     with pytest.raises(KeyboardInterrupt):
         run_stage_1(corpus, tmp_path / "cut")
-    monkeypatch.setattr(steps, "save_checkpoint", original)
+    monkeypatch.setattr(checkpoints, "save", original)
     resumed = run_stage_1(corpus, tmp_path / "cut", "--resume")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

@@ -18,7 +18,6 @@ from pathlib import Path
 if not __package__:  # started by its path, as `accelerate launch` does: the clone's root, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
@@ -26,7 +25,7 @@ from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from training.data import Collator, Features, bucket, drop_impossible, minutes_of, read_manifest, select
 from training.optim import Turns, freeze_front_end
-from training.steps import evaluate_clips, facts_of_run, train, write_json
+from training.steps import add_loop_arguments, evaluate_clips, facts_of_run, make_accelerator, train, write_json
 from training.text import build_vocab
 
 # First guesses that served for es in RESULTS.md; not tuned.
@@ -47,13 +46,10 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--finetune_steps", type=int, default=0, help='"+ ft": afterwards all weights, this many steps')
     parser.add_argument("--finetune_learning_rate", type=float, default=1e-4)
-    parser.add_argument("--batch_s", type=float, default=24)
     parser.add_argument("--alpha", type=float, default=10, help="T's learning rate over the others'")
     parser.add_argument("--beta", type=int, default=5)
     parser.add_argument("--evaluate_every", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
-    parser.add_argument("--resume", action="store_true")
+    add_loop_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -75,16 +71,15 @@ def finetune(accelerator, model, processor, features, training, validation, args
     model.unfreeze()
     freeze_front_end(model)
     rate = args.finetune_learning_rate
-    args = argparse.Namespace(**{**vars(args), "steps": args.finetune_steps, "resume": False})
+    args = argparse.Namespace(**{**vars(args), "steps": args.finetune_steps, "resume": None})
     turns = Turns(model, args.alpha, args.beta, 0, dict.fromkeys(("W", "M", "T", "head", "specialist", "delta"), rate), args.steps)
-    return train(accelerator, model, processor, features, turns, training, validation, args.out, args)
+    return train(accelerator, model, processor, features, turns, training, validation, args.out / "finetune", args)
 
 
 def main(argv=None) -> None:
     args = parse(argv)
     set_seed(args.seed)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with="tensorboard", project_dir=args.out)
-    accelerator.init_trackers("stage2")
+    accelerator = make_accelerator(args, "stage2")
     clips = read_manifest(args.data)
     training = select(clips, "train", [args.language], args.minutes, args.seed)
     validation = select(clips, "validation", [args.language])
@@ -105,10 +100,14 @@ def main(argv=None) -> None:
         "parts": args.parts, "test": evaluate_clips(model, processor, features, test), "log": log,
     }  # fmt: skip
     facts = {"cer": result["test"]["macro"]["cer"], "wer": result["test"]["macro"]["wer"], "minutes": result["minutes"]}
-    model.save_assembly(args.language, args.out / "assembly", **facts)
+    if accelerator.is_main_process:
+        model.save_assembly(args.language, args.out / "assembly", **facts)
     if args.finetune_steps:
         result["finetune_log"] = finetune(accelerator, model, processor, features, training, validation, args)
         result["finetune_test"] = evaluate_clips(model, processor, features, test)
+    if not accelerator.is_main_process:
+        return
+    if args.finetune_steps:
         model.save_pretrained(args.out / "model")
         processor.save_pretrained(args.out / "model")
     write_json(args.out / "run.json", result)

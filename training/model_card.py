@@ -12,53 +12,14 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from scipy.cluster.hierarchy import dendrogram, linkage
-from scipy.spatial.distance import squareform
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.artisan_master_asr import open_gates
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
+from training.pictures import gate_differences, similarity_figure
 
 TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
 PICTURE = "language_similarity.png"
-
-
-def gate_differences(model) -> np.ndarray:
-    """Share of gates in which each pair of languages differs, `(L, L)`, 0 to 1."""
-    rows = [torch.tensor([open_gates(row) for row in model.assemblies[code].mapping]).flatten() for code in model.languages]
-    gates = torch.stack(rows).float()  # (L, layers * K)
-    return (gates[:, None] != gates[None]).float().mean(-1).numpy()
-
-
-def draw_similarity(distances: np.ndarray, languages: list[str], path: Path) -> None:
-    """A heat map of `distances` `(L, L)`, ordered by the dendrogram beside it."""
-    size = max(4.5, 0.45 * len(languages))
-    figure, (tree, heat) = plt.subplots(1, 2, figsize=(1.7 * size, size), width_ratios=[1, 2.2], layout="constrained")
-    order = list(range(len(languages)))
-    if len(languages) > 1:
-        leaves = dendrogram(linkage(squareform(distances, checks=False), "average"), orientation="left", ax=tree, no_labels=True,
-                            color_threshold=0, above_threshold_color="#444444")  # fmt: skip
-        order = leaves["leaves"][::-1]  # the tree counts from the bottom
-    tree.set_axis_off()
-    image = heat.imshow(100 * distances[np.ix_(order, order)], cmap="viridis_r", vmin=0)
-    names = [languages[i] for i in order]
-    heat.set_xticks(range(len(names)), names)
-    heat.set_yticks(range(len(names)), names)
-    if len(names) <= 20:
-        middle = image.get_clim()[1] / 2
-        for y, first in enumerate(order):
-            for x, second in enumerate(order):
-                value = 100 * distances[first, second]
-                heat.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > middle else "black")
-    figure.colorbar(image, ax=heat, label="gates that differ, %", shrink=0.85)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def similarity_words(distances: np.ndarray, languages: list[str]) -> str:
@@ -106,7 +67,7 @@ def main(argv=None) -> None:
     facts = json.loads(args.facts.read_text(encoding="utf-8"))
     args.out.mkdir(parents=True, exist_ok=True)
     distances = gate_differences(model)
-    draw_similarity(distances, model.languages, args.out / PICTURE)
+    similarity_figure(distances, model.languages).savefig(args.out / PICTURE, dpi=130)
     card = render(model, evaluation, facts, args.evaluation.name, similarity_words(distances, model.languages))
     card.save(args.out / "README.md")
     print(f"Wrote {args.out / 'README.md'} and {args.out / PICTURE}.")

@@ -85,25 +85,33 @@ class Turns:
             for parameter in self.specialists:
                 parameter.requires_grad_(phase == "M")
 
-    def step(self, step: int) -> None:
-        """After backward: moves what has its turn, and T at the end of each beta steps."""
-        torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], MAX_GRAD_NORM)
-        self.optimizer.step()
+    def step(self, step: int) -> bool:
+        """After backward: moves what has its turn, and T at the end of each beta steps.
+
+        Returns:
+            False if the gradients held NaN or infinity: then nothing has moved and nothing was collected.
+        """
+        norm = torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], MAX_GRAD_NORM)
+        finite = bool(norm.isfinite()) and all(bool(p.grad.isfinite().all()) for p in self.mappings if p.grad is not None)
+        if finite:
+            self.optimizer.step()
+            self._collect()
         self.optimizer.zero_grad(set_to_none=True)
-        self._collect()
+        for parameter in self.mappings:
+            parameter.grad = None
         if self.mapping_optimizer is not None and (step + 1) % self.beta == 0:
             for parameter, grad in zip(self.mappings, self.collected):
                 parameter.grad = grad
             self.mapping_optimizer.step()
             self.mapping_optimizer.zero_grad(set_to_none=True)
             self.collected = [None] * len(self.mappings)
+        return finite
 
     def _collect(self) -> None:
         """Moves T's gradients of this step into a buffer of ours: Trainer clears `.grad` after every step."""
         for i, parameter in enumerate(self.mappings):
             if parameter.grad is not None:
                 self.collected[i] = parameter.grad if self.collected[i] is None else self.collected[i] + parameter.grad
-                parameter.grad = None
 
     def state_dict(self) -> dict:
         """Everything a resumed run needs, T's half-collected gradients included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -10,19 +11,25 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import accelerate
-import numpy as np
 import torch
 import transformers
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from tqdm import tqdm
 
 from modeling_master_asr.artisan_master_asr import open_gates, select_mask, specialist_scores
-from training.data import Clip, Collator, bucket, to_device, training_batches
+from training import checkpoints
+from training.data import Clip, Collator, bucket, bucket_of_step, to_device
 from training.metrics import error_rates, macro
+from training.pictures import gate_differences, similarity_figure
 
-CHECKPOINT = "checkpoint.pt"
+MASKS_WATCHED = 20  # masks of so many languages are compared; the others' gates are
+MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
 
 
 def facts_of_run() -> dict:
@@ -77,9 +84,9 @@ def evaluate_clips(model, processor, features, clips: list[Clip]) -> dict:
 
 @torch.no_grad()
 def masks_of(model) -> dict[str, list[torch.Tensor]]:
-    """Every language's masks, one boolean `[out, in]` an Artisan layer."""
+    """Masks of the first 20 languages, one boolean `[out, in]` an Artisan layer."""
     base, masks = model.master_asr, {}
-    for code, assembly in model.assemblies.items():
+    for code, assembly in itertools.islice(model.assemblies.items(), MASKS_WATCHED):
         masks[code] = []
         for index, layer in enumerate(base.artisan_layers):
             scores = specialist_scores(layer.specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
@@ -96,7 +103,13 @@ def mapping_figures(model, masks=None) -> dict:
     """How decided and how different the languages are: std of T, open gates, share of mask bits in which pairs differ."""
     masks = masks or masks_of(model)
     rows = torch.stack([a.mapping.detach().float().cpu() for a in model.assemblies.values()])  # (L, layers, K)
-    figures = {"std_of_T": float(rows.std()), "share_of_open_gates": float((rows > 0).float().mean())}
+    share = torch.sigmoid(rows)
+    entropy = -(share * share.log2() + (1 - share) * (1 - share).log2())
+    used = (rows > 0).any(0)  # (layers, K)
+    figures = {
+        "std_of_T": float(rows.std()), "entropy_of_T_bits": float(entropy.mean()), "share_of_open_gates": float((rows > 0).float().mean()),
+        "specialists_in_use_a_layer": float(used.sum(-1).float().mean()), "dead_specialists": int((~used).sum()),
+    }  # fmt: skip
     pairs = [share_of_differing_bits(masks[a], masks[b]) for a, b in itertools.combinations(masks, 2)]
     if pairs:
         figures["share_of_mask_bits_in_which_languages_differ"] = sum(pairs) / len(pairs)
@@ -108,63 +121,178 @@ def gates_of(model) -> torch.Tensor:
     return torch.stack([a.mapping.detach().cpu() > 0 for a in model.assemblies.values()])
 
 
-def save_checkpoint(out: Path, model, turns, step: int, log: dict) -> None:
-    """One file, written beside and renamed: model, optimizers, T's buffer, step and random generators."""
-    part = out / (CHECKPOINT + ".part")
-    state = {
-        "model": model.state_dict(), "turns": turns.state_dict(), "step": step, "log": log,
-        "rng": (torch.get_rng_state(), np.random.get_state(), random.getstate()),
-    }  # fmt: skip
-    torch.save(state, part)
-    os.replace(part, out / CHECKPOINT)
+def make_accelerator(args, stage: str) -> Accelerator:
+    """Accelerate as both stages use it: ranks train different languages, so a step leaves parameters without gradients."""
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=args.out, kwargs_handlers=[unused],
+        gradient_accumulation_steps=args.gradient_accumulation,
+    )  # fmt: skip
+    accelerator.init_trackers(stage)
+    return accelerator
 
 
-def load_checkpoint(out: Path, model, turns) -> tuple[int, dict]:
-    """Restores the newest checkpoint and returns (next step, log)."""
-    state = torch.load(out / CHECKPOINT, map_location="cpu", weights_only=False)
-    model.load_state_dict(state["model"])
-    turns.load_state_dict(state["turns"])
-    torch.set_rng_state(state["rng"][0])
-    np.random.set_state(state["rng"][1])
-    random.setstate(state["rng"][2])
-    return state["step"], state["log"]
+def add_loop_arguments(parser) -> None:
+    """The options of the loop, alike in both stages."""
+    parser.add_argument("--batch_s", type=float, default=24, help="seconds of audio a batch of one process, padding included")
+    parser.add_argument("--gradient_accumulation", type=int, default=1, help="batches a process and step")
+    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower")
+    parser.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better macro CER, and "
+                        "return to the best; 0: never")  # fmt: skip
+    parser.add_argument("--max_minutes", type=float, help="save and stop cleanly after so long")
+    parser.add_argument("--log_with", default="tensorboard", help="any of Accelerate's trackers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", nargs="?", const="newest", help="go on from the newest checkpoint in --out, or from a named one")
+
+
+@dataclass
+class Progress:
+    """What a run has seen so far; kept in its checkpoints."""
+
+    log: dict = field(default_factory=lambda: {"validation": {}, "loss": {}, "mapping": {}})
+    skipped: list = field(default_factory=list)  # steps whose gradients were not finite, with their clips
+    best: dict = field(default_factory=lambda: {"step": None, "cer": float("inf")})
+    evaluations_since_best: int = 0
+
+
+class Run:
+    """One training run: its state, its checkpoints and its watching.
+
+    Args:
+        clips, validation: `training.data.Clip`s.
+        out: folder of checkpoints and logs.
+        args: the options of `add_loop_arguments`, with `steps` and `evaluate_every`.
+    """
+
+    def __init__(self, accelerator, model, processor, features, turns, clips, validation, out: Path, args):
+        self.accelerator, self.model, self.processor, self.features, self.turns = accelerator, model, processor, features, turns
+        self.validation, self.out, self.args = validation, Path(out), args
+        self.batch_of = bucket_of_step(clips, args.batch_s, args.seed)
+        self.batches_a_step = accelerator.num_processes * args.gradient_accumulation
+        self.collator = Collator(features, processor, full_augment_step=args.steps * self.batches_a_step // 4, seed=args.seed)
+        listed = "\n".join(sorted(f"{c.audio.name}|{c.language}|{c.text}|{c.duration_s}" for c in clips))
+        self.facts = {
+            "data": hashlib.sha256(listed.encode()).hexdigest(), "batch_s": args.batch_s, "seed": args.seed, "steps": args.steps,
+            "batches_a_step": self.batches_a_step,
+        }  # fmt: skip
+        self.progress = Progress()
+
+    def save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            parts = {"model": self.model.state_dict(), "turns": self.turns.state_dict(), "progress": asdict(self.progress),
+                     "random": checkpoints.random_state()}  # fmt: skip
+            checkpoints.save(self.out, step, parts, self.facts)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> int:
+        """Restores what `--resume` names; returns the next step."""
+        if not self.args.resume:
+            return 0
+        step, parts = checkpoints.load(self.out, self.args.resume, self.facts)
+        self.model.load_state_dict(parts["model"])
+        self.turns.load_state_dict(parts["turns"])
+        self.progress = Progress(**parts["progress"])
+        checkpoints.set_random_state(parts["random"])
+        tqdm.write(f"Resumed at step {step}.")
+        return step
+
+    def one_step(self, wrapped, step: int) -> float:
+        """Every process's batches of a step, forward and backward, and the move; returns this process's loss."""
+        accumulation, total, names = self.args.gradient_accumulation, 0.0, []
+        self.model.train()
+        self.turns.begin(step)
+        for i in range(accumulation):
+            index = step * self.batches_a_step + i * self.accelerator.num_processes + self.accelerator.process_index
+            clips = self.batch_of(index)
+            names += [str(clip.audio) for clip in clips]
+            batch = to_device(self.collator(clips, index), self.accelerator.device)
+            is_last = i == accumulation - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(wrapped):
+                loss = wrapped(**batch).loss
+                self.accelerator.backward(loss)  # divided by the accumulation steps there
+            total += float(loss.detach()) / accumulation
+        if not self.turns.step(step):
+            self.skip(step, names)
+        return total
+
+    def skip(self, step: int, names: list[str]) -> None:
+        """Counts and names the clips of a step whose gradients were not finite.
+
+        Raises:
+            FloatingPointError: with the list, once too many steps were lost.
+        """
+        self.progress.skipped.append({"step": step, "clips": names})
+        tqdm.write(f"step {step}: gradients are NaN or infinite, skipped. Clips of this process: {names}")
+        allowed = max(MIN_SKIPPED, int(MAX_SKIPPED_SHARE * self.args.steps))
+        if len(self.progress.skipped) > allowed:
+            clips = sorted({name for entry in self.progress.skipped for name in entry["clips"]})
+            raise FloatingPointError(f"{len(self.progress.skipped)} steps had gradients that are not finite (allowed: {allowed}). Clips: {clips}.")
+
+    def watch(self, step: int, first) -> None:
+        """Evaluates, logs, keeps the best weights."""
+        if self.accelerator.is_main_process:
+            watch(self.accelerator, self.model, self.processor, self.features, self.validation, step, self.progress.log, first, self.turns)
+        self.accelerator.wait_for_everyone()
+        if not self.args.patience:
+            return
+        cer = torch.tensor(self.progress.log["validation"].get(str(step), {"macro": {"cer": 0.0}})["macro"]["cer"])
+        cer = float(broadcast(cer.to(self.accelerator.device)))
+        self.progress.evaluations_since_best += 1
+        if cer < self.progress.best["cer"]:
+            self.progress.best, self.progress.evaluations_since_best = {"step": step, "cer": cer}, 0
+            if self.accelerator.is_main_process:
+                checkpoints.save(self.out / "best", step, {"model": self.model.state_dict()}, self.facts, keep=1)
+            self.accelerator.wait_for_everyone()
+
+    def return_to_best(self) -> None:
+        if self.args.patience and self.progress.best["step"] is not None:
+            self.model.load_state_dict(checkpoints.load(self.out / "best", "newest", self.facts)[1]["model"])
+            tqdm.write(f"Back to the best step, {self.progress.best['step']}: validation CER {self.progress.best['cer']:.2f}.")
 
 
 def train(accelerator, model, processor, features, turns, clips, validation, out: Path, args) -> dict:
-    """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour."""
-    collator = Collator(features, processor, full_augment_step=args.steps // 4, seed=args.seed)
-    log = {"validation": {}, "loss": {}, "mapping": {}}
-    first_step = 0
-    if args.resume and (out / CHECKPOINT).exists():
-        first_step, log = load_checkpoint(out, model, turns)
-        tqdm.write(f"Resumed at step {first_step}.")
+    """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour, skipped steps."""
+    run = Run(accelerator, model, processor, features, turns, clips, validation, out, args)
+    first_step = run.resume()
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     wrapped = accelerator.prepare(model)
-    first, recent = (gates_of(model), masks_of(model)), []
-    progress = tqdm(total=args.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
-    for step, batch in training_batches(clips, args.batch_s, args.seed, first_step):
-        if step >= args.steps:
-            break
+    log, first, recent, started = run.progress.log, first_state(model), [], time.monotonic()
+    progress = tqdm(total=args.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
+                    disable=not accelerator.is_main_process)  # fmt: skip
+    for step in range(first_step, args.steps):
         if step % args.evaluate_every == 0 and step and str(step) not in log["validation"]:
-            watch(accelerator, model, processor, features, validation, step, log, first)
-            save_checkpoint(out, model, turns, step, log)
-        model.train()
-        turns.begin(step)
-        loss = wrapped(**to_device(collator(batch, step), accelerator.device)).loss
-        accelerator.backward(loss)
-        turns.step(step)
-        recent = [*recent[-19:], float(loss.detach())]
+            run.watch(step, first)
+            run.save(step)
+            if args.patience and run.progress.evaluations_since_best >= args.patience:
+                break
+        if args.max_minutes and time.monotonic() - started > 60 * args.max_minutes:
+            run.save(step)
+            progress.close()
+            accelerator.end_training()
+            raise SystemExit(f"Stopped at step {step} after {args.max_minutes} minutes; go on with --resume.")
+        recent = [*recent[-19:], run.one_step(wrapped, step)]
         progress.update()
         progress.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", turn=turns.phase(step))
         if step % 20 == 0:
             log["loss"][str(step)] = round(sum(recent) / len(recent), 4)
-            accelerator.log({"loss": log["loss"][str(step)], f"loss/{batch[0].language}": recent[-1]}, step=step)
+            rates = {f"learning_rate/{group['name']}": group["lr"] for group in turns.optimizer.param_groups}
+            accelerator.log({"loss": log["loss"][str(step)], **rates}, step=step)
+    else:
+        run.watch(args.steps, first)
     progress.close()
-    watch(accelerator, model, processor, features, validation, args.steps, log, first)
-    return log
+    run.return_to_best()
+    return {**log, "skipped": run.progress.skipped}
 
 
-def watch(accelerator, model, processor, features, validation, step: int, log: dict, first) -> None:
-    """Validation CER and the mapping's figures, into the log, TensorBoard and the terminal."""
+def first_state(model) -> tuple[torch.Tensor, dict]:
+    """Gates and masks to measure change from."""
+    return gates_of(model), masks_of(model)
+
+
+def watch(accelerator, model, processor, features, validation, step: int, log: dict, first, turns=None) -> None:
+    """Validation CER, the mapping's figures and the similarity picture, into the log, the trackers and the terminal."""
     rates = evaluate_clips(model, processor, features, validation)
     first_gates, first_masks = first  # as they were when this run started
     masks = masks_of(model)
@@ -177,5 +305,9 @@ def watch(accelerator, model, processor, features, validation, step: int, log: d
     log["validation"][str(step)], log["mapping"][str(step)] = rates, figures
     flat = {f"cer/{code}": r["cer"] for code, r in rates["languages"].items()}
     accelerator.log({**flat, "cer/macro": rates["macro"]["cer"], **{f"T/{k}": v for k, v in figures.items()}}, step=step)
+    if len(model.languages) > 1:
+        for tracker in accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_figure("similarity", similarity_figure(gate_differences(model), model.languages), step)
     per_language = " ".join(f"{code} {r['cer']:.1f}" for code, r in rates["languages"].items())
     tqdm.write(f"step {step}: validation CER {rates['macro']['cer']:.2f} ({per_language}); {figures}")

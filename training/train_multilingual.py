@@ -18,14 +18,13 @@ if not __package__:  # started by its path, as `accelerate launch` does: the clo
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from training.data import Features, drop_impossible, minutes_of, read_manifest, select
 from training.optim import Turns, freeze_front_end
-from training.steps import evaluate_clips, facts_of_run, mapping_figures, train, write_json
+from training.steps import add_loop_arguments, evaluate_clips, facts_of_run, make_accelerator, mapping_figures, train, write_json
 from training.text import build_vocab
 
 
@@ -38,7 +37,6 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--languages", nargs="+", default=["en", "fr", "it", "ru", "cs", "nl"])
     parser.add_argument("--minutes_per_language", type=float, default=60)
     parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--batch_s", type=float, default=24, help="seconds of audio a batch, padding included")
     parser.add_argument("--learning_rate", type=float, default=5e-5, help="of W")
     parser.add_argument("--specialist_learning_rate", type=float, help="of M; default: as W")
     parser.add_argument("--head_learning_rate", type=float, help="default: as W")
@@ -52,9 +50,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--specialist_noise", type=float, default=SPECIALIST_NOISE, help="of M at the start, relative to |W|")
     parser.add_argument("--one_mask", action="store_true", help="baseline: all gates open in every language, T fixed")
     parser.add_argument("--evaluate_every", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add_loop_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -99,8 +95,7 @@ def announce(model, clips, dropped) -> None:
 def main(argv=None) -> None:
     args = parse(argv)
     set_seed(args.seed)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with="tensorboard", project_dir=args.out)
-    accelerator.init_trackers("stage1")
+    accelerator = make_accelerator(args, "stage1")
     clips = read_manifest(args.data)
     training = select(clips, "train", args.languages, args.minutes_per_language, args.seed)
     validation = select(clips, "validation", args.languages)
@@ -111,6 +106,8 @@ def main(argv=None) -> None:
     turns = Turns(model, args.alpha, args.beta, args.gamma, learning_rates(args), args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
     log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
+    if not accelerator.is_main_process:
+        return
     model.requires_grad_(True)
     model.save_pretrained(args.out / "model")
     processor.save_pretrained(args.out / "model")

@@ -1,0 +1,45 @@
+"""Two processes are one with twice the batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import corpus  # noqa: F401  the fixture
+
+from modeling_master_asr import MasterASRForCTC
+
+ROOT = Path(__file__).parent.parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(launcher, out, corpus, *extra):  # noqa: F811
+    command = [
+        *launcher, "training.train_multilingual", "--data", str(corpus / "manifest.jsonl"), "--out", str(out), "--backbone",
+        str(corpus / "backbone"), "--languages", "en", "fr", "--steps", "10", "--batch_s", "1.5", "--evaluate_every", "5", "--beta", "2",
+        "--gamma", "3", "--learning_rate", "1e-3", *extra,
+    ]  # fmt: skip
+    done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return MasterASRForCTC.from_pretrained(out / "model").state_dict()
+
+
+def test_two_gloo_processes_end_as_one_process_with_the_same_global_batch(corpus, tmp_path):  # noqa: F811
+    """Ranks train different languages in the same step, through the turns of W and M and the moves of T."""
+    one = run([sys.executable, "-m"], tmp_path / "one", corpus, "--gradient_accumulation", "2")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    two = run(torchrun, tmp_path / "two", corpus)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("options", [["--mixed_precision", "bf16"], ["--gradient_checkpointing"]])
+def test_autocast_and_recomputation_train_the_same_road(corpus, tmp_path, options):  # noqa: F811
+    """Masks are selected in float32 under autocast too: the first masks, and so the loss, stay close."""
+    plain = run([sys.executable, "-m"], tmp_path / "plain", corpus)
+    other = run([sys.executable, "-m"], tmp_path / "other", corpus, *options)
+    tolerance = 0 if "checkpointing" in options[0] else 2e-2
+    for name, value in plain.items():
+        torch.testing.assert_close(other[name], value, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,176 @@
+"""A run that is killed, cut off or refused loses nothing."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import corpus, run_stage_1  # noqa: F401  the fixture
+
+from modeling_master_asr import MasterASRForCTC
+from training import checkpoints
+
+ROOT = Path(__file__).parent.parent
+PARTS = {"model": {"w": torch.arange(6.0)}, "progress": {"log": {"loss": {"0": 1.5}}}}
+FACTS = {"data": "d"}
+
+
+class Killed(BaseException):
+    """What no `except Exception` and no `except OSError` sees, as SIGKILL."""
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_a_checkpoint_is_whole_or_absent_whenever_its_writing_is_cut(tmp_path, monkeypatch, moment):
+    checkpoints.save(tmp_path, 10, PARTS, FACTS)
+    calls = {"left": moment}
+
+    def dying(original):
+        def call(*args, **kwargs):
+            if calls["left"] == 0:
+                raise Killed
+            calls["left"] -= 1
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "fsync"), (os, "replace"), (torch, "save"), (checkpoints.json, "dump")):
+            patch.setattr(module, name, dying(getattr(module, name)))
+        try:
+            for step in (20, 30):
+                checkpoints.save(tmp_path, step, PARTS, FACTS)
+        except Killed:
+            pass
+    there = checkpoints.listed(tmp_path)
+    assert there and all(checkpoints.damage(path) is None for path in there)
+    step, parts = checkpoints.load(tmp_path, "newest", FACTS)
+    assert step in (10, 20, 30) and torch.equal(parts["model"]["w"], PARTS["model"]["w"]) and parts["progress"] == PARTS["progress"]
+    checkpoints.save(tmp_path, 40, PARTS, FACTS)  # what the kill left does not stand in the way
+    assert checkpoints.load(tmp_path, "newest", FACTS)[0] == 40 and len(checkpoints.listed(tmp_path)) <= checkpoints.KEEP
+
+
+@pytest.mark.parametrize("harm, words", [
+    (lambda path: path.unlink(), "model.pt is missing"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-5]), "model.pt has .* bytes, not"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), "model.pt has another SHA-256"),
+])  # fmt: skip
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_offered(tmp_path, harm, words):
+    for step in (10, 20):
+        checkpoints.save(tmp_path, step, PARTS, FACTS)
+    harm(tmp_path / "checkpoint-00000020/model.pt")
+    with pytest.raises(ValueError, match=f"checkpoint-00000020 is damaged: {words}.*--resume checkpoint-00000010"):
+        checkpoints.load(tmp_path, "newest", FACTS)
+    assert checkpoints.load(tmp_path, "checkpoint-00000010", FACTS)[0] == 10
+    (tmp_path / "checkpoint-00000010/manifest.json").unlink()
+    with pytest.raises(ValueError, match="No older one is whole"):
+        checkpoints.load(tmp_path, "newest", FACTS)
+
+
+def test_a_full_disk_is_named_and_the_older_checkpoint_stays(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, 10, PARTS, FACTS)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"Cannot write .*checkpoint-00000020 .*No space left.*still there: \['checkpoint-00000010'\]"):
+        checkpoints.save(tmp_path, 20, PARTS, FACTS)
+    assert checkpoints.load(tmp_path, "newest", FACTS)[0] == 10 and not list(tmp_path.glob(".*"))
+
+
+def test_data_that_changed_since_is_refused(tmp_path):
+    checkpoints.save(tmp_path, 10, PARTS, FACTS)
+    with pytest.raises(ValueError, match="made from other data or settings .data: 'd' then, 'e' now"):
+        checkpoints.load(tmp_path, "newest", {"data": "e"})
+    with pytest.raises(FileNotFoundError, match="No checkpoint in"):
+        checkpoints.load(tmp_path / "empty", "newest", FACTS)
+
+
+def command(corpus, out):  # noqa: F811
+    return [
+        sys.executable, "-m", "training.train_multilingual", "--data", str(corpus / "manifest.jsonl"), "--out", str(out), "--backbone",
+        str(corpus / "backbone"), "--languages", "en", "fr", "--steps", "60", "--batch_s", "3", "--evaluate_every", "3", "--beta", "4",
+        "--gamma", "5", "--learning_rate", "1e-3",
+    ]  # fmt: skip
+
+
+def test_a_run_killed_at_random_moments_ends_bit_equal_to_an_uninterrupted_one(corpus, tmp_path):  # noqa: F811
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    whole = subprocess.run(command(corpus, tmp_path / "whole"), env=env, cwd=ROOT, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    rng, kills = random.Random(0), 0
+    for _ in range(12):
+        resume = ["--resume"] if checkpoints.listed(tmp_path / "cut") else []
+        before = [path.name for path in checkpoints.listed(tmp_path / "cut")]
+        with open(tmp_path / "log", "w") as log:
+            run = subprocess.Popen([*command(corpus, tmp_path / "cut"), *resume], env=env, cwd=ROOT, stdout=log, stderr=log)
+            while run.poll() is None and [p.name for p in checkpoints.listed(tmp_path / "cut")] in (before, []):
+                time.sleep(0.01)
+            if kills < 3:
+                time.sleep(rng.uniform(0, 0.3))
+                run.send_signal(signal.SIGKILL)
+                kills += run.wait() == -signal.SIGKILL
+            elif run.wait() == 0:
+                break
+            else:
+                pytest.fail((tmp_path / "log").read_text()[-2000:])
+    assert kills == 3
+    ends = [MasterASRForCTC.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "cut")]
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_a_run_stops_cleanly_after_its_minutes_and_goes_on(corpus, tmp_path):  # noqa: F811
+    whole = run_stage_1(corpus, tmp_path / "whole")
+    with pytest.raises(SystemExit, match="Stopped at step 1 after 1e-07 minutes; go on with --resume"):
+        run_stage_1_counting(corpus, tmp_path / "cut")
+    again = run_stage_1(corpus, tmp_path / "cut", "--resume")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def run_stage_1_counting(corpus, out):  # noqa: F811
+    """Stops after the first step: the clock starts with it."""
+    from training import steps
+
+    real, calls = time.monotonic, iter([0.0, 0.0])
+    steps.time.monotonic = lambda: next(calls, 1e9)
+    try:
+        return run_stage_1(corpus, out, "--max_minutes", "1e-07")
+    finally:
+        steps.time.monotonic = real
+
+
+def test_early_stopping_returns_to_the_best_weights(corpus, tmp_path, capsys):  # noqa: F811
+    run_stage_1(corpus, tmp_path, "--patience", "1", "--steps", "16", "--evaluate_every", "2", "--learning_rate", "1e-9",
+                "--mapping_learning_rate", "1e-9")  # fmt: skip
+    log = __import__("json").loads((tmp_path / "run.json").read_text())["log"]
+    assert len(log["validation"]) == 2  # the second was no better, so it stopped
+
+
+def test_gradients_that_are_not_finite_move_nothing_are_named_and_too_many_stop_the_run(corpus, tmp_path, monkeypatch):  # noqa: F811
+    from training.optim import Turns
+
+    bad_steps = {2}
+    original = Turns.begin
+
+    def spoil(self, step):
+        original(self, step)
+        if step in bad_steps:
+            parameter = self.optimizer.param_groups[-1]["params"][0]
+            parameter.register_hook(lambda grad, n=step: grad * float("nan") if n in bad_steps and self.spoilt == n else grad)
+        self.spoilt = step
+
+    monkeypatch.setattr(Turns, "begin", spoil)
+    model = run_stage_1(corpus, tmp_path / "one")
+    result = __import__("json").loads((tmp_path / "one/run.json").read_text())
+    assert [entry["step"] for entry in result["log"]["skipped"]] == [2] and result["log"]["skipped"][0]["clips"]
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    bad_steps.update(range(40))
+    with pytest.raises(FloatingPointError, match=r"11 steps had gradients that are not finite \(allowed: 10\). Clips: \['.*wav'"):
+        run_stage_1(corpus, tmp_path / "many", "--steps", "20")

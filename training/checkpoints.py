@@ -1,0 +1,160 @@
+"""Checkpoints that survive a SIGKILL: written beside, synced, renamed, with a manifest of sizes and hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+
+MANIFEST = "manifest.json"
+KEEP = 2  # so that a damaged newest one leaves another to go on from
+
+
+def save(out: Path, step: int, parts: dict[str, object], facts: dict, keep: int = KEEP) -> Path:
+    """Writes `checkpoint-STEP/` with a file a part and the manifest; a kill at any moment leaves it whole or absent.
+
+    Args:
+        parts: `{name: tensors and plain Python values}`.
+        facts: JSON-able, kept in the manifest and compared on load.
+        keep: how many checkpoints stay.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; older checkpoints are untouched.
+    """
+    out = Path(out)
+    target = out / f"checkpoint-{step:08d}"
+    part = out / f".{target.name}.part"
+    try:
+        if target.exists():  # made before the run that is repeated now was killed: the same values
+            _set_aside(target)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        files = {}
+        for name, content in parts.items():
+            path = part / f"{name}.pt"
+            with path.open("wb") as opened:
+                torch.save(content, opened)
+                _sync(opened)
+            files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        with (part / MANIFEST).open("w", encoding="utf-8") as opened:
+            json.dump({"step": step, "facts": facts, "files": files}, opened, indent=1)
+            _sync(opened)
+        _sync_folder(part)
+        os.replace(part, target)
+        _sync_folder(out)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        whole = [path.name for path in listed(out)]
+        raise OSError(f"Cannot write {target} ({error}). Free or open the disk and --resume; still there: {whole or 'none'}.") from error
+    for old in listed(out)[:-keep]:
+        _set_aside(old)
+    return target
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Deletes a checkpoint; renamed first, so that a kill in between leaves no half one under its name."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(opened) -> None:
+    opened.flush()
+    os.fsync(opened.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow_sha256(opened)
+
+
+def _slow_sha256(opened) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    for block in iter(lambda: opened.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def listed(out: Path) -> list[Path]:
+    """Checkpoints by step, oldest first; what was still being written when a run was killed is not among them."""
+    return sorted(Path(out).glob("checkpoint-*"))
+
+
+def damage(checkpoint: Path) -> Optional[str]:
+    """What is wrong with a checkpoint, in words, or None if it is whole."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} is missing or broken ({type(error).__name__})"
+    for name, wanted in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != wanted["size"]:
+            return f"{name} has {path.stat().st_size} bytes, not {wanted['size']}"
+        if _sha256(path) != wanted["sha256"]:
+            return f"{name} has another SHA-256 than it was written with"
+    return None
+
+
+def load(out: Path, name: str, facts: dict) -> tuple[int, dict[str, object]]:
+    """`(step, {part: content})` of a checkpoint.
+
+    Args:
+        name: of the checkpoint in `out`, or "newest".
+        facts: what has to be as it was; see `save`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged (naming the part, and the one before it that is whole), or made from other data.
+    """
+    there = listed(out)
+    if not there or (name != "newest" and Path(out) / name not in there):
+        raise FileNotFoundError(f"No {'checkpoint' if name == 'newest' else name} in {out} to resume from. There: {[p.name for p in there] or 'none'}.")
+    checkpoint = there[-1] if name == "newest" else Path(out) / name
+    wrong = damage(checkpoint)
+    if wrong:
+        older = next((p.name for p in reversed(there[: there.index(checkpoint)]) if damage(p) is None), None)
+        advice = f"The one before it is whole: --resume {older}." if older else "No older one is whole: start again without --resume."
+        raise ValueError(f"{checkpoint} is damaged: {wrong}. {advice}")
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    changed = {key: (manifest["facts"].get(key), value) for key, value in facts.items() if manifest["facts"].get(key) != value}
+    if changed:
+        words = "; ".join(f"{key}: {before!r} then, {now!r} now" for key, (before, now) in changed.items())
+        raise ValueError(f"{checkpoint} was made from other data or settings ({words}). Restore them, or start afresh in another --out.")
+    parts = {Path(n).stem: torch.load(checkpoint / n, map_location="cpu", weights_only=True) for n in manifest["files"]}
+    return manifest["step"], parts
+
+
+def random_state() -> dict:
+    """The state of every random generator of this process."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": [kind, keys.tolist(), *rest], "python": random.getstate()}
+
+
+def set_random_state(state: dict) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
