@@ -1,5 +1,6 @@
 """Two processes are one with twice the batches."""
 
+import json
 import os
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def test_two_gloo_processes_end_as_one_process_with_the_same_global_batch(corpus
     one = run([sys.executable, "-m"], tmp_path / "one", corpus, "--gradient_accumulation", "2")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     two = run(torchrun, tmp_path / "two", corpus)
+    for name in ("one", "two"):
+        assert json.loads(next((tmp_path / name).glob("checkpoint-*/manifest.json")).read_text())["facts"]["batches_a_step"] == 2
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 

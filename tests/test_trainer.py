@@ -59,7 +59,7 @@ def test_trainer_and_accelerate_give_equal_losses_and_weights_step_by_step(corpu
     losses = []
     model.register_forward_hook(lambda m, i, o: losses.append(float(o.loss.detach())) if m.training and o.loss is not None else None)
     args = SimpleNamespace(steps=STEPS, batch_s=3.0, seed=0, evaluate_every=100, resume=None, gradient_accumulation=1, patience=0,
-                           max_minutes=None, gradient_checkpointing=False)  # fmt: skip
+                           max_minutes=None, gradient_checkpointing=False, temperature=1.0)  # fmt: skip
     (tmp_path / "a").mkdir()
     train(Accelerator(cpu=True), model, processor, Features(processor), turns, clips_of(corpus, stage, "train"),
           clips_of(corpus, stage, "validation"), tmp_path / "a", args)  # fmt: skip

@@ -23,9 +23,9 @@ from accelerate.utils import set_seed
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
-from training.data import Collator, Features, bucket, drop_impossible, minutes_of, read_manifest, select
+from training.data import Collator, Features, bucket, drop_impossible, minutes_of, select
 from training.optim import Turns, freeze_front_end
-from training.steps import add_loop_arguments, evaluate_clips, facts_of_run, make_accelerator, train, write_json
+from training.steps import add_loop_arguments, evaluate_clips, facts_of_run, load_clips, make_accelerator, train, write_json
 from training.text import build_vocab
 
 # First guesses that served for es in RESULTS.md; not tuned.
@@ -35,7 +35,6 @@ LEARNING_RATES = {"T": 1e-3, "head": 2e-3, "specialist": 3e-3, "delta": 1e-3}
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id of a Master-ASR model")
-    parser.add_argument("--data", required=True, help="JSONL manifest")
     parser.add_argument("--language", required=True)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--minutes", type=float, default=10)
@@ -80,13 +79,13 @@ def main(argv=None) -> None:
     args = parse(argv)
     set_seed(args.seed)
     accelerator = make_accelerator(args, "stage2")
-    clips = read_manifest(args.data)
+    clips = load_clips(accelerator, args, args.minutes)
     training = select(clips, "train", [args.language], args.minutes, args.seed)
     validation = select(clips, "validation", [args.language])
     test = select(clips, "test", [args.language])
     model = MasterASRForCTC.from_pretrained(args.model)
     processor = MasterASRProcessor.from_pretrained(args.model)
-    features = Features(processor)
+    features = Features(processor, args.features_cache)
     add_language(model, processor, features, training, args)
     training, dropped = drop_impossible(training, processor, model, speed=1.1)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from modeling_master_asr.processing_master_asr import check_audio, decode_audio, resample
 from training.text import normalize
@@ -93,22 +96,43 @@ def minutes_of(clips: list[Clip]) -> dict[str, float]:
 
 
 class Features:
-    """The model's inputs of clips, computed once and kept in memory."""
+    """The model's inputs of clips, computed once and kept in memory, or in a folder that several processes may share.
 
-    def __init__(self, processor):
-        self.processor = processor
+    Args:
+        cache: folder of `.npy` files, keyed by the recording, the speed and the feature extractor's settings.
+    """
+
+    def __init__(self, processor, cache: Optional[Path] = None):
+        self.processor, self.cache = processor, cache
         self._kept: dict[tuple[Path, float], np.ndarray] = {}
+        self._settings = json.dumps(processor.feature_extractor.to_dict(), sort_keys=True, default=str)
 
     def __call__(self, clip: Clip, speed: float = 1.0) -> np.ndarray:
         """Features of one clip, `(samples,)` or `(mels, frames)`, played at `speed` times its rate."""
+        if self.cache is not None:
+            return self._from_cache(clip, speed)
         key = (clip.audio, speed)
         if key not in self._kept:
-            rate_hz = self.processor.sampling_rate_hz
-            samples = check_audio(decode_audio(clip.audio, rate_hz), None, rate_hz, str(clip.audio))
-            if speed != 1.0:
-                samples = resample(samples, int(rate_hz * speed), rate_hz)
-            self._kept[key] = self.processor.features(samples)
+            self._kept[key] = self._compute(clip, speed)
         return self._kept[key]
+
+    def _from_cache(self, clip: Clip, speed: float) -> np.ndarray:
+        about = clip.audio.stat()
+        key = f"{clip.audio.resolve()}|{about.st_size}|{about.st_mtime_ns}|{speed}|{self._settings}"
+        path = Path(self.cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.stem}.{os.getpid()}.part.npy")
+            np.save(part, self._compute(clip, speed))
+            os.replace(part, path)  # whole or absent, also when two processes make it at once
+        return np.load(path)
+
+    def _compute(self, clip: Clip, speed: float) -> np.ndarray:
+        rate_hz = self.processor.sampling_rate_hz
+        samples = check_audio(decode_audio(clip.audio, rate_hz), None, rate_hz, str(clip.audio))
+        if speed != 1.0:
+            samples = resample(samples, int(rate_hz * speed), rate_hz)
+        return self.processor.features(samples)
 
 
 def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> tuple[list[Clip], list[Clip]]:
@@ -144,17 +168,38 @@ def bucket(clips: list[Clip], batch_s: float, rng: random.Random) -> list[list[C
     return batches
 
 
-def bucket_of_step(clips: list[Clip], batch_s: float, seed: int) -> Callable[[int], list[Clip]]:
+def tempered(batches: list[list[Clip]], temperature: float, rng: random.Random) -> list[list[Clip]]:
+    """An epoch of as many batches, a language's share of them n_l^(1 / temperature): above 1, small languages are heard more often."""
+    if temperature == 1:
+        return batches
+    by_language = defaultdict(list)
+    for batch in batches:
+        by_language[batch[0].language].append(batch)
+    weights = {code: len(of_code) ** (1 / temperature) for code, of_code in by_language.items()}
+    drawn = []
+    for code, of_code in sorted(by_language.items()):
+        count = max(1, round(len(batches) * weights[code] / sum(weights.values())))
+        drawn += of_code * (count // len(of_code)) + rng.sample(of_code, count % len(of_code))
+    rng.shuffle(drawn)
+    return drawn
+
+
+def bucket_of_step(clips: list[Clip], batch_s: float, seed: int, temperature: float = 1.0) -> Callable[[int], list[Clip]]:
     """`batch_of(step)`, endless and the same for the same seed: epoch e is shuffled by (seed, e)."""
-    starts, epochs = [0], [bucket(clips, batch_s, random.Random(f"{seed}-0"))]
+
+    def epoch(number: int) -> list[list[Clip]]:
+        rng = random.Random(f"{seed}-{number}")
+        return tempered(bucket(clips, batch_s, rng), temperature, rng)
+
+    starts, current = [0], [epoch(0)]
 
     def batch_of(step: int) -> list[Clip]:
         if step < starts[-1]:  # back to the start, as a new pass over a data set does
-            starts[:], epochs[:] = [0], [bucket(clips, batch_s, random.Random(f"{seed}-0"))]
-        while step >= starts[-1] + len(epochs[-1]):
-            starts.append(starts[-1] + len(epochs[-1]))
-            epochs[:] = [bucket(clips, batch_s, random.Random(f"{seed}-{len(starts) - 1}"))]
-        return epochs[-1][step - starts[-1]]
+            starts[:], current[:] = [0], [epoch(0)]
+        while step >= starts[-1] + len(current[0]):
+            starts.append(starts[-1] + len(current[0]))
+            current[:] = [epoch(len(starts) - 1)]
+        return current[0][step - starts[-1]]
 
     return batch_of
 
@@ -171,26 +216,49 @@ class Collator:
     Args:
         full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
+        spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
     """
 
-    def __init__(self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0):
+    def __init__(self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = ()):
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
+        self.spares, self.broken = list(spares), {}
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
         rng = random.Random(f"{self.seed}-{step}")
         share = 0.0 if self.full_augment_step is None else min(1.0, step / max(self.full_augment_step, 1))
-        features = []
+        features, read = [], []
         for clip in clips:
             augment = rng.random() < share
-            feature = self.features(clip, rng.choice(SPEEDS) if augment else 1.0)
+            clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0)
+            read.append(clip)
             if augment and feature.ndim == 2:  # encoders of raw audio mask their own hidden states
                 feature = spec_augment(feature, rng)
             features.append(feature)
         batch = dict(self.processor.pad(features))
-        languages = [clip.language for clip in clips]
-        batch["labels"] = self.processor.encode([clip.text for clip in clips], languages)
+        languages = [clip.language for clip in read]
+        batch["labels"] = self.processor.encode([clip.text for clip in read], languages)
         batch["language"] = languages
         return batch
+
+    def _readable(self, clip: Clip, speed: float) -> tuple[Clip, np.ndarray]:
+        """The clip and its features, or those of the first spare that can be read.
+
+        Raises:
+            ValueError: what is wrong with the clip, if no other of its language can be read.
+        """
+        first_error = None
+        for candidate in itertools.chain([clip], (spare for spare in self.spares if spare.language == clip.language)):
+            if candidate.audio in self.broken:
+                continue
+            try:
+                return candidate, self.features(candidate, speed)
+            except (ValueError, OSError) as error:
+                first_error = first_error or error
+                if not self.spares:
+                    raise
+                self.broken[candidate.audio] = str(error)
+                tqdm.write(f"Left out, another clip stands in: {error}")
+        raise ValueError(f"No clip of {clip.language!r} can be read any more; the first error: {first_error or self.broken[clip.audio]}")
 
 
 def spec_augment(features: np.ndarray, rng: random.Random) -> np.ndarray:

@@ -13,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
-from training.data import Collator, Features, minutes_of, read_manifest, select
+from training.data import Collator, Features, minutes_of, select
 from training.metrics import error_rates
+from training.sources import read_data
 from training.steps import evaluate_clips, facts_of_run, mapping_figures, transcribe_clips, write_json
 
 
@@ -43,7 +44,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--assembly", nargs="*", default=[], help="folders or hub ids of further languages")
-    parser.add_argument("--data", required=True, help="JSONL manifest")
+    parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
@@ -53,7 +54,7 @@ def main(argv=None) -> None:
     for source in args.assembly:
         model.load_assembly(source)
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
-    clips = read_manifest(args.data)
+    clips, _ = read_data(args.data, args.out.parent / "recordings")
     there = {clip.language for clip in clips if clip.split == args.split}
     clips = select(clips, args.split, args.languages or [code for code in model.languages if code in there])
     features = Features(processor)

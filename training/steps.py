@@ -27,6 +27,7 @@ from training import checkpoints
 from training.data import Clip, Collator, bucket, bucket_of_step, to_device
 from training.metrics import error_rates, macro
 from training.pictures import gate_differences, similarity_figure
+from training.sources import read_data
 
 MASKS_WATCHED = 20  # masks of so many languages are compared; the others' gates are
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
@@ -133,7 +134,13 @@ def make_accelerator(args, stage: str) -> Accelerator:
 
 
 def add_loop_arguments(parser) -> None:
-    """The options of the loop, alike in both stages."""
+    """The options of the data and the loop, alike in both stages."""
+    parser.add_argument("--data", required=True, nargs="+", help="manifests, Common Voice folders, audiofolders, parquet files, hub:owner/name; "
+                        "with a language in front where they name none: sr=PATH (training/sources.py)")  # fmt: skip
+    parser.add_argument("--min_s", type=float, default=0.2, help="shorter clips are skipped")
+    parser.add_argument("--max_s", type=float, default=30.0, help="longer clips are skipped")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling languages; above 1, small ones are heard more often")
+    parser.add_argument("--features_cache", type=Path, help="folder of computed features; default: in memory")
     parser.add_argument("--batch_s", type=float, default=24, help="seconds of audio a batch of one process, padding included")
     parser.add_argument("--gradient_accumulation", type=int, default=1, help="batches a process and step")
     parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
@@ -144,6 +151,15 @@ def add_loop_arguments(parser) -> None:
     parser.add_argument("--log_with", default="tensorboard", help="any of Accelerate's trackers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", nargs="?", const="newest", help="go on from the newest checkpoint in --out, or from a named one")
+
+
+def load_clips(accelerator, args, minutes: float) -> list[Clip]:
+    """Clips of `--data`, with the report of what was read and what was left out."""
+    with accelerator.main_process_first():
+        clips, report = read_data(args.data, args.out / "recordings", minutes, args.min_s, args.max_s)
+    if accelerator.is_main_process:
+        print("\n".join(report.lines(clips)))
+    return clips
 
 
 @dataclass
@@ -168,13 +184,13 @@ class Run:
     def __init__(self, accelerator, model, processor, features, turns, clips, validation, out: Path, args):
         self.accelerator, self.model, self.processor, self.features, self.turns = accelerator, model, processor, features, turns
         self.validation, self.out, self.args = validation, Path(out), args
-        self.batch_of = bucket_of_step(clips, args.batch_s, args.seed)
+        self.batch_of = bucket_of_step(clips, args.batch_s, args.seed, args.temperature)
         self.batches_a_step = accelerator.num_processes * args.gradient_accumulation
-        self.collator = Collator(features, processor, full_augment_step=args.steps * self.batches_a_step // 4, seed=args.seed)
+        self.collator = Collator(features, processor, full_augment_step=args.steps * self.batches_a_step // 4, seed=args.seed, spares=clips)
         listed = "\n".join(sorted(f"{c.audio.name}|{c.language}|{c.text}|{c.duration_s}" for c in clips))
         self.facts = {
             "data": hashlib.sha256(listed.encode()).hexdigest(), "batch_s": args.batch_s, "seed": args.seed, "steps": args.steps,
-            "batches_a_step": self.batches_a_step,
+            "batches_a_step": self.batches_a_step, "temperature": args.temperature,
         }  # fmt: skip
         self.progress = Progress()
 
@@ -283,7 +299,8 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
         run.watch(args.steps, first)
     progress.close()
     run.return_to_best()
-    return {**log, "skipped": run.progress.skipped}
+    broken = {str(path): reason for path, reason in run.collator.broken.items()}
+    return {**log, "skipped": run.progress.skipped, "broken_clips": broken}
 
 
 def first_state(model) -> tuple[torch.Tensor, dict]:

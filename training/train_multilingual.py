@@ -22,15 +22,23 @@ from accelerate.utils import set_seed
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
-from training.data import Features, drop_impossible, minutes_of, read_manifest, select
+from training.data import Features, drop_impossible, minutes_of, select
 from training.optim import Turns, freeze_front_end
-from training.steps import add_loop_arguments, evaluate_clips, facts_of_run, make_accelerator, mapping_figures, train, write_json
+from training.steps import (
+    add_loop_arguments,
+    evaluate_clips,
+    facts_of_run,
+    load_clips,
+    make_accelerator,
+    mapping_figures,
+    train,
+    write_json,
+)
 from training.text import build_vocab
 
 
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="JSONL manifest")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--backbone", default="facebook/wav2vec2-large-xlsr-53")
     parser.add_argument("--num_layers", type=int, help="keep only the encoder's first layers")
@@ -96,13 +104,13 @@ def main(argv=None) -> None:
     args = parse(argv)
     set_seed(args.seed)
     accelerator = make_accelerator(args, "stage1")
-    clips = read_manifest(args.data)
+    clips = load_clips(accelerator, args, args.minutes_per_language)
     training = select(clips, "train", args.languages, args.minutes_per_language, args.seed)
     validation = select(clips, "validation", args.languages)
     model, processor = build(args, training)
     training, dropped = drop_impossible(training, processor, model, speed=1.1)
     announce(model, training, dropped)
-    features = Features(processor)
+    features = Features(processor, args.features_cache)
     turns = Turns(model, args.alpha, args.beta, args.gamma, learning_rates(args), args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
     log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
@@ -116,7 +124,7 @@ def main(argv=None) -> None:
     write_json(args.out / "run.json", result)
     accelerator.end_training()
     print(f"test CER {test['macro']['cer']:.2f} (macro). Wrote {args.out / 'run.json'} and {args.out / 'model'}.")
-    print(f"Next: accelerate launch training/adapt_language.py --model {args.out / 'model'} --data {args.data} --language es --out runs/es")
+    print(f"Next: accelerate launch training/adapt_language.py --model {args.out / 'model'} --data {' '.join(args.data)} --language es --out runs/es")
 
 
 if __name__ == "__main__":

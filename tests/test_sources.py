@@ -1,0 +1,131 @@
+"""Data as it really comes."""
+
+import csv
+import json
+import multiprocessing
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import tiny_model
+from datasets import Audio, Dataset
+
+from modeling_master_asr import MasterASRProcessor
+from training.data import Clip, Collator, Features, bucket_of_step
+from training.sources import read_data, split_of
+
+
+def record(path, seconds=0.5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(0).standard_normal(int(16_000 * seconds)) * 0.1, 16_000)
+    return path
+
+
+@pytest.fixture
+def mix(tmp_path):
+    """One source of every kind, a language each."""
+    voice = tmp_path / "cv" / "sr"
+    for name in ("train", "dev", "test"):
+        record(voice / f"clips/{name}.mp3")
+        (voice / f"{name}.tsv").write_text(f'path\tsentence\tlocale\n{name}.mp3\tРеч "{name}\tsr\n', encoding="utf-8")
+    with (voice / "train.tsv").open("a") as opened:
+        opened.write("gone.mp3\tнема\tsr\nbroken.mp3\tлоше\tsr\n")
+    (voice / "clips/broken.mp3").write_bytes(b"no audio")
+    for split in ("train", "validation"):
+        record(tmp_path / f"folder/{split}/a.wav")
+        (tmp_path / f"folder/{split}/metadata.csv").write_text('file_name,transcription\na.wav,"Kaixo, mundua"\n')
+    rows = {"audio": [str(record(tmp_path / f"p{i}.flac")) for i in range(3)], "sentence": ["ngā", "kupu", "e toru"], "language": ["mi"] * 3}
+    (tmp_path / "parquet").mkdir()
+    Dataset.from_dict(rows).cast_column("audio", Audio(decode=False)).to_parquet(tmp_path / "parquet/train-0.parquet")
+    table = tmp_path / "table.csv"
+    with table.open("w", newline="") as opened:
+        csv.writer(opened).writerows([["audio", "text", "language", "split"], [record(tmp_path / "c.ogg").name, "ahoj", "cs", "test"],
+                                      [record(tmp_path / "long.wav", 40).name, "dlouhý", "cs", "train"]])  # fmt: skip
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps({"audio": record(tmp_path / "j.wav").name, "language": "it", "text": "Ciao!", "duration_s": 0.5, "split": "train"}))
+    return [str(voice), f"eu={tmp_path / 'folder'}", str(tmp_path / "parquet"), str(table), str(manifest)]
+
+
+def test_every_kind_of_source_mixes_and_what_is_left_out_is_counted_and_named(mix, tmp_path):
+    clips, report = read_data(mix, tmp_path / "cache")
+    assert Counter((c.language, c.split) for c in clips) == {
+        ("sr", "train"): 1, ("sr", "validation"): 1, ("sr", "test"): 1, ("eu", "train"): 1, ("eu", "validation"): 1,
+        ("mi", "train"): 3, ("cs", "test"): 1, ("it", "train"): 1,
+    }  # fmt: skip
+    assert {c.text for c in clips if c.language == "sr"} == {"реч train", "реч dev", "реч test"}
+    text = "\n".join(report.lines(clips))
+    for words in ("sr: train 0.00 h in 1 clips", "skipped 1: no recording (such as", "gone.mp3", "cannot be decoded", "broken.mp3",
+                  "skipped 1: not 0.2 to 30.0 s long", "alphabet", "dropped characters {',': 2}"):  # fmt: skip
+        assert words in text, text
+
+
+def test_a_streamed_source_stops_at_its_minutes(mix, tmp_path):
+    clips, _ = read_data([mix[2]], tmp_path / "cache", minutes=0.9 / 60)
+    assert len(clips) == 2  # 0.5 s each: the third is not needed
+
+
+@pytest.mark.parametrize("source, error, message", [
+    ("nowhere", FileNotFoundError, "No data at nowhere"),
+    ("{folder}", ValueError, "is no manifest"),
+    ("{folder}/train", ValueError, "names no language. Give it for the whole source: --data xx="),
+])  # fmt: skip
+def test_a_source_that_cannot_be_read_says_what_one_is(tmp_path, source, error, message):
+    record(tmp_path / "train/a.wav")
+    if source.endswith("train"):
+        (tmp_path / "train/metadata.csv").write_text("file_name,text\na.wav,a\n")
+    with pytest.raises(error, match=message):
+        read_data([source.format(folder=tmp_path)], tmp_path / "cache")
+
+
+def test_a_split_by_text_puts_a_text_in_one_split_and_about_a_tenth_in_test():
+    splits = Counter(split_of(f"text {i}") for i in range(1000))
+    assert 60 < splits["test"] < 140 and splits["train"] > 700 and split_of("a") == split_of("a")
+
+
+def many(counts):
+    return [Clip(f"{code}{i}", code, "a", 1.0, "train") for code, n in counts.items() for i in range(n)]
+
+
+def test_temperature_brings_small_languages_nearer_and_1_changes_nothing():
+    clips = many({"big": 90, "small": 10})
+    shares = []
+    for temperature in (1.0, 2.0, 1e9):
+        batch_of = bucket_of_step(clips, 1.0, 0, temperature)
+        drawn = Counter(batch_of(step)[0].language for step in range(100))
+        shares.append(drawn["small"])
+    assert shares == [10, 25, 50]
+    plain, tempered = bucket_of_step(clips, 1.0, 3), bucket_of_step(clips, 1.0, 3, 1.0)
+    assert [plain(s) for s in range(150)] == [tempered(s) for s in range(150)]
+
+
+def test_a_clip_that_breaks_costs_that_clip_and_another_stands_in(tmp_path):
+    processor = MasterASRProcessor.from_model(tiny_model())
+    good = [Clip(record(tmp_path / f"{i}.wav"), "en", "ab", 0.5, "train") for i in range(2)]
+    (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
+    bad = Clip(tmp_path / "bad.wav", "en", "ba", 0.5, "train")
+    collator = Collator(Features(processor), processor, spares=[bad, *good])
+    batch = collator([bad, good[1]])
+    assert batch["labels"].tolist() == [[3, 4], [3, 4]] and list(collator.broken) == [bad.audio]
+    with pytest.raises(ValueError, match="No clip of 'en' can be read any more; the first error: Cannot decode .*bad.wav"):
+        Collator(Features(processor), processor, spares=[bad])([bad])
+
+
+def fill(cache, path):
+    processor = MasterASRProcessor.from_model(tiny_model())
+    Features(processor, cache)(Clip(path, "en", "a", 0.5, "train"))
+
+
+def test_a_features_cache_is_keyed_by_its_settings_and_safe_in_two_processes(tmp_path):
+    path, cache = record(tmp_path / "a.wav"), tmp_path / "cache"
+    spawn = multiprocessing.get_context("spawn")
+    both = [spawn.Process(target=fill, args=(cache, path)) for _ in range(2)]
+    [p.start() for p in both]
+    [p.join() for p in both]
+    assert [p.exitcode for p in both] == [0, 0] and len(list(cache.iterdir())) == 1
+    processor = MasterASRProcessor.from_model(tiny_model())
+    clip = Clip(path, "en", "a", 0.5, "train")
+    assert np.array_equal(Features(processor, cache)(clip), Features(processor)(clip))
+    processor.feature_extractor.do_normalize = not processor.feature_extractor.do_normalize
+    changed = Features(processor, cache)(clip)
+    assert len(list(cache.iterdir())) == 2 and np.array_equal(changed, Features(processor)(clip))
