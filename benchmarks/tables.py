@@ -16,7 +16,10 @@ STAGE_1 = {
     "stage1_onemask_1e-4": "one mask for all languages, 600 steps",
     "stage1_master_1e-4": "Master-ASR, 600 steps",
     "stage1_master_3e-4": "Master-ASR, 600 steps, rate of W and M 3e-4",
-    "stage1_ship": "**Master-ASR, 5 layers, K = 2, 1,500 steps**",
+    "stage1_dense_long": "5 layers, 1,500 steps: dense",
+    "stage1_onemask_long": "5 layers, 1,500 steps: one mask",
+    "stage1_ship": "**5 layers, 1,500 steps: Master-ASR, K = 2** (shipped)",
+    "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
 }
 STAGE_2 = {
     "stage2_es_paper": "the paper's: mapping + head",
@@ -31,13 +34,14 @@ def load(name: str) -> dict | None:
 
 
 def stage_1_table() -> list[str]:
-    lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | mask bits that differ |", "|---" * 9 + "|"]
+    lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | macro, validation | mask bits that differ |", "|---" * 10 + "|"]
     for name, label in STAGE_1.items():
         run = load(name)
         if run:
             rates = [f"{run['test']['languages'][code]['cer']:.1f}" for code in LANGUAGES]
+            validation = list(run["log"]["validation"].values())[-1]["macro"]["cer"]
             differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
-            lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {100 * differ:.1f} % |")
+            lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
     return lines
 
 
@@ -73,8 +77,29 @@ def row_swap_table() -> list[str]:
     return header + [f"| {code} | " + " | ".join(f"{row[other]:.1f}" for other in table) + " |" for code, row in table.items()]
 
 
+def scale_table() -> list[str]:
+    run = load("languages")
+    if not run:
+        return []
+    lines = ["| languages | step, s | time | peak memory less their own parameters | their own, MB | start, s | checkpoint, s |", "|---" * 7 + "|"]
+    for count, row in run["languages"].items():
+        lines.append(
+            f"| {int(count):,} | {row['step_s']:.3f} | x {row['time_ratio']:.3f} | x {row['memory_ratio']:.3f} | {row['own_mb']:.2f} | "
+            f"{row['start_s']:.1f} | {row['save_s']:.2f} |"
+        )
+    return lines
+
+
+def lora_table() -> list[str]:
+    run = load("lora")
+    if not run:
+        return []
+    rows = [f"| {name} | {row['step_s']:.3f} | {row['ratio']:.3f} |" for name, row in run["steps"].items()]
+    return ["| stage 2, five Whisper layers, 24 s of audio | s a step | of LoRA's |", "|---|---|---|", *rows]
+
+
 def command_lines() -> list[str]:
-    names = [*STAGE_1, *STAGE_2, "evaluate_ship", "evaluate_compact", "heart"]
+    names = [*STAGE_1, *STAGE_2, "evaluate_ship", "evaluate_compact", "heart", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
@@ -94,7 +119,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main() -> None:
     tables = {
         "stage-1": stage_1_table(), "stage-2": stage_2_table(), "heart": heart_table(), "row-swap": row_swap_table(),
-        "compact": compact_line(), "commands": command_lines(),
+        "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
         path = ROOT / page

@@ -18,7 +18,7 @@ from modeling_master_asr import MasterASRForCTC
 from training import adapt_language, checkpoints, evaluate, train_multilingual, transcribe
 from training.data import bucket, read_manifest, select, training_batches
 from training.metrics import error_rates, macro
-from training.optim import Turns, tri_stage
+from training.optim import Turns, freeze_front_end, tri_stage
 
 
 @pytest.fixture(scope="module")
@@ -99,26 +99,48 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(corpus, tmp_path, 
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_w_and_m_take_turns_and_t_moves_every_beta_steps(corpus):
-    model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), {"en": {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}})
-    turns = Turns(model, alpha=10, beta=3, gamma=4, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=20)
-    watched = {
-        "W": model.master_asr.artisan_layers[0]._parameters["weight"], "M": model.master_asr.artisan_layers[0].specialists,
-        "T": model.assemblies["en"].mapping, "rest": model.master_asr.character_bank.weight,
-    }  # fmt: skip
-    moved = {name: [] for name in watched}
+def test_every_tensor_moves_in_exactly_the_steps_of_its_turn(corpus):
+    """W and M in turn every gamma steps, T every beta steps at alpha times its rate, the rest always; tri-stage for all but T."""
+    vocabs = {code: {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3} for code in ("en", "fr")}
+    model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), vocabs)
+    freeze_front_end(model)
+    beta, gamma, steps = 3, 4, 12
+    turns = Turns(model, alpha=10, beta=beta, gamma=gamma, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=steps)
+    masked = {id(layer._parameters["weight"]) for layer in model.master_asr.artisan_layers}
     model.train()
-    for step in range(12):
-        before = {name: p.detach().clone() for name, p in watched.items()}
+    unused = set()  # tensors that this input never reaches: the embedding of masked frames
+    for step in range(steps):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
         turns.begin(step)
-        model(torch.randn(2, 4000), language="en", labels=torch.tensor([[3, 3], [3, 3]])).loss.backward()
+        assert {g["lr"] for g in turns.optimizer.param_groups} == {1e-3 * tri_stage(step, steps)}
+        assert turns.mapping_optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
+        language = ("en", "fr")[step % 2]
+        model(torch.randn(2, 4000), language=language, labels=torch.tensor([[3, 3], [3, 3]])).loss.backward()
+        unused |= {n for n, p in model.named_parameters() if p.grad is None and "masked_spec_embed" in n}
+        assert turns.step(step)
+        in_w = (step // gamma) % 2 == 0
+        for name, parameter in model.named_parameters():
+            moved = not torch.equal(parameter, before[name])
+            if name.endswith("mapping"):
+                due = (step + 1) % beta == 0  # both languages': their gradients were collected in between
+            elif name.endswith("specialists"):
+                due = not in_w
+            elif id(parameter) in masked:
+                due = in_w
+            else:
+                due = "feature_extractor" not in name and name not in unused
+            assert moved == due, f"step {step}: {name} moved: {moved}, due: {due}"
+
+
+def test_optimizer_state_exists_only_for_what_trained(corpus):
+    vocabs = {f"x{i}": {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3} for i in range(50)}
+    model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), vocabs)
+    turns = Turns(model, alpha=10, beta=1, gamma=0, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=4)
+    for step in range(4):
+        turns.begin(step)
+        model(torch.randn(1, 4000), language="x7", labels=torch.tensor([[3]])).loss.backward()
         turns.step(step)
-        for name, parameter in watched.items():
-            moved[name].append(not torch.equal(parameter, before[name]))
-    assert moved["W"] == [True] * 4 + [False] * 4 + [True] * 4
-    assert moved["M"] == [False] * 4 + [True] * 4 + [False] * 4
-    assert moved["T"] == [step % 3 == 2 for step in range(12)]
-    assert all(moved["rest"])
+    assert [p is model.assemblies["x7"].mapping for p in turns.mapping_optimizer.state] == [True]
 
 
 def test_tri_stage_warms_up_holds_and_decays():
