@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-# The first masks follow |W|; the noise is what lets specialists, and so languages, come apart. Not swept yet: RESULTS.md.
+# The first masks follow |W|; the noise is what lets specialists, and so languages, come apart. 1.0 was far worse: RESULTS.md.
 SPECIALIST_SCALE = 0.5
 SPECIALIST_NOISE = 0.3
 
@@ -78,7 +78,7 @@ def select_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     if num_masked == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     num_kept = flat.numel() - num_masked
-    if flat.device.type == "cpu":  # NumPy's partial selection and comparison: see benchmarks/mask_selection.py
+    if flat.device.type == "cpu":  # NumPy's partial selection and comparison: see benchmarks/heart.py
         values = flat.numpy()
         threshold = np.partition(values, num_masked)[num_masked]
         kept = values >= threshold

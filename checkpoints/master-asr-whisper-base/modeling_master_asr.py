@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Optional, Union
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
@@ -25,6 +26,8 @@ from .artisan_master_asr import (
     assembled_as,
     checkpoint_contexts,
     open_gates,
+    select_mask,
+    specialist_scores,
     versions,
 )
 from .assembly_master_asr import (
@@ -185,11 +188,17 @@ class MasterASRModel(MasterASRPreTrainedModel):
         assembly = self.assemblies[language]
         rows = {layer: row for row, layer in enumerate(self.artisan_layers)}
         gates_of = [open_gates(row) for row in assembly.mapping]
+        # Sharded weights (FSDP2) are gathered into the same memory under the same version: nothing tells that they moved.
+        sharded = any(isinstance(layer.specialists, DTensor) for layer in self.artisan_layers)
 
         def weight_of(layer: ArtisanLinear) -> torch.Tensor:
             index = rows[layer]
             own = assembly.own_specialist(index)
-            mask = self._masks.mask(index, layer.specialists, gates_of[index], self.config.sparsity, own, language)
+            if sharded:
+                with torch.no_grad():
+                    mask = select_mask(specialist_scores(layer.specialists, gates_of[index], own), self.config.sparsity)
+            else:
+                mask = self._masks.mask(index, layer.specialists, gates_of[index], self.config.sparsity, own, language)
             weight = layer._parameters["weight"]
             made = assemble_weight(
                 weight, layer.specialists, assembly.mapping[index], mask, gates_of[index], own, assembly.delta_of(index)
@@ -199,7 +208,7 @@ class MasterASRModel(MasterASRPreTrainedModel):
                 made.requires_grad_(True)
             return made
 
-        if self.training or torch.is_grad_enabled():
+        if sharded or self.training or torch.is_grad_enabled():
             return Assembled(weight_of)
         return self._hot_assembled(language, weight_of)
 
