@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Optional, Union
@@ -151,7 +152,7 @@ class HubVerbs:
         self,
         repo_id: str,
         processor: Optional[MasterASRProcessor] = None,
-        card: Optional[str] = None,
+        card: Union[str, Path, None] = None,
         private: Optional[bool] = None,
         token: Union[str, bool, None] = None,
         revision: Optional[str] = None,
@@ -163,7 +164,7 @@ class HubVerbs:
 
         Args:
             processor: None: the model's own, `MasterASRProcessor.from_model(model)`.
-            card: text of README.md; None keeps the repo's, or writes a short one.
+            card: text of README.md, or its path (the pictures beside it go along); None keeps the repo's, or writes a short one.
             save_kwargs: of `save_pretrained`, such as `max_shard_size`.
 
         Raises:
@@ -178,6 +179,10 @@ class HubVerbs:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **save_kwargs)
             processor.save_pretrained(folder)
+            if isinstance(card, Path):
+                for picture in card.parent.glob("*.png"):
+                    shutil.copy(picture, folder)
+                card = card.read_text(encoding="utf-8")
             if card is not None:
                 ModelCard(card.replace("THIS_REPO", repo_id), ignore_metadata_errors=True).save(Path(folder) / "README.md")
             info = api.upload_folder(

@@ -46,7 +46,9 @@ def with_spanish(cache, repo=MODEL):
 def stranger(hub, model_id, tmp_path, name, **env):
     """Loads `model_id` in a process that cannot import our package; returns what `STRANGER` wrote."""
     env = {"PATH": "/usr/bin:/bin", "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "2", **env}
-    script = STRANGER.replace('folder + "/../inputs.safetensors"', f'"{tmp_path}/inputs.safetensors"')
+    revision = env.pop("REVISION", None)
+    script = STRANGER.replace("trust_remote_code=True", f'trust_remote_code=True, revision="{revision}"') if revision else STRANGER
+    script = script.replace('folder + "/../inputs.safetensors"', f'"{tmp_path}/inputs.safetensors"')
     done = subprocess.run([sys.executable, "-c", script, model_id, str(tmp_path / name)], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((tmp_path / name).read_text())
@@ -64,7 +66,9 @@ def test_a_pushed_model_is_one_commit_that_a_stranger_loads_bit_equal_also_offli
     expected = pushed(**inputs, language="fr").logits
     online = stranger(hub, MODEL, tmp_path, "online.json")
     offline = stranger(hub, MODEL, tmp_path, "offline.json", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
-    for answer in (online, offline):
+    pushed.push_to_hub(MODEL, token=TOKEN, card="# moved on")
+    pinned = stranger(hub, MODEL, tmp_path, "pinned.json", REVISION=repo.commits[1].oid)
+    for answer in (online, offline, pinned):
         assert torch.equal(torch.tensor(answer["logits"]).view_as(expected), expected)
         assert answer["class"] == "MasterASRPipeline"
 

@@ -16,7 +16,7 @@ from training.pictures import gate_differences
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the exporter's own
-@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm", "wav2vec2-bert", "wav2vec2-conformer"])
 def test_an_exported_language_answers_as_pytorch_does_at_another_length(family, tmp_path):
     assert export(tiny_model(family), "fr", tmp_path / "fr.onnx") < 1e-4
     assert [p.name for p in tmp_path.iterdir()] == ["fr.onnx"]
@@ -75,7 +75,11 @@ def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, mo
     model = MasterASRForCTC.from_pretrained(tmp_path / "model")
     model.add_language("es", vocab("abñ"))
     model.save_assembly("es", tmp_path / "es", cer=9.8)
-    push_to_hub.main(["--model", str(tmp_path / "model"), "--repo", "tester/m"])
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card/README.md").write_text("# THIS_REPO\n![x](x.png)")
+    (tmp_path / "card/x.png").write_bytes(b"a picture")
+    push_to_hub.main(["--model", str(tmp_path / "model"), "--repo", "tester/m", "--card", str(tmp_path / "card/README.md")])
+    assert hub.files("tester/m")["x.png"] == b"a picture" and b"# tester/m" in hub.files("tester/m")["README.md"]
     push_to_hub.main(["--model", "tester/m", "--assembly", str(tmp_path / "es"), "--repo", "tester/m-es"])
     assert "32 bits of gates" in capsys.readouterr().out
     assert MasterASRForCTC.from_pretrained("tester/m", assemblies=["tester/m-es"]).languages == ["en", "fr", "ru", "es"]

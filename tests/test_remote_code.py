@@ -118,6 +118,13 @@ def test_the_library_never_imports_the_scripts():
         assert not any(module.split(".")[0] in ("training", "benchmarks", "tests") for module, _ in imports_of(path))
 
 
+def test_only_the_peft_room_and_its_benchmark_need_peft():
+    for folder in ("modeling_master_asr", "training", "demo"):
+        for path in (ROOT / folder).glob("*.py"):
+            names = {module.split(".")[0] for module, _ in imports_of(path)} | {m.lstrip(".") for m, _ in imports_of(path) if m[:1] == "."}
+            assert path.name == "peft_assembly.py" or not names & {"peft", "peft_assembly"}, path
+
+
 def test_the_shipped_checkpoint_carries_todays_code():
     """Else it would answer with an old release's bugs: `python -m training.compact_checkpoint --refresh_code` mends it."""
     shipped = ROOT / "checkpoints" / "master-asr-whisper-base"

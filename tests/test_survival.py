@@ -1,5 +1,6 @@
 """A run that is killed, cut off or refused loses nothing."""
 
+import json
 import os
 import random
 import signal
@@ -13,7 +14,8 @@ import torch
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
-from training import checkpoints
+from training import checkpoints, steps
+from training.optim import Turns
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"model": {"w": torch.arange(6.0)}, "progress": {"log": {"loss": {"0": 1.5}}}}
@@ -125,37 +127,26 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_an_uninterrupted_one(c
         assert torch.equal(value, ends[1][name]), name
 
 
-def test_a_run_stops_cleanly_after_its_minutes_and_goes_on(corpus, tmp_path):  # noqa: F811
+def test_a_run_stops_cleanly_after_its_minutes_and_goes_on(corpus, tmp_path, monkeypatch):  # noqa: F811
     whole = run_stage_1(corpus, tmp_path / "whole")
-    with pytest.raises(SystemExit, match="Stopped at step 1 after 1e-07 minutes; go on with --resume"):
-        run_stage_1_counting(corpus, tmp_path / "cut")
+    clock = iter([0.0, 0.0])  # the start and the first step; then the minutes are over
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.time, "monotonic", lambda: next(clock, 1e9))
+        with pytest.raises(SystemExit, match="Stopped at step 1 after 1.0 minutes; go on with --resume"):
+            run_stage_1(corpus, tmp_path / "cut", "--max_minutes", "1")
     again = run_stage_1(corpus, tmp_path / "cut", "--resume")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-def run_stage_1_counting(corpus, out):  # noqa: F811
-    """Stops after the first step: the clock starts with it."""
-    from training import steps
-
-    real, calls = time.monotonic, iter([0.0, 0.0])
-    steps.time.monotonic = lambda: next(calls, 1e9)
-    try:
-        return run_stage_1(corpus, out, "--max_minutes", "1e-07")
-    finally:
-        steps.time.monotonic = real
-
-
-def test_early_stopping_returns_to_the_best_weights(corpus, tmp_path, capsys):  # noqa: F811
+def test_early_stopping_returns_to_the_best_weights(corpus, tmp_path):  # noqa: F811
     run_stage_1(corpus, tmp_path, "--patience", "1", "--steps", "16", "--evaluate_every", "2", "--learning_rate", "1e-9",
                 "--mapping_learning_rate", "1e-9")  # fmt: skip
-    log = __import__("json").loads((tmp_path / "run.json").read_text())["log"]
+    log = json.loads((tmp_path / "run.json").read_text())["log"]
     assert len(log["validation"]) == 2  # the second was no better, so it stopped
 
 
 def test_gradients_that_are_not_finite_move_nothing_are_named_and_too_many_stop_the_run(corpus, tmp_path, monkeypatch):  # noqa: F811
-    from training.optim import Turns
-
     bad_steps = {2}
     original = Turns.begin
 
@@ -168,7 +159,7 @@ def test_gradients_that_are_not_finite_move_nothing_are_named_and_too_many_stop_
 
     monkeypatch.setattr(Turns, "begin", spoil)
     model = run_stage_1(corpus, tmp_path / "one")
-    result = __import__("json").loads((tmp_path / "one/run.json").read_text())
+    result = json.loads((tmp_path / "one/run.json").read_text())
     assert [entry["step"] for entry in result["log"]["skipped"]] == [2] and result["log"]["skipped"][0]["clips"]
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     bad_steps.update(range(40))

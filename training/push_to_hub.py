@@ -19,8 +19,7 @@ OWN_FACTS = ("cer", "wer", "minutes")  # of a trained assembly, worth carrying t
 def push_model(model, args) -> str:
     processor = MasterASRProcessor.from_pretrained(args.model)
     processor = MasterASRProcessor.from_model(model, processor.feature_extractor)
-    card = args.card.read_text(encoding="utf-8") if args.card else None
-    info = model.push_to_hub(args.repo, processor=processor, card=card, private=args.private)
+    info = model.push_to_hub(args.repo, processor=processor, card=args.card, private=args.private)
     return f"Pushed {info.oid}.\nNext: pipeline('automatic-speech-recognition', model='{args.repo}', trust_remote_code=True)"
 
 

@@ -213,8 +213,12 @@ class Run:
         tqdm.write(f"Resumed at step {step}.")
         return step
 
-    def one_step(self, wrapped, step: int) -> float:
-        """Every process's batches of a step, forward and backward, and the move; returns this process's loss."""
+    def one_step(self, wrapped, step: int) -> tuple[float, str]:
+        """Every process's batches of a step, forward and backward, and the move.
+
+        Returns:
+            This process's loss, and the language of its last batch.
+        """
         accumulation, total, names = self.args.gradient_accumulation, 0.0, []
         self.model.train()
         self.turns.begin(step)
@@ -230,7 +234,7 @@ class Run:
             total += float(loss.detach()) / accumulation
         if not self.turns.step(step):
             self.skip(step, names)
-        return total
+        return total, clips[0].language
 
     def skip(self, step: int, names: list[str]) -> None:
         """Counts and names the clips of a step whose gradients were not finite.
@@ -288,7 +292,10 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
             progress.close()
             accelerator.end_training()
             raise SystemExit(f"Stopped at step {step} after {args.max_minutes} minutes; go on with --resume.")
-        recent = [*recent[-19:], run.one_step(wrapped, step)]
+        loss, language = run.one_step(wrapped, step)
+        recent = [*recent[-19:], loss]
+        if step % 5 == 0:
+            accelerator.log({f"loss/{language}": loss}, step=step)
         progress.update()
         progress.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", turn=turns.phase(step))
         if step % 20 == 0:
