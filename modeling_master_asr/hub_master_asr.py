@@ -141,6 +141,8 @@ class HubVerbs:
             except (EntryNotFoundError, RevisionNotFoundError):
                 pass
             path = self.save_assembly(language, folder, **facts)
+            card = path.with_name(ASSEMBLY_CARD_NAME)
+            card.write_text(card.read_text(encoding="utf-8").replace("THIS_REPO", repo_id), encoding="utf-8")
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=commit_message or f"Assembly of {language}",
                 parent_commit=head, allow_patterns=[path.name, ASSEMBLY_CONFIG_NAME, ASSEMBLY_CARD_NAME],

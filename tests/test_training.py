@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from conftest import tiny_backbone_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel
 
 from modeling_master_asr import MasterASRForCTC
@@ -141,6 +142,16 @@ def test_optimizer_state_exists_only_for_what_trained(corpus):
         model(torch.randn(1, 4000), language="x7", labels=torch.tensor([[3]])).loss.backward()
         turns.step(step)
     assert [p is model.assemblies["x7"].mapping for p in turns.mapping_optimizer.state] == [True]
+
+
+def test_a_run_can_be_watched_losses_rates_figures_and_a_picture_per_evaluation(corpus, tmp_path):
+    run_stage_1(corpus, tmp_path)
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent), size_guidance={"images": 0}).Reload()
+    scalars = set(events.Tags()["scalars"])
+    wanted = {"loss", "cer/en", "cer/fr", "cer/macro", "learning_rate/W", "learning_rate/M", "T/std_of_T", "T/entropy_of_T_bits",
+              "T/share_of_flipped_gates", "T/share_of_changed_mask_bits", "T/specialists_in_use_a_layer", "T/dead_specialists"}  # fmt: skip
+    assert wanted <= scalars and any(name.startswith("loss/") for name in scalars), scalars
+    assert [image.step for image in events.Images("similarity")] == [4, 8]
 
 
 def test_tri_stage_warms_up_holds_and_decays():
