@@ -1,4 +1,4 @@
-"""A small Hub on loopback: enough of the protocol for create_repo, push, pull, tags, revisions, LFS and private repos.
+"""A small Hub on loopback: enough of the protocol for create_repo, push, pull, tags, revisions, LFS, private repos and data sets.
 
 It keeps repos in memory and speaks to `huggingface_hub` itself, so what is tested is the real client over real HTTP. It can be
 told to drop a connection in mid-download or in mid-upload.
@@ -66,6 +66,23 @@ def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def names_below(folder: str, files: dict[str, bytes], recursive: bool) -> list[str]:
+    """Files and folders below `folder` ("" or ending in "/"), the Hub's way."""
+    names = set()
+    for name in files:
+        if name.startswith(folder):
+            parts = name.removeprefix(folder).split("/")
+            depths = range(1, len(parts) + 1) if recursive else [1]
+            names |= {folder + "/".join(parts[:depth]) for depth in depths}
+    return sorted(names)
+
+
+def entry(name: str, files: dict[str, bytes]) -> dict:
+    if name not in files:
+        return {"type": "directory", "oid": git_oid(name.encode()), "size": 0, "path": name}
+    return {"type": "file", "oid": git_oid(files[name]), "size": len(files[name]), "path": name}
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -130,9 +147,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self.refuse(401, "Unauthorized", "Invalid user token")
             token = {"role": "write", "displayName": "t"}
             return self.answer(200, {"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token", "accessToken": token}})
-        if match := re.match(r"^/([^/]+/[^/]+)/resolve/([^/]+|refs/[^/]+/[^/]+)/(.+)$", path):
+        if match := re.match(r"^/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+|refs/[^/]+/[^/]+)/(.+)$", path):
             return self.get_file(*match.groups())
-        if match := re.match(r"^/api/models/([^/]+/[^/]+)(?:/(revision|tree|refs|commits)(?:/([^/]+))?(?:/(.*))?)?$", path):
+        if match := re.match(r"^/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|refs|commits)(?:/([^/]+))?(?:/(.*))?)?$", path):
             return self.get_info(*match.groups())
         self.refuse(404, "NotFound", f"no route {path}")
 
@@ -179,8 +196,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, [{"id": c.oid, "title": c.title, **about} for c in reversed(repo.commits)])
         if verb == "tree":
             below = folder.rstrip("/") + "/" if folder else ""
-            listed = [(name, content) for name, content in sorted(commit.files.items()) if name.startswith(below)]
-            return self.answer(200, [{"type": "file", "oid": git_oid(c), "size": len(c), "path": n} for n, c in listed])
+            recursive = "recursive=true" in self.path.lower()
+            return self.answer(200, [entry(n, commit.files) for n in names_below(below, commit.files, recursive)])
         self.answer(200, {
             "_id": "0", "id": repo_id, "modelId": repo_id, "sha": commit.oid, "private": repo.private, "tags": [], "downloads": 0,
             "likes": 0, "siblings": [{"rfilename": name} for name in sorted(commit.files)], "lastModified": DATE,
@@ -202,13 +219,13 @@ class Handler(BaseHTTPRequestHandler):
         raw = self.body()
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
-        if not self.has_token():
+        if not (self.has_token() or "/paths-info/" in path):
             return self.refuse(401, "Unauthorized", "Writing needs a token")
         if path == "/api/repos/create":
             return self.create(json.loads(raw))
-        if match := re.match(r"^/([^/]+/[^/]+)\.git/info/lfs/objects/batch$", path):
+        if match := re.match(r"^/(?:datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch$", path):
             return self.lfs_batch(json.loads(raw))
-        if match := re.match(r"^/api/models/([^/]+/[^/]+)/(preupload|commit|paths-info|tag)/(.+)$", path):
+        if match := re.match(r"^/api/(?:models|datasets)/([^/]+/[^/]+)/(preupload|commit|paths-info|tag)/(.+)$", path):
             repo = self.repo(match[1])
             return None if repo is None else getattr(self, match[2].replace("-", "_"))(repo, match[1], match[3], raw)
         self.refuse(404, "NotFound", f"no route {path}")
@@ -259,8 +276,8 @@ class Handler(BaseHTTPRequestHandler):
     def paths_info(self, repo: Repo, repo_id: str, revision: str, raw: bytes) -> None:
         wanted = json.loads(raw) if raw.startswith(b"{") else urllib.parse.parse_qs(raw.decode())
         files = repo.at(revision).files
-        there = [name for name in wanted.get("paths", []) if name in files]
-        self.answer(200, [{"type": "file", "oid": git_oid(files[n]), "size": len(files[n]), "path": n} for n in there])
+        folders = names_below("", files, recursive=True)
+        self.answer(200, [entry(name, files) for name in wanted.get("paths", []) if name in folders])
 
     def tag(self, repo: Repo, repo_id: str, revision: str, raw: bytes) -> None:
         repo.tags[json.loads(raw)["tag"]] = repo.at(revision).oid

@@ -33,6 +33,8 @@ def test_two_gloo_processes_end_as_one_process_with_the_same_global_batch(corpus
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     two = run(torchrun, tmp_path / "two", corpus)
     for name in ("one", "two"):
+        kept = torch.load(next((tmp_path / name).glob("checkpoint-*/random.pt")), weights_only=True)
+        assert len(kept) == {"one": 1, "two": 2}[name]  # every process's generators
         assert json.loads(next((tmp_path / name).glob("checkpoint-*/manifest.json")).read_text())["facts"]["batches_a_step"] == 2
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

@@ -4,12 +4,14 @@ import csv
 import json
 import multiprocessing
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import tiny_model
 from datasets import Audio, Dataset
+from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
 from training.data import Clip, Collator, Features, bucket_of_step
@@ -129,3 +131,21 @@ def test_a_features_cache_is_keyed_by_its_settings_and_safe_in_two_processes(tmp
     processor.feature_extractor.do_normalize = not processor.feature_extractor.do_normalize
     changed = Features(processor, cache)(clip)
     assert len(list(cache.iterdir())) == 2 and np.array_equal(changed, Features(processor)(clip))
+
+
+def test_a_dataset_on_the_hub_is_streamed_and_stops_at_its_minutes(mix, hub, tmp_path):
+    api = HfApi(token="a-token")
+    api.create_repo("tester/maori", repo_type="dataset")
+    parquet = next((tmp_path / "parquet").glob("*.parquet"))
+    rows = load_rows(parquet)
+    for row in rows:  # as on the Hub: the recordings are inside
+        row["audio"] = {"bytes": (tmp_path / row["audio"]["path"]).read_bytes(), "path": Path(row["audio"]["path"]).name}
+    Dataset.from_list(rows).cast_column("audio", Audio(decode=False)).to_parquet(tmp_path / "inside.parquet")
+    api.upload_file(path_or_fileobj=tmp_path / "inside.parquet", path_in_repo="data/train-00000-of-00001.parquet", repo_id="tester/maori", repo_type="dataset")
+    clips, _ = read_data(["hub:tester/maori"], tmp_path / "cache", minutes=0.9 / 60)
+    assert [(c.language, c.text, c.split) for c in clips] == [("mi", "ngā", "train"), ("mi", "kupu", "train")]
+    assert all(c.audio.suffix == ".flac" and soundfile.info(str(c.audio)).duration == 0.5 for c in clips)
+
+
+def load_rows(parquet):
+    return Dataset.from_parquet(str(parquet)).cast_column("audio", Audio(decode=False)).to_list()

@@ -85,6 +85,15 @@ def test_a_full_disk_is_named_and_the_older_checkpoint_stays(tmp_path, monkeypat
     assert checkpoints.load(tmp_path, "newest", FACTS)[0] == 10 and not list(tmp_path.glob(".*"))
 
 
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):  # the tests may run as root, whom no permission stops
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(OSError, match="Cannot write .*checkpoint-00000020 .*Permission denied.*still there: none"):
+        checkpoints.save(tmp_path, 20, PARTS, FACTS)
+
+
 def test_data_that_changed_since_is_refused(tmp_path):
     checkpoints.save(tmp_path, 10, PARTS, FACTS)
     with pytest.raises(ValueError, match="made from other data or settings .data: 'd' then, 'e' now"):

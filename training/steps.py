@@ -19,7 +19,7 @@ import accelerate
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
 from tqdm import tqdm
 
 from modeling_master_asr.artisan_master_asr import open_gates, select_mask, specialist_scores
@@ -195,9 +195,10 @@ class Run:
         self.progress = Progress()
 
     def save(self, step: int) -> None:
+        every_rank = gather_object([checkpoints.random_state()])
         if self.accelerator.is_main_process:
             parts = {"model": self.model.state_dict(), "turns": self.turns.state_dict(), "progress": asdict(self.progress),
-                     "random": checkpoints.random_state()}  # fmt: skip
+                     "random": every_rank}  # fmt: skip
             checkpoints.save(self.out, step, parts, self.facts)
         self.accelerator.wait_for_everyone()
 
@@ -209,7 +210,7 @@ class Run:
         self.model.load_state_dict(parts["model"])
         self.turns.load_state_dict(parts["turns"])
         self.progress = Progress(**parts["progress"])
-        checkpoints.set_random_state(parts["random"])
+        checkpoints.set_random_state(parts["random"][self.accelerator.process_index % len(parts["random"])])
         tqdm.write(f"Resumed at step {step}.")
         return step
 
