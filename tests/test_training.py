@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from modeling_master_asr import MasterASRForCTC
 from training import adapt_language, checkpoints, evaluate, train_multilingual, transcribe
-from training.data import bucket, read_manifest, select, training_batches
+from training.data import bucket, bucket_of_step, read_manifest, select
 from training.metrics import error_rates, macro
 from training.optim import Turns, freeze_front_end, tri_stage
 
@@ -166,9 +166,10 @@ def test_batches_hold_one_language_and_bounded_seconds_and_repeat_from_any_step(
     for batch in bucket(clips, 2.0, random.Random(0)):
         assert len({clip.language for clip in batch}) == 1
         assert len(batch) == 1 or max(c.duration_s for c in batch) * len(batch) <= 2.0
-    first = [next(iter_) for iter_ in [training_batches(clips, 2.0, 7)] for _ in range(40)]
-    later = training_batches(clips, 2.0, 7, start_step=25)
-    assert [next(later) for _ in range(15)] == first[25:]
+    batch_of = bucket_of_step(clips, 2.0, 7)
+    first = [batch_of(step) for step in range(40)]
+    later = bucket_of_step(clips, 2.0, 7)
+    assert [later(step) for step in range(25, 40)] == first[25:]
 
 
 def test_budgets_are_minutes_and_depend_on_the_seed_alone(corpus):

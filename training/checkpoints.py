@@ -80,14 +80,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow_sha256(opened)
-
-
-def _slow_sha256(opened) -> str:  # Python 3.10
     digest = hashlib.sha256()
-    for block in iter(lambda: opened.read(1 << 20), b""):
-        digest.update(block)
+    with path.open("rb") as opened:
+        for block in iter(lambda: opened.read(1 << 20), b""):
+            digest.update(block)
     return digest.hexdigest()
 
 

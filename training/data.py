@@ -8,7 +8,7 @@ import json
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -202,12 +202,6 @@ def bucket_of_step(clips: list[Clip], batch_s: float, seed: int, temperature: fl
         return current[0][step - starts[-1]]
 
     return batch_of
-
-
-def training_batches(clips: list[Clip], batch_s: float, seed: int, start_step: int = 0) -> Iterator[tuple[int, list[Clip]]]:
-    """Endless `(step, batch)` from `start_step` on."""
-    batch_of = bucket_of_step(clips, batch_s, seed)
-    return ((step, batch_of(step)) for step in itertools.count(start_step))
 
 
 class Collator:

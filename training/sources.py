@@ -82,7 +82,7 @@ def read_data(
     report, clips = Report(), []
     for source in sources:
         code, _, path = source.rpartition("=") if "=" in source and not Path(source).exists() else ("", "", source)
-        for raw in tqdm(_rows(path, cache, minutes, report), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
+        for raw in tqdm(_rows(path, cache, minutes), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
             clip = raw if isinstance(raw, Clip) else _clip(raw, code, path, report)
             if clip is None:
                 continue
@@ -93,10 +93,10 @@ def read_data(
     return clips, report
 
 
-def _rows(path: str, cache: Path, minutes: Optional[float], report: Report) -> Iterator:
+def _rows(path: str, cache: Path, minutes: Optional[float]) -> Iterator:
     """Rows `{audio, text, language, duration_s, split}` of one source (or whole Clips of a JSONL manifest)."""
     if path.startswith("hub:"):
-        return _from_datasets(path, cache, minutes, report)
+        return _from_datasets(path, cache, minutes)
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(f"No data at {path}. --data takes manifests, Common Voice folders, audiofolders, parquet files and hub:owner/name.")
@@ -105,7 +105,7 @@ def _rows(path: str, cache: Path, minutes: Optional[float], report: Report) -> I
     if place.suffix in (".csv", ".tsv"):
         return _table(place, place.parent, None)
     if place.suffix == ".parquet" or (place.is_dir() and any(place.rglob("*.parquet"))):
-        return _from_datasets(path, cache, minutes, report)
+        return _from_datasets(path, cache, minutes)
     if (place / "clips").is_dir():
         return _common_voice(place)
     tables = sorted([*place.rglob("metadata.csv"), *place.rglob("metadata.jsonl")]) if place.is_dir() else []
@@ -144,7 +144,7 @@ def _common_voice(folder: Path) -> Iterator[dict]:
             yield row
 
 
-def _from_datasets(path: str, cache: Path, minutes: Optional[float], report: Report) -> Iterator[dict]:
+def _from_datasets(path: str, cache: Path, minutes: Optional[float]) -> Iterator[dict]:
     """Rows of parquet files or of a Hub data set; recordings are written to `cache` as they came, once."""
     from datasets import Audio, get_dataset_split_names, load_dataset
 
@@ -159,9 +159,7 @@ def _from_datasets(path: str, cache: Path, minutes: Optional[float], report: Rep
         arguments, splits = {"path": "parquet", "data_files": dict(by_split)}, list(by_split)
     for split in splits:
         data = load_dataset(**arguments, split=split, streaming=True)
-        column = next((c for c in COLUMNS["audio"] if c in data.features and isinstance(data.features[c], (Audio, dict))), None)
-        if column is None:
-            column = next((c for c in COLUMNS["audio"] if c in data.features), None)
+        column = next((c for c in COLUMNS["audio"] if c in data.features), None)
         if column is None:
             raise ValueError(f"{path} has the columns {list(data.features)}; one of {list(COLUMNS['audio'])} has to hold audio.")
         if isinstance(data.features[column], Audio):

@@ -100,11 +100,11 @@ def announce(model, clips, dropped) -> None:
         print(f"Dropped {len(dropped)} clips whose text needs more frames than they have: {[str(c.audio) for c in dropped[:5]]}")
 
 
-def summary(result: dict, trained_minutes: dict[str, float]) -> list[str]:
+def summary(result: dict) -> list[str]:
     """One screen: test CER and WER a language, and what happened to the masks."""
     lines = [f"{'language':10}{'minutes':>9}{'CER, %':>9}{'WER, %':>9}"]
     for code, rate in [*result["test"]["languages"].items(), ("macro", result["test"]["macro"])]:
-        minutes = trained_minutes.get(code)
+        minutes = result["minutes"].get(code)
         lines.append(f"{code:10}{'' if minutes is None else f'{minutes:.1f}':>9}{rate['cer']:9.2f}{rate['wer']:9.2f}")
     lines += [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in result["mapping"].items()]
     lost = len(result["log"]["skipped"]), len(result["log"]["broken_clips"])
@@ -134,7 +134,7 @@ def main(argv=None) -> None:
     result = {**facts_of_run(), "minutes": minutes_of(training), "test": test, "mapping": mapping_figures(model), "log": log}
     write_json(args.out / "run.json", result)
     accelerator.end_training()
-    print("\n".join(summary(result, trained_minutes=result["minutes"])))
+    print("\n".join(summary(result)))
     print(f"Wrote {args.out / 'run.json'} and {args.out / 'model'}.")
     print(f"Next: accelerate launch training/adapt_language.py --model {args.out / 'model'} --data {' '.join(args.data)} --language es --out runs/es")
 
