@@ -118,14 +118,29 @@ class MaskStore:
     """Masks already selected, bit-packed, so that one is selected again only when what it depends on has moved.
 
     A mask is a function of the layer's specialists, the gate bits and the language's own specialist: languages with the
-    same gates share it, so a layer keeps at most 2^K of them however many languages there are.
+    same gates share it, so a layer keeps at most 2^K of them however many languages there are. While W stands still too
+    (stage 2), the layer's last product W * B is kept beside them.
     """
 
     def __init__(self):
         self._kept: dict[tuple, tuple] = {}
+        self._products: dict[int, tuple] = {}
 
     def clear(self) -> None:
         self._kept.clear()
+        self._products.clear()
+
+    def let_products_go(self) -> None:
+        self._products.clear()
+
+    def product(self, layer_index: int, weight, specialists, gates, sparsity: float) -> torch.Tensor:
+        """W * B of a frozen layer for row `gates`, without a gradient."""
+        stamp = gates, versions((weight, specialists))
+        kept = self._products.get(layer_index)
+        if kept is None or kept[0] != stamp:
+            product = weight.detach() * self.mask(layer_index, specialists, gates, sparsity)
+            self._products[layer_index] = kept = (stamp, product)
+        return kept[1]
 
     def mask(self, layer_index: int, specialists, gates, sparsity: float, own=None, owner: str = "") -> torch.Tensor:
         """B, boolean `[out, in]`, for row `gates`; `own` `(u, v)` is the specialist of language `owner`, if it has one."""
@@ -150,7 +165,8 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx, weight, specialists, mapping_row, u, v, mask, gates):
         ctx.save_for_backward(weight, specialists, mapping_row, u, v, mask)
         ctx.gates = gates
-        return weight * mask
+        # a frozen W comes with its product made; only the gradient of W asks for the mask
+        return weight * mask if mask.dtype == torch.bool else mask.detach()
 
     @staticmethod
     def backward(ctx, grad_assembled):
@@ -183,7 +199,7 @@ def assemble_weight(weight, specialists, mapping_row, mask, gates, low_rank=None
         weight: W, `[out, in]`.
         specialists: M, `[K, out, in]`.
         mapping_row: the language's row of T for this layer, `[K]`.
-        mask: B, boolean `[out, in]`, already selected for `gates` (and `low_rank`).
+        mask: B, boolean `[out, in]`, already selected for `gates` (and `low_rank`); or, if W needs no gradient, W * B itself.
         gates: which specialists the row selects.
         low_rank: the language's own specialist `(u [out, r], v [r, in])`, or None.
         delta: the language's own weight change `(up [out, r], down [r, in])`, or None.
@@ -202,10 +218,14 @@ class Assembled:
 
     A layer asks inside its own forward, so sharded parameters (FSDP) are whole by then and activation checkpointing
     recomputes the mask's product rather than keeping it.
+
+    Args:
+        weight_of: W_l of a layer.
+        apart_of: in training, `(W * B, up, down)` of a layer whose language has a delta, else None.
     """
 
-    def __init__(self, weight_of: Callable[[ArtisanLinear], torch.Tensor]):
-        self._weight_of = weight_of
+    def __init__(self, weight_of: Callable[[ArtisanLinear], torch.Tensor], apart_of: Optional[Callable] = None):
+        self._weight_of, self._apart_of = weight_of, apart_of
         self._made: dict[ArtisanLinear, torch.Tensor] = {}
 
     def weight(self, layer: ArtisanLinear) -> torch.Tensor:
@@ -213,9 +233,13 @@ class Assembled:
             self._made[layer] = self._weight_of(layer)
         return self._made[layer]
 
+    def apart(self, layer: ArtisanLinear) -> Optional[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """`(W * B, up, down)` where the two terms of W_l are better applied one by one, else None."""
+        return self._apart_of(layer) if self._apart_of is not None else None
+
     def afresh(self) -> Assembled:
         """The same language with nothing made yet: what a recomputation has to start from."""
-        return Assembled(self._weight_of)
+        return Assembled(self._weight_of, self._apart_of)
 
 
 # A context variable, not an attribute: every thread, and every recomputation, sees the language of its own call.
@@ -270,6 +294,16 @@ class ArtisanLinear(nn.Linear):
             return self._parameters["weight"]
         except KeyError as error:  # nn.Module asks `hasattr` before it registers a parameter
             raise AttributeError("weight") from error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., in)` -> `(..., out)`: x W_l', and in training with a delta x (W * B)' + (x down') up', the same for less work."""
+        assembled = _ASSEMBLED.get()
+        apart = assembled.apart(self) if assembled is not None else None
+        if apart is None:
+            return super().forward(x)
+        masked, up, down = apart
+        linear = nn.functional.linear
+        return linear(x, masked, self.bias) + linear(linear(x, down.to(masked.dtype)), up.to(masked.dtype))
 
     @torch.no_grad()
     def reset_specialists(self, generator: Optional[torch.Generator] = None, noise: float = SPECIALIST_NOISE) -> None:

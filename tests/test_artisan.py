@@ -138,6 +138,27 @@ def test_masks_are_selected_again_only_when_what_they_depend_on_moved(monkeypatc
     assert len(calls) == 5
 
 
+def test_a_frozen_layers_product_is_made_again_only_when_what_it_depends_on_moved():
+    store, weight, specialists = MaskStore(), torch.randn(6, 6), torch.randn(2, 6, 6)
+
+    def product(gates=(True, False)):
+        made = store.product(0, weight, specialists, gates, 0.3)
+        assert torch.equal(made, weight * select_mask(specialist_scores(specialists, gates), 0.3))
+        return made
+
+    first = product()
+    assert product() is first
+    weight.add_(1)
+    second = product()
+    assert product() is second and not torch.equal(second, first)
+    specialists.neg_()
+    third = product()
+    assert not torch.equal(third, second)
+    assert not torch.equal(product((False, True)), third)
+    store.let_products_go()
+    assert product() is not third
+
+
 def test_an_artisan_layer_is_a_linear_layer_outside_an_assembled_forward():
     layer = ArtisanLinear(4, 3, num_specialists=2)
     x = torch.randn(2, 4)

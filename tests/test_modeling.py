@@ -136,6 +136,27 @@ def test_stage_2_leaves_every_other_tensor_and_language_bit_equal(family):
             assert torch.equal(model(**inputs, language=code).logits, logits[code])
 
 
+def test_a_delta_applied_apart_in_training_equals_the_merged_one(family):
+    """x (W * B)' + (x down') up' of training against x W_l' of everything else: logits and gradients."""
+    model = tiny_model(family)
+    inputs = inputs_for(model)
+    model.add_language("es", vocab("abñ"), init="fr", parts=("mapping", "head", "specialist", "delta"), rank=2)
+    with torch.no_grad():
+        for parameter in model.assemblies["es"].parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.freeze_except("es")
+    found = []
+    for is_training in (True, False):
+        model.train(is_training)
+        outputs = model(**inputs, language="es", labels=torch.tensor([[3, 4], [5, 3]]))
+        outputs.loss.backward()
+        found.append({"logits": outputs.logits.detach(), **{n: p.grad for n, p in model.assemblies["es"].named_parameters()}})
+        model.zero_grad()
+    assert all(bool(value.any()) for value in found[0].values())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-3 * float(value.abs().max()), rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @torch.no_grad()
 def test_fresh_optional_parts_change_no_logit(model):
     inputs = inputs_for(model)

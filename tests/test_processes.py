@@ -2,52 +2,119 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_training import corpus  # noqa: F401  the fixture
+from accelerate.utils import DistributedType
+from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
+from training import steps
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def run(launcher, out, corpus, *extra):  # noqa: F811
-    command = [
-        *launcher, "training.train_multilingual", "--data", str(corpus / "manifest.jsonl"), "--out", str(out), "--backbone",
-        str(corpus / "backbone"), "--languages", "en", "fr", "--steps", "10", "--batch_s", "1.5", "--evaluate_every", "5", "--beta", "2",
-        "--gamma", "3", "--learning_rate", "1e-3", *extra,
-    ]  # fmt: skip
-    done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True)
+ONE = [sys.executable, "-m"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+
+
+def launch(launcher, module, *options):
+    done = subprocess.run([*launcher, module, *map(str, options)], env=ENV, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run(launcher, out, corpus, *extra):  # noqa: F811
+    launch(
+        launcher, "training.train_multilingual", "--data", corpus / "manifest.jsonl", "--out", out, "--backbone", corpus / "backbone",
+        "--languages", "en", "fr", "--steps", "10", "--batch_s", "1.5", "--evaluate_every", "5", "--beta", "2", "--gamma", "3",
+        "--learning_rate", "1e-3", *extra,
+    )  # fmt: skip
     return MasterASRForCTC.from_pretrained(out / "model").state_dict()
 
 
-def test_two_gloo_processes_end_as_one_process_with_the_same_global_batch(corpus, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def ends(corpus, tmp_path_factory):  # noqa: F811
+    """Folder and final weights of one run as one process, as two, and as two that share the weights."""
+    out = tmp_path_factory.mktemp("ends")
+    runs = {"one": (ONE, "--gradient_accumulation", "2"), "two": (TWO,), "shards": (TWO, "--shard")}
+    return out, {name: run(launcher, out / name, corpus, *extra) for name, (launcher, *extra) in runs.items()}
+
+
+@pytest.mark.parametrize("many", ["two", "shards"])
+def test_two_gloo_processes_end_as_one_process_with_the_same_global_batch(ends, many):
     """Ranks train different languages in the same step, through the turns of W and M and the moves of T."""
-    one = run([sys.executable, "-m"], tmp_path / "one", corpus, "--gradient_accumulation", "2")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    two = run(torchrun, tmp_path / "two", corpus)
-    for name in ("one", "two"):
-        kept = torch.load(next((tmp_path / name).glob("checkpoint-*/random.pt")), weights_only=True)
-        assert len(kept) == {"one": 1, "two": 2}[name]  # every process's generators
-        assert json.loads(next((tmp_path / name).glob("checkpoint-*/manifest.json")).read_text())["facts"]["batches_a_step"] == 2
+    out, weights = ends
+    for name, processes in (("one", 1), (many, 2)):
+        kept = torch.load(next((out / name).glob("checkpoint-*/random.pt")), weights_only=True)
+        assert len(kept) == processes  # every process's generators
+        assert json.loads(next((out / name).glob("checkpoint-*/manifest.json")).read_text())["facts"]["batches_a_step"] == 2
+    for name, value in weights["one"].items():
+        torch.testing.assert_close(weights[many][name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    one, other = (json.loads((out / name / "run.json").read_text()) for name in ("one", many))
+    assert one["test"] == other["test"]  # evaluated in shares, by all processes
+    assert one["mapping"] == pytest.approx(other["mapping"], abs=1e-4)
+
+
+@pytest.mark.parametrize("many", ["two", "shards"])
+def test_processes_that_are_killed_go_on_bit_equal(ends, corpus, many):  # noqa: F811
+    out, weights = ends
+    shutil.copytree(out / many / "checkpoint-00000005", out / f"{many}-cut/checkpoint-00000005")
+    again = run(TWO, out / f"{many}-cut", corpus, "--resume", *(["--shard"] if many == "shards" else []))
+    for name, value in weights[many].items():
+        assert torch.equal(again[name], value), name
+
+
+def test_shards_that_are_killed_go_on_in_one_process(ends, corpus):  # noqa: F811
+    """A checkpoint is whole, however the weights were divided."""
+    out, weights = ends
+    shutil.copytree(out / "shards/checkpoint-00000005", out / "shards-one/checkpoint-00000005")
+    again = run(ONE, out / "shards-one", corpus, "--resume", "--gradient_accumulation", "2")
+    for name, value in weights["one"].items():
+        torch.testing.assert_close(again[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("divided", [[], ["--shard"]])
+def test_a_language_and_then_all_weights_train_in_two_processes(ends, corpus, tmp_path, divided):  # noqa: F811
+    out, weights = ends
+    options = ["--model", out / "one/model", "--data", corpus / "manifest.jsonl", "--language", "es", "--steps", "4", "--evaluate_every",
+               "2", "--batch_s", "1.5", "--parts", "mapping", "head", "delta", "--finetune_steps", "2"]  # fmt: skip
+    launch(ONE, "training.adapt_language", *options, "--out", tmp_path / "one", "--gradient_accumulation", "2")
+    launch(TWO, "training.adapt_language", *options, "--out", tmp_path / "two", *divided)
+    ends_of = [MasterASRForCTC.from_pretrained(tmp_path / name / "model") for name in ("one", "two")]
+    one, two = (model.state_dict() for model in ends_of)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    base = MasterASRForCTC.from_pretrained(out / "one/model")
+    base.load_assembly(tmp_path / "two/assembly")  # as it was before the weights moved: it fits the base
 
 
-@pytest.mark.parametrize("options", [["--mixed_precision", "bf16"], ["--gradient_checkpointing"]])
-def test_autocast_and_recomputation_train_the_same_road(corpus, tmp_path, options):  # noqa: F811
+def test_weights_are_not_divided_among_one_process_nor_by_accelerate(corpus, tmp_path, monkeypatch):  # noqa: F811
+    with pytest.raises(ValueError, match="--shard divides the weights among processes, and there is one"):
+        run_stage_1(corpus, tmp_path, "--shard")
+    monkeypatch.setattr(steps.Accelerator, "distributed_type", DistributedType.FSDP)  # which it gives to GPUs alone
+    with pytest.raises(ValueError, match="leave --use_fsdp out, pass --shard"):
+        run_stage_1(corpus, tmp_path)
+
+
+def test_autocast_and_recomputation_train_the_same_road(corpus, tmp_path):  # noqa: F811
     """Masks are selected in float32 under autocast too: the first masks, and so the loss, stay close."""
-    plain = run([sys.executable, "-m"], tmp_path / "plain", corpus)
-    other = run([sys.executable, "-m"], tmp_path / "other", corpus, *options)
-    tolerance = 0 if "checkpointing" in options[0] else 2e-2
-    for name, value in plain.items():
-        torch.testing.assert_close(other[name], value, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    plain = run(ONE, tmp_path / "plain", corpus)
+    for options, tolerance in ((["--mixed_precision", "bf16"], 2e-2), (["--gradient_checkpointing"], 0)):
+        other = run(ONE, tmp_path / options[-1], corpus, *options)
+        for name, value in plain.items():
+            torch.testing.assert_close(other[name], value, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_shards_train_the_same_road_under_autocast_and_recomputation(corpus, tmp_path):  # noqa: F811
+    options = ["--mixed_precision", "bf16", "--gradient_checkpointing", "--gradient_accumulation", "2"]
+    whole, shards = (run(TWO, tmp_path / name, corpus, *options, *extra) for name, extra in (("whole", []), ("shards", ["--shard"])))
+    for name, value in whole.items():
+        torch.testing.assert_close(shards[name], value, atol=2e-2, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 SHARDED = """

@@ -133,6 +133,30 @@ def test_every_tensor_moves_in_exactly_the_steps_of_its_turn(corpus):
             assert moved == due, f"step {step}: {name} moved: {moved}, due: {due}"
 
 
+def test_in_stage_2_the_encoder_needs_gradients_only_in_the_step_that_moves_t(corpus):
+    vocab = {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}
+    model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), {"en": vocab})
+    model.add_language("es", vocab)
+    model.freeze_except("es")
+    beta, mapping = 3, model.assemblies["es"].mapping
+    turns = Turns(model, 10, beta, 0, dict.fromkeys(("T", "head"), 1e-3), num_steps=6, mapping_gradient="last")
+    model.train()
+    for step in range(6):
+        before = {name: p.detach().clone() for name, p in model.assemblies["es"].named_parameters()}
+        turns.begin(step)
+        due = (step + 1) % beta == 0
+        output = model(torch.randn(2, 4000), language="es", labels=torch.tensor([[3, 3], [3, 3]]), output_hidden_states=True)
+        assert output.hidden_states[-1].requires_grad == due
+        output.loss.backward()
+        grad = mapping.grad
+        assert (grad is not None) == due
+        turns.step(step)
+        for name, parameter in model.assemblies["es"].named_parameters():
+            assert torch.equal(parameter, before[name]) == (name == "mapping" and not due), (step, name)
+        if step == beta - 1:
+            torch.testing.assert_close(turns.mapping_optimizer.state[mapping]["exp_avg"], 0.1 * grad)  # of this step alone
+
+
 def test_optimizer_state_exists_only_for_what_trained(corpus):
     vocabs = {f"x{i}": {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3} for i in range(50)}
     model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), vocabs)

@@ -25,7 +25,8 @@ from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from training.data import Collator, Features, bucket, drop_impossible, minutes_of, select
 from training.optim import Turns, freeze_front_end
-from training.steps import add_loop_arguments, evaluate_clips, facts_of_run, load_clips, make_accelerator, train, write_json
+from training.sharding import unsharded
+from training.steps import add_loop_arguments, evaluate_clips, facts_of_run, load_clips, make_accelerator, place, train, write_json
 from training.text import build_vocab
 
 # First guesses that served for es in RESULTS.md; not tuned.
@@ -47,9 +48,16 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--finetune_learning_rate", type=float, default=1e-4)
     parser.add_argument("--alpha", type=float, default=10, help="T's learning rate over the others'")
     parser.add_argument("--beta", type=int, default=5)
+    parser.add_argument("--mapping_learning_rate", type=float, default=LEARNING_RATES["T"], help="of T before alpha")
+    for part in ("head", "specialist", "delta"):
+        parser.add_argument(f"--{part}_learning_rate", type=float, default=LEARNING_RATES[part])
     parser.add_argument("--evaluate_every", type=int, default=100)
     add_loop_arguments(parser)
     return parser.parse_args(argv)
+
+
+def learning_rates(args) -> dict[str, float]:
+    return {"T": args.mapping_learning_rate, **{part: getattr(args, f"{part}_learning_rate") for part in ("head", "specialist", "delta")}}
 
 
 def add_language(model, processor, features, training, args) -> None:
@@ -65,14 +73,16 @@ def add_language(model, processor, features, training, args) -> None:
     model.freeze_except(args.language)
 
 
-def finetune(accelerator, model, processor, features, training, validation, args) -> dict:
+def finetune(accelerator, model, processor, features, training, validation, args) -> tuple[MasterASRForCTC, dict]:
     """ "+ ft": every weight trains, from where stage 2 ended."""
     model.unfreeze()
     freeze_front_end(model)
+    place(accelerator, model, args)
     rate = args.finetune_learning_rate
     args = argparse.Namespace(**{**vars(args), "steps": args.finetune_steps, "resume": None})
     turns = Turns(model, args.alpha, args.beta, 0, dict.fromkeys(("W", "M", "T", "head", "specialist", "delta"), rate), args.steps)
-    return train(accelerator, model, processor, features, turns, training, validation, args.out / "finetune", args)
+    log = train(accelerator, model, processor, features, turns, training, validation, args.out / "finetune", args)
+    return unsharded(model), log
 
 
 def main(argv=None) -> None:
@@ -93,18 +103,20 @@ def main(argv=None) -> None:
     gates = model.assemblies[args.language].mapping.numel()
     print(f"{trainable:,} trainable parameters, {kilobytes:.0f} KB, {gates} bits of gates; minutes {minutes_of(training)}; dropped {len(dropped)} clips")
     args.out.mkdir(parents=True, exist_ok=True)
-    turns = Turns(model, args.alpha, args.beta, 0, LEARNING_RATES, args.steps)
+    place(accelerator, model, args)
+    turns = Turns(model, args.alpha, args.beta, 0, learning_rates(args), args.steps, mapping_gradient="last")
     log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
+    model = unsharded(model)
     result = {
         **facts_of_run(), "minutes": minutes_of(training), "trainable": trainable, "kilobytes": round(kilobytes, 1),
-        "parts": args.parts, "test": evaluate_clips(model, processor, features, test), "log": log,
+        "parts": args.parts, "test": evaluate_clips(model, processor, features, test, accelerator), "log": log,
     }  # fmt: skip
     facts = {"cer": result["test"]["macro"]["cer"], "wer": result["test"]["macro"]["wer"], "minutes": result["minutes"]}
     if accelerator.is_main_process:
         model.save_assembly(args.language, args.out / "assembly", **facts)
     if args.finetune_steps:
-        result["finetune_log"] = finetune(accelerator, model, processor, features, training, validation, args)
-        result["finetune_test"] = evaluate_clips(model, processor, features, test)
+        model, result["finetune_log"] = finetune(accelerator, model, processor, features, training, validation, args)
+        result["finetune_test"] = evaluate_clips(model, processor, features, test, accelerator)
     if not accelerator.is_main_process:
         return
     if args.finetune_steps:

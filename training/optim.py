@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
+from training.sharding import clip_gradients, load_optimizer_state
 
 # CHOICE: CTC's first gradients are far larger than the later ones; unclipped they fill Adam's second moment, and the blank
 # plateau lasts several times longer.
@@ -52,10 +53,17 @@ class Turns:
 
     CHOICE: T's gradient accumulates over its beta steps, else with one-language batches most rows would never move.
     CHOICE: W's turn is over the weights that have masks (the Artisan layers'); what no mask touches trains all the time.
+
+    Args:
+        mapping_gradient: of T: "accumulated" over its beta steps, or that of the "last" of them alone. In stage 2 every step
+            reaches the one row that trains, and the steps in between need no gradient of any assembled weight.
     """
 
-    def __init__(self, model, alpha: float, beta: int, gamma: int, learning_rates: dict[str, float], num_steps: int):
-        self.beta, self.gamma, self.num_steps = beta, gamma, num_steps
+    def __init__(
+        self, model, alpha: float, beta: int, gamma: int, learning_rates: dict[str, float], num_steps: int,
+        mapping_gradient: str = "accumulated",
+    ):  # fmt: skip
+        self.beta, self.gamma, self.num_steps, self.mapping_gradient = beta, gamma, num_steps, mapping_gradient
         groups = {name: [p for p in ps if p.requires_grad] for name, ps in named_groups(model).items()}
         self.masked = [m._parameters["weight"] for m in model.modules() if isinstance(m, ArtisanLinear)]
         self.masked = [p for p in self.masked if p.requires_grad]
@@ -84,6 +92,12 @@ class Turns:
                 parameter.requires_grad_(phase == "W")
             for parameter in self.specialists:
                 parameter.requires_grad_(phase == "M")
+        if self.mapping_gradient == "last":
+            for parameter in self.mappings:
+                parameter.requires_grad_(self._moves_mapping(step))
+
+    def _moves_mapping(self, step: int) -> bool:
+        return self.mapping_optimizer is not None and (step + 1) % self.beta == 0
 
     def step(self, step: int) -> bool:
         """After backward: moves what has its turn, and T at the end of each beta steps.
@@ -91,7 +105,7 @@ class Turns:
         Returns:
             False if the gradients held NaN or infinity: then nothing has moved and nothing was collected.
         """
-        norm = torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], MAX_GRAD_NORM)
+        norm = clip_gradients([p for g in self.optimizer.param_groups for p in g["params"]], MAX_GRAD_NORM)
         finite = bool(norm.isfinite()) and all(bool(p.grad.isfinite().all()) for p in self.mappings if p.grad is not None)
         if finite:
             self.optimizer.step()
@@ -99,7 +113,7 @@ class Turns:
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self.mappings:
             parameter.grad = None
-        if self.mapping_optimizer is not None and (step + 1) % self.beta == 0:
+        if self._moves_mapping(step):
             for parameter, grad in zip(self.mappings, self.collected):
                 parameter.grad = grad
             self.mapping_optimizer.step()
@@ -123,9 +137,9 @@ class Turns:
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         if self.mapping_optimizer is not None:
-            self.mapping_optimizer.load_state_dict(state["mapping_optimizer"])
+            load_optimizer_state(self.mapping_optimizer, state["mapping_optimizer"])
         self.collected = list(state["mapping_grads"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -14,19 +15,22 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Optional
 
 import accelerate
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
 from tqdm import tqdm
 
-from modeling_master_asr.artisan_master_asr import open_gates, select_mask, specialist_scores
+from modeling_master_asr.artisan_master_asr import open_gates, pack_mask, select_mask, specialist_scores
 from training import checkpoints
 from training.data import Clip, Collator, bucket, bucket_of_step, to_device
 from training.metrics import error_rates, macro
 from training.pictures import gate_differences, similarity_figure
+from training.sharding import average_languages, is_sharded, load_model_state, shard, whole
 from training.sources import read_data
 
 MASKS_WATCHED = 20  # masks of so many languages are compared; the others' gates are
@@ -55,27 +59,39 @@ def write_json(path: str | Path, content: dict) -> None:
 
 
 @torch.no_grad()
-def transcribe_clips(model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, language=None) -> list[str]:
-    """Greedy text of each clip, in order; `language` reads them all with another language's assembly."""
+def transcribe_clips(
+    model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, language=None, accelerator=None
+) -> list[str]:
+    """Greedy text of each clip, in order.
+
+    Args:
+        language: reads them all with this language's assembly instead of their own.
+        accelerator: shares the work among its processes, all of which have to call this and get the whole list.
+    """
     model.eval()
     position = {id(clip): i for i, clip in enumerate(clips)}
-    texts = [""] * len(clips)
-    for batch in bucket(clips, batch_s, random.Random(0)):
+    batches = bucket(clips, batch_s, random.Random(0))
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    found = {}
+    for first in range(0, len(batches), world):
+        # every process runs as many batches, since sharded weights are gathered by all of them at once
+        batch = batches[min(first + rank, len(batches) - 1)]
         inputs = to_device(collator(batch), model.device)
         inputs.pop("labels")
         codes = inputs.pop("language")
         row = language or codes[0]
         logits = model(**inputs, language=row).logits
         frames = model.master_asr.frame_counts(inputs[model.main_input_name], inputs["attention_mask"])
-        for clip, text in zip(batch, processor.batch_decode(logits.argmax(-1), row, frames=frames)):
-            texts[position[id(clip)]] = text
-    return texts
+        found |= {position[id(clip)]: text for clip, text in zip(batch, processor.batch_decode(logits.argmax(-1), row, frames=frames))}
+    for share in gather_object([found]) if world > 1 else []:
+        found |= share
+    return [found[i] for i in range(len(clips))]
 
 
-def evaluate_clips(model, processor, features, clips: list[Clip]) -> dict:
-    """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %."""
+def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None) -> dict:
+    """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %; `accelerator`: see `transcribe_clips`."""
     collator = Collator(features, processor)
-    texts = transcribe_clips(model, processor, collator, clips)
+    texts = transcribe_clips(model, processor, collator, clips, accelerator=accelerator)
     rates = {}
     for language in dict.fromkeys(clip.language for clip in clips):
         pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language]
@@ -85,19 +101,25 @@ def evaluate_clips(model, processor, features, clips: list[Clip]) -> dict:
 
 @torch.no_grad()
 def masks_of(model) -> dict[str, list[torch.Tensor]]:
-    """Masks of the first 20 languages, one boolean `[out, in]` an Artisan layer."""
-    base, masks = model.master_asr, {}
-    for code, assembly in itertools.islice(model.assemblies.items(), MASKS_WATCHED):
-        masks[code] = []
-        for index, layer in enumerate(base.artisan_layers):
-            scores = specialist_scores(layer.specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
-            masks[code].append(select_mask(scores, model.config.sparsity))
+    """Masks of the first 20 languages, one an Artisan layer, bit-packed."""
+    masks = {}
+    for index, layer in enumerate(model.master_asr.artisan_layers):
+        specialists = whole(layer.specialists)
+        for code, assembly in itertools.islice(model.assemblies.items(), MASKS_WATCHED):
+            scores = specialist_scores(specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
+            masks.setdefault(code, []).append(pack_mask(select_mask(scores, model.config.sparsity)))
     return masks
 
 
-def share_of_differing_bits(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-    """The share of bits in which two lists of masks differ, each layer counting once."""
-    return sum(float((a != b).float().mean()) for a, b in zip(some, others)) / len(some)
+def share_of_differing_bits(some: list[torch.Tensor], others: list[torch.Tensor], weights_a_layer: list[int]) -> float:
+    """The share of bits in which two lists of packed masks differ, each layer counting once."""
+    differing = [int(np.unpackbits((a ^ b).numpy()).sum()) / size for a, b, size in zip(some, others, weights_a_layer)]
+    return sum(differing) / len(differing)
+
+
+def weights_a_layer(model) -> list[int]:
+    """How many weights each Artisan layer masks."""
+    return [math.prod(layer.specialists.shape[1:]) for layer in model.master_asr.artisan_layers]
 
 
 def mapping_figures(model, masks=None) -> dict:
@@ -111,7 +133,8 @@ def mapping_figures(model, masks=None) -> dict:
         "std_of_T": float(rows.std()), "entropy_of_T_bits": float(entropy.mean()), "share_of_open_gates": float((rows > 0).float().mean()),
         "specialists_in_use_a_layer": float(used.sum(-1).float().mean()), "dead_specialists": int((~used).sum()),
     }  # fmt: skip
-    pairs = [share_of_differing_bits(masks[a], masks[b]) for a, b in itertools.combinations(masks, 2)]
+    sizes = weights_a_layer(model)
+    pairs = [share_of_differing_bits(masks[a], masks[b], sizes) for a, b in itertools.combinations(masks, 2)]
     if pairs:
         figures["share_of_mask_bits_in_which_languages_differ"] = sum(pairs) / len(pairs)
     return figures
@@ -123,14 +146,28 @@ def gates_of(model) -> torch.Tensor:
 
 
 def make_accelerator(args, stage: str) -> Accelerator:
-    """Accelerate as both stages use it: ranks train different languages, so a step leaves parameters without gradients."""
+    """Accelerate as both stages use it: ranks train different languages, so a step leaves parameters without gradients.
+
+    Raises:
+        ValueError: if Accelerate was told to shard the model itself.
+    """
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=args.out, kwargs_handlers=[unused],
         gradient_accumulation_steps=args.gradient_accumulation,
     )  # fmt: skip
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("Accelerate's own FSDP reduces in lockstep, and ranks train different languages: leave --use_fsdp out, pass --shard.")
     accelerator.init_trackers(stage)
     return accelerator
+
+
+def place(accelerator, model, args) -> None:
+    """Shards the model where `--shard` asks for it, and switches recomputation on: before the optimizers are made."""
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if args.shard:
+        shard(model, accelerator)
 
 
 def add_loop_arguments(parser) -> None:
@@ -145,6 +182,7 @@ def add_loop_arguments(parser) -> None:
     parser.add_argument("--gradient_accumulation", type=int, default=1, help="batches a process and step")
     parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
     parser.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower")
+    parser.add_argument("--shard", action="store_true", help="divide weights and optimizer among the processes (FSDP2): for big backbones")
     parser.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better macro CER, and "
                         "return to the best; 0: never")  # fmt: skip
     parser.add_argument("--max_minutes", type=float, help="save and stop cleanly after so long")
@@ -196,10 +234,10 @@ class Run:
 
     def save(self, step: int) -> None:
         every_rank = gather_object([checkpoints.random_state()])
-        if self.accelerator.is_main_process:
-            parts = {"model": self.model.state_dict(), "turns": self.turns.state_dict(), "progress": asdict(self.progress),
-                     "random": every_rank}  # fmt: skip
-            checkpoints.save(self.out, step, parts, self.facts)
+        is_main = self.accelerator.is_main_process
+        parts = whole({"model": self.model.state_dict(), "turns": self.turns.state_dict()}, keep=is_main)
+        if is_main:
+            checkpoints.save(self.out, step, {**parts, "progress": asdict(self.progress), "random": every_rank}, self.facts)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> int:
@@ -207,7 +245,7 @@ class Run:
         if not self.args.resume:
             return 0
         step, parts = checkpoints.load(self.out, self.args.resume, self.facts)
-        self.model.load_state_dict(parts["model"])
+        load_model_state(self.model, parts["model"])
         self.turns.load_state_dict(parts["turns"])
         self.progress = Progress(**parts["progress"])
         checkpoints.set_random_state(parts["random"][self.accelerator.process_index % len(parts["random"])])
@@ -229,13 +267,22 @@ class Run:
             names += [str(clip.audio) for clip in clips]
             batch = to_device(self.collator(clips, index), self.accelerator.device)
             is_last = i == accumulation - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(wrapped):
+            with self.gradients_kept_apart(wrapped, is_last):
                 loss = wrapped(**batch).loss
                 self.accelerator.backward(loss)  # divided by the accumulation steps there
             total += float(loss.detach()) / accumulation
+        if is_sharded(self.model):
+            average_languages(self.model)
         if not self.turns.step(step):
             self.skip(step, names)
         return total, clips[0].language
+
+    def gradients_kept_apart(self, wrapped, is_last: bool):
+        """A context in which processes exchange gradients after the last batch of a step only."""
+        if is_sharded(self.model):
+            self.model.set_requires_gradient_sync(is_last)
+            return nullcontext()
+        return nullcontext() if is_last else self.accelerator.no_sync(wrapped)
 
     def skip(self, step: int, names: list[str]) -> None:
         """Counts and names the clips of a step whose gradients were not finite.
@@ -252,23 +299,22 @@ class Run:
 
     def watch(self, step: int, first) -> None:
         """Evaluates, logs, keeps the best weights."""
-        if self.accelerator.is_main_process:
-            watch(self.accelerator, self.model, self.processor, self.features, self.validation, step, self.progress.log, first, self.turns)
+        watch(self.accelerator, self.model, self.processor, self.features, self.validation, step, self.progress.log, first)
         self.accelerator.wait_for_everyone()
         if not self.args.patience:
             return
-        cer = torch.tensor(self.progress.log["validation"].get(str(step), {"macro": {"cer": 0.0}})["macro"]["cer"])
-        cer = float(broadcast(cer.to(self.accelerator.device)))
+        cer = self.progress.log["validation"][str(step)]["macro"]["cer"]
         self.progress.evaluations_since_best += 1
         if cer < self.progress.best["cer"]:
             self.progress.best, self.progress.evaluations_since_best = {"step": step, "cer": cer}, 0
+            best = whole(self.model.state_dict(), keep=self.accelerator.is_main_process)
             if self.accelerator.is_main_process:
-                checkpoints.save(self.out / "best", step, {"model": self.model.state_dict()}, self.facts, keep=1)
+                checkpoints.save(self.out / "best", step, {"model": best}, self.facts, keep=1)
             self.accelerator.wait_for_everyone()
 
     def return_to_best(self) -> None:
         if self.args.patience and self.progress.best["step"] is not None:
-            self.model.load_state_dict(checkpoints.load(self.out / "best", "newest", self.facts)[1]["model"])
+            load_model_state(self.model, checkpoints.load(self.out / "best", "newest", self.facts)[1]["model"])
             tqdm.write(f"Back to the best step, {self.progress.best['step']}: validation CER {self.progress.best['cer']:.2f}.")
 
 
@@ -276,10 +322,9 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
     """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour, skipped steps."""
     run = Run(accelerator, model, processor, features, turns, clips, validation, out, args)
     first_step = run.resume()
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    wrapped = accelerator.prepare(model)
-    log, first, recent, started = run.progress.log, first_state(model), [], time.monotonic()
+    # evaluation_mode: autocast and no DDP, since a sharded model exchanges gradients itself
+    wrapped = accelerator.prepare_model(model, evaluation_mode=True) if is_sharded(model) else accelerator.prepare(model)
+    log, first, recent, started = run.progress.log, state_of_masks(accelerator, model), [], time.monotonic()
     progress = tqdm(total=args.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
                     disable=not accelerator.is_main_process)  # fmt: skip
     for step in range(first_step, args.steps):
@@ -311,23 +356,32 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
     return {**log, "skipped": run.progress.skipped, "broken_clips": broken}
 
 
-def first_state(model) -> tuple[torch.Tensor, dict]:
-    """Gates and masks to measure change from."""
-    return gates_of(model), masks_of(model)
+def state_of_masks(accelerator, model) -> Optional[tuple[torch.Tensor, dict]]:
+    """`(gates, masks)` in the main process; all have to call it."""
+    if accelerator.is_main_process or is_sharded(model):
+        masks = masks_of(model)  # gathers the specialists where they are sharded
+        return (gates_of(model), masks) if accelerator.is_main_process else None
+    return None
 
 
-def watch(accelerator, model, processor, features, validation, step: int, log: dict, first, turns=None) -> None:
-    """Validation CER, the mapping's figures and the similarity picture, into the log, the trackers and the terminal."""
-    rates = evaluate_clips(model, processor, features, validation)
-    first_gates, first_masks = first  # as they were when this run started
-    masks = masks_of(model)
-    changed = [share_of_differing_bits(masks[code], first_masks[code]) for code in masks]
-    figures = {
+def watch(accelerator, model, processor, features, validation, step: int, log: dict, first) -> None:
+    """Validation CER, the mapping's figures and the similarity picture, into the log, the trackers and the terminal.
+
+    Args:
+        first: `state_of_masks` when this run started, to measure change from.
+    """
+    rates = log["validation"][str(step)] = evaluate_clips(model, processor, features, validation, accelerator)
+    now = state_of_masks(accelerator, model)
+    if now is None:
+        return
+    (first_gates, first_masks), (gates, masks) = first, now
+    sizes = weights_a_layer(model)
+    changed = [share_of_differing_bits(masks[code], first_masks[code], sizes) for code in masks]
+    figures = log["mapping"][str(step)] = {
         **mapping_figures(model, masks),
-        "share_of_flipped_gates": float((gates_of(model) != first_gates).float().mean()),
+        "share_of_flipped_gates": float((gates != first_gates).float().mean()),
         "share_of_changed_mask_bits": sum(changed) / len(changed),
     }
-    log["validation"][str(step)], log["mapping"][str(step)] = rates, figures
     flat = {f"cer/{code}": r["cer"] for code, r in rates["languages"].items()}
     accelerator.log({**flat, "cer/macro": rates["macro"]["cer"], **{f"T/{k}": v for k, v in figures.items()}}, step=step)
     if len(model.languages) > 1:

@@ -24,6 +24,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from training.data import Features, drop_impossible, minutes_of, select
 from training.optim import Turns, freeze_front_end
+from training.sharding import unsharded
 from training.steps import (
     add_loop_arguments,
     evaluate_clips,
@@ -31,6 +32,7 @@ from training.steps import (
     load_clips,
     make_accelerator,
     mapping_figures,
+    place,
     train,
     write_json,
 )
@@ -122,15 +124,18 @@ def main(argv=None) -> None:
     training, dropped = drop_impossible(training, processor, model, speed=1.1)
     announce(model, training, dropped)
     features = Features(processor, args.features_cache)
+    place(accelerator, model, args)
     turns = Turns(model, args.alpha, args.beta, args.gamma, learning_rates(args), args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
     log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
+    model = unsharded(model)
+    if accelerator.is_main_process:
+        model.requires_grad_(True)
+        model.save_pretrained(args.out / "model")
+        processor.save_pretrained(args.out / "model")
+    test = evaluate_clips(model, processor, features, select(clips, "test", args.languages), accelerator)
     if not accelerator.is_main_process:
         return
-    model.requires_grad_(True)
-    model.save_pretrained(args.out / "model")
-    processor.save_pretrained(args.out / "model")
-    test = evaluate_clips(model, processor, features, select(clips, "test", args.languages))
     result = {**facts_of_run(), "minutes": minutes_of(training), "test": test, "mapping": mapping_figures(model), "log": log}
     write_json(args.out / "run.json", result)
     accelerator.end_training()

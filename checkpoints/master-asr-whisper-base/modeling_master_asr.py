@@ -131,6 +131,7 @@ class MasterASRModel(MasterASRPreTrainedModel):
         self._stored_versions: Optional[tuple] = None
         self._hot: OrderedDict[str, tuple] = OrderedDict()
         self._masks = MaskStore()
+        self._is_sharded = False
         self.post_init()
 
     def _new_assembly(self, language: str) -> LanguageAssembly:
@@ -189,26 +190,36 @@ class MasterASRModel(MasterASRPreTrainedModel):
         rows = {layer: row for row, layer in enumerate(self.artisan_layers)}
         gates_of = [open_gates(row) for row in assembly.mapping]
         # Sharded weights (FSDP2) are gathered into the same memory under the same version: nothing tells that they moved.
-        sharded = any(isinstance(layer.specialists, DTensor) for layer in self.artisan_layers)
+        # Once seen it holds: a model that keeps its weights gathered after a forward shows plain tensors in the next.
+        self._is_sharded = sharded = self._is_sharded or any(isinstance(layer.specialists, DTensor) for layer in self.artisan_layers)
 
-        def weight_of(layer: ArtisanLinear) -> torch.Tensor:
+        def masked(layer: ArtisanLinear, delta) -> torch.Tensor:
             index = rows[layer]
-            own = assembly.own_specialist(index)
+            own, gates = assembly.own_specialist(index), gates_of[index]
+            weight, specialists = layer._parameters["weight"], layer.specialists
             if sharded:
                 with torch.no_grad():
-                    mask = select_mask(specialist_scores(layer.specialists, gates_of[index], own), self.config.sparsity)
+                    mask = select_mask(specialist_scores(specialists, gates, own), self.config.sparsity)
+            elif own is None and torch.is_grad_enabled() and not (weight.requires_grad or specialists.requires_grad):
+                mask = self._masks.product(index, weight, specialists, gates, self.config.sparsity)
             else:
-                mask = self._masks.mask(index, layer.specialists, gates_of[index], self.config.sparsity, own, language)
-            weight = layer._parameters["weight"]
-            made = assemble_weight(
-                weight, layer.specialists, assembly.mapping[index], mask, gates_of[index], own, assembly.delta_of(index)
-            )
+                mask = self._masks.mask(index, specialists, gates, self.config.sparsity, own, language)
+            return assemble_weight(weight, specialists, assembly.mapping[index], mask, gates, own, delta)
+
+        def weight_of(layer: ArtisanLinear) -> torch.Tensor:
+            made = masked(layer, assembly.delta_of(rows[layer]))
             if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
                 # torch's linear picks its kernel by this flag too: as in a stock layer, whether W is frozen or not
                 made.requires_grad_(True)
             return made
 
-        if sharded or self.training or torch.is_grad_enabled():
+        def apart_of(layer: ArtisanLinear):
+            delta = assembly.delta_of(rows[layer])
+            return None if delta is None else (masked(layer, None), *delta)
+
+        if self.training:
+            return Assembled(weight_of, apart_of)
+        if sharded or torch.is_grad_enabled():
             return Assembled(weight_of)
         return self._hot_assembled(language, weight_of)
 
@@ -229,7 +240,9 @@ class MasterASRModel(MasterASRPreTrainedModel):
     def train(self, mode: bool = True):
         """As in PyTorch, but frozen batch norms (conformer) keep their statistics, and the dense weights are let go."""
         super().train(mode)
-        if mode:
+        if not mode:
+            self._masks.let_products_go()
+        else:
             self._hot.clear()
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
