@@ -192,3 +192,13 @@ def padding_leaks(backbone_config) -> bool:
     """
     is_conformer = backbone_config.model_type == "wav2vec2-conformer"
     return is_conformer or getattr(backbone_config, "feat_extract_norm", "layer") == "group"
+
+
+def keep_frozen_parts_still(backbone: nn.Module) -> None:
+    """What frozen parts need in training beside `requires_grad=False`."""
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
+            module.eval()  # conformer's running statistics are shared: stage 2 may not move them
+        if hasattr(module, "_requires_grad"):
+            # wav2vec 2.0's front end asks for the gradient of its own output, which is run through the whole encoder
+            module._requires_grad = any(p.requires_grad for p in module.parameters())

@@ -42,6 +42,7 @@ from .backbone_master_asr import (
     family_of,
     frame_counts,
     hidden_size,
+    keep_frozen_parts_still,
     load_pretrained_backbone,
     padding_leaks,
     samples_per_frame,
@@ -238,15 +239,13 @@ class MasterASRModel(MasterASRPreTrainedModel):
         return kept[1]
 
     def train(self, mode: bool = True):
-        """As in PyTorch, but frozen batch norms (conformer) keep their statistics, and the dense weights are let go."""
+        """As in PyTorch, but frozen parts stay as they are, and what the other mode has kept is let go."""
         super().train(mode)
-        if not mode:
-            self._masks.let_products_go()
-        else:
+        if mode:
             self._hot.clear()
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
-                    module.eval()  # running statistics are shared: stage 2 may not move them
+            keep_frozen_parts_still(self.backbone)
+        else:
+            self._masks.let_products_go()
         return self
 
     # ------------------------------------------------------------------ forward
