@@ -38,7 +38,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     args = parser.parse_args(argv)
     settings = {"language": LANGUAGE, "init": "nearest", "rank": 8, "batch_s": 24.0, "seed": 0}
-    loop = dict(evaluate_every=10**9, resume=None, gradient_accumulation=1, gradient_checkpointing=False, patience=0,
+    loop = dict(evaluate_every=10**9, resume=None, patience=0,
                 max_minutes=None, temperature=1.0)  # fmt: skip
     return argparse.Namespace(**vars(args), **settings, **loop)
 

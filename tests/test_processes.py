@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
@@ -115,6 +116,12 @@ def test_shards_train_the_same_road_under_autocast_and_recomputation(corpus, tmp
     whole, shards = (run(TWO, tmp_path / name, corpus, *options, *extra) for name, extra in (("whole", []), ("shards", ["--shard"])))
     for name, value in whole.items():
         torch.testing.assert_close(shards[name], value, atol=2e-2, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", ["several_gpus", "several_machines"])
+def test_the_launch_configs_hold_only_what_accelerate_knows(name):
+    config = load_config_from_file(str(ROOT / f"training/accelerate/{name}.yaml"))  # refuses unknown keys
+    assert config.distributed_type == "MULTI_GPU" and config.mixed_precision == "bf16" and config.num_processes > 1
 
 
 SHARDED = """

@@ -14,8 +14,9 @@ from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
-from training.data import Clip, Collator, Features, bucket_of_step
+from training.data import Clip, Collator, Features, bucket_of_step, drop_impossible
 from training.sources import read_data, split_of
+from training.steps import evaluate_clips
 
 
 def record(path, seconds=0.5):
@@ -111,6 +112,42 @@ def test_a_clip_that_breaks_costs_that_clip_and_another_stands_in(tmp_path):
     assert batch["labels"].tolist() == [[3, 4], [3, 4]] and list(collator.broken) == [bad.audio]
     with pytest.raises(ValueError, match="No clip of 'en' can be read any more; the first error: Cannot decode .*bad.wav"):
         Collator(Features(processor), processor, spares=[bad])([bad])
+    spares = [Clip(tmp_path / f"bad{i}.wav", "en", "ba", 0.5, "train") for i in range(20)]
+    with pytest.raises(ValueError, match="11 clips cannot be read: .'.*bad0.wav"):
+        Collator(Features(processor), processor, spares=spares)(spares)
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_of_the_figures_and_named(tmp_path):
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    clips = [Clip(record(tmp_path / f"{i}.wav", seconds=0.4 + 0.1 * i), "en", "ab", 0.5, "test") for i in range(3)]
+    whole = evaluate_clips(model, processor, Features(processor), clips)
+    (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
+    bad = Clip(tmp_path / "bad.wav", "en", "a long text that would count", 0.5, "test")
+    assert evaluate_clips(model, processor, Features(processor), [*clips, bad]) == {**whole, "left_out": [str(bad.audio)]}
+    with pytest.raises(ValueError, match="No clips to score"):
+        evaluate_clips(model, processor, Features(processor), [bad])
+
+
+def test_texts_that_their_frames_cannot_spell_are_dropped_and_many_of_them_stop_the_run(tmp_path):
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    good, bad = (Clip(tmp_path / "a.wav", "en", text, 0.05, "train") for text in ("ab", "a" * 100))
+    assert drop_impossible([good] * 50 + [bad], processor, model) == ([good] * 50, [bad])
+    with pytest.raises(ValueError, match=r"The texts of 11 of 61 clips need more frames.*a.wav .0.05 s.: 'aaa"):
+        drop_impossible([good] * 50 + [bad] * 11, processor, model)
+
+
+def test_a_broken_line_of_a_manifest_is_named_and_a_broken_clip_is_counted(tmp_path):
+    record(tmp_path / "a.wav")
+    lines = ['{"audio": "a.wav", "language": "en", "text": "ab", "split": "train"}', "", '{"audio": "a.wav", "language": "en", "text": " ! "}',
+             '{"audio": "none.wav", "language": "en", "text": "ab"}']  # fmt: skip
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    clips, report = read_data([str(tmp_path / "m.jsonl")], tmp_path / "cache")
+    assert [c.text for c in clips] == ["ab"] and report.skipped["en"] == {"empty transcript": 1, "no recording": 1}
+    (tmp_path / "m.jsonl").write_text("\n".join([*lines, '{"audio": "a.wav"']))
+    with pytest.raises(ValueError, match="m.jsonl, line 5 is broken .*A line is a JSON object with audio, language and text"):
+        read_data([str(tmp_path / "m.jsonl")], tmp_path / "cache")
 
 
 def fill(cache, path):

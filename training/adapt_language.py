@@ -67,7 +67,7 @@ def add_language(model, processor, features, training, args) -> None:
     batches = None
     if args.init == "nearest":
         sample = bucket(training, args.batch_s, random.Random(args.seed))[:5]
-        batches = [Collator(features, processor)(batch) for batch in sample]
+        batches = [Collator(features, processor, spares=training)(batch) for batch in sample]
         print("CTC loss of the loaded assemblies:", {k: round(v, 2) for k, v in model.rank_assemblies(batches, vocab).items()})
     model.add_language(args.language, vocab, init=args.init, parts=args.parts, rank=args.rank, batches=batches)
     model.freeze_except(args.language)
@@ -109,7 +109,7 @@ def main(argv=None) -> None:
     model = unsharded(model)
     result = {
         **facts_of_run(), "minutes": minutes_of(training), "trainable": trainable, "kilobytes": round(kilobytes, 1),
-        "parts": args.parts, "test": evaluate_clips(model, processor, features, test, accelerator), "log": log,
+        "dropped": [str(clip.audio) for clip in dropped], "parts": args.parts, "test": evaluate_clips(model, processor, features, test, accelerator), "log": log,
     }  # fmt: skip
     facts = {"cer": result["test"]["macro"]["cer"], "wer": result["test"]["macro"]["wer"], "minutes": result["minutes"]}
     if accelerator.is_main_process:

@@ -21,6 +21,7 @@ from modeling_master_asr.processing_master_asr import check_audio, decode_audio,
 from training.text import normalize
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation of training clips
+MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops: more say that the data is not what it seems
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ class Features:
         self._kept: dict[tuple[Path, float], np.ndarray] = {}
         self._settings = json.dumps(processor.feature_extractor.to_dict(), sort_keys=True, default=str)
 
+    def silence(self) -> np.ndarray:
+        """Features of a second of silence."""
+        return self.processor.features(np.zeros(self.processor.sampling_rate_hz, dtype=np.float32))
+
     def __call__(self, clip: Clip, speed: float = 1.0) -> np.ndarray:
         """Features of one clip, `(samples,)` or `(mels, frames)`, played at `speed` times its rate."""
         if self.cache is not None:
@@ -136,14 +141,26 @@ class Features:
 
 
 def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> tuple[list[Clip], list[Clip]]:
-    """Splits clips into those whose frames can spell their text, and the others: (kept, dropped)."""
+    """Splits clips into those whose frames can spell their text, and the others: (kept, dropped).
+
+    Raises:
+        ValueError: with the list, if that many are dropped that texts and recordings cannot belong together.
+    """
     rate_hz, ratio = processor.sampling_rate_hz, model.config.inputs_to_logits_ratio
     kept, dropped = [], []
     for clip in clips:
         frames = int(clip.duration_s / speed * rate_hz / ratio) - 1
         needed = len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:]))
         (kept if frames >= needed else dropped).append(clip)
+    if len(dropped) > allowed_losses(clips):
+        named = [f"{clip.audio} ({clip.duration_s} s): {clip.text!r}" for clip in dropped]
+        raise ValueError(f"The texts of {len(dropped)} of {len(clips)} clips need more frames than there are. Do they belong together? {named}")
     return kept, dropped
+
+
+def allowed_losses(clips: list[Clip]) -> int:
+    """How many of `clips` may be lost before a run stops."""
+    return max(MIN_LOST, int(MAX_LOST_SHARE * len(clips)))
 
 
 def bucket(clips: list[Clip], batch_s: float, rng: random.Random) -> list[list[Clip]]:
@@ -211,6 +228,7 @@ class Collator:
         full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
         spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
+            Without them (in evaluation) a second of silence does, and the clip is left out of the figures.
     """
 
     def __init__(self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = ()):
@@ -235,10 +253,10 @@ class Collator:
         return batch
 
     def _readable(self, clip: Clip, speed: float) -> tuple[Clip, np.ndarray]:
-        """The clip and its features, or those of the first spare that can be read.
+        """The clip and its features, or what stands in for it.
 
         Raises:
-            ValueError: what is wrong with the clip, if no other of its language can be read.
+            ValueError: if too many clips, or all of a language, cannot be read.
         """
         first_error = None
         for candidate in itertools.chain([clip], (spare for spare in self.spares if spare.language == clip.language)):
@@ -248,10 +266,12 @@ class Collator:
                 return candidate, self.features(candidate, speed)
             except (ValueError, OSError) as error:
                 first_error = first_error or error
-                if not self.spares:
-                    raise
                 self.broken[candidate.audio] = str(error)
-                tqdm.write(f"Left out, another clip stands in: {error}")
+                tqdm.write(f"Left out: {error}")
+                if len(self.broken) > allowed_losses(self.spares):
+                    raise ValueError(f"{len(self.broken)} clips cannot be read: {list(self.broken.values())}") from error
+        if not self.spares:
+            return clip, self.features.silence()
         raise ValueError(f"No clip of {clip.language!r} can be read any more; the first error: {first_error or self.broken[clip.audio]}")
 
 

@@ -23,7 +23,7 @@ from typing import Optional
 import soundfile
 from tqdm import tqdm
 
-from training.data import Clip, read_manifest
+from training.data import Clip
 from training.text import build_vocab, normalize
 
 COLUMNS = {
@@ -82,8 +82,8 @@ def read_data(
     report, clips = Report(), []
     for source in sources:
         code, _, path = source.rpartition("=") if "=" in source and not Path(source).exists() else ("", "", source)
-        for raw in tqdm(_rows(path, cache, minutes), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
-            clip = raw if isinstance(raw, Clip) else _clip(raw, code, path, report)
+        for row in tqdm(_rows(path, cache, minutes), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
+            clip = _clip(row, code, path, report)
             if clip is None:
                 continue
             if not min_s <= clip.duration_s <= max_s:
@@ -94,15 +94,14 @@ def read_data(
 
 
 def _rows(path: str, cache: Path, minutes: Optional[float]) -> Iterator:
-    """Rows `{audio, text, language, duration_s, split}` of one source (or whole Clips of a JSONL manifest)."""
+    """Rows `{audio, text, language, duration_s, split}` of one source."""
     if path.startswith("hub:"):
         return _from_datasets(path, cache, minutes)
     place = Path(path)
     if not place.exists():
-        raise FileNotFoundError(f"No data at {path}. --data takes manifests, Common Voice folders, audiofolders, parquet files and hub:owner/name.")
-    if place.suffix == ".jsonl" and place.name != "metadata.jsonl":
-        return iter(read_manifest(place))
-    if place.suffix in (".csv", ".tsv"):
+        raise FileNotFoundError(f"No data at {path}. --data takes manifests, Common Voice folders, audiofolders, parquet files and hub:owner/name. "
+                                "A corpus to start with: python -m training.prepare_speech --out data.")  # fmt: skip
+    if place.suffix in (".jsonl", ".csv", ".tsv"):
         return _table(place, place.parent, None)
     if place.suffix == ".parquet" or (place.is_dir() and any(place.rglob("*.parquet"))):
         return _from_datasets(path, cache, minutes)
@@ -114,15 +113,28 @@ def _rows(path: str, cache: Path, minutes: Optional[float]) -> Iterator:
     raise ValueError(f"{path} is no manifest (.jsonl, .csv), Common Voice folder (clips/), audiofolder (metadata.csv) or parquet file.")
 
 
+def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row.get("audio")
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is broken ({error}). A line is a JSON object with audio, language and text.") from error
+        yield number, row
+
+
 def _table(path: Path, folder: Path, split: Optional[str]) -> Iterator[dict]:
     if path.suffix == ".jsonl":
-        rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        rows = _json_rows(path)
     else:
         tab = path.suffix == ".tsv"
         text = path.read_text(encoding="utf-8-sig")
         # Common Voice's tsv files quote nothing: a lone " is part of the sentence
-        rows = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.DictReader(io.StringIO(text))
-    for number, row in enumerate(rows, start=1 if path.suffix == ".jsonl" else 2):
+        read = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.DictReader(io.StringIO(text))
+        rows = enumerate(read, start=2)
+    for number, row in rows:
         fields = {name: next((row[c] for c in columns if row.get(c) not in (None, "")), None) for name, columns in COLUMNS.items()}
         fields["where"] = f"{path}, line {number}"
         fields["audio"] = None if fields["audio"] is None else folder / fields["audio"]

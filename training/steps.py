@@ -61,8 +61,8 @@ def write_json(path: str | Path, content: dict) -> None:
 @torch.no_grad()
 def transcribe_clips(
     model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, language=None, accelerator=None
-) -> list[str]:
-    """Greedy text of each clip, in order.
+) -> list[Optional[str]]:
+    """Greedy text of each clip, in order; None for one that cannot be read.
 
     Args:
         language: reads them all with this language's assembly instead of their own.
@@ -82,21 +82,26 @@ def transcribe_clips(
         row = language or codes[0]
         logits = model(**inputs, language=row).logits
         frames = model.master_asr.frame_counts(inputs[model.main_input_name], inputs["attention_mask"])
-        found |= {position[id(clip)]: text for clip, text in zip(batch, processor.batch_decode(logits.argmax(-1), row, frames=frames))}
+        texts = processor.batch_decode(logits.argmax(-1), row, frames=frames)
+        found |= {position[id(clip)]: None if clip.audio in collator.broken else text for clip, text in zip(batch, texts)}
     for share in gather_object([found]) if world > 1 else []:
         found |= share
     return [found[i] for i in range(len(clips))]
 
 
 def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None) -> dict:
-    """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %; `accelerator`: see `transcribe_clips`."""
-    collator = Collator(features, processor)
-    texts = transcribe_clips(model, processor, collator, clips, accelerator=accelerator)
+    """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %, and "left_out", clips that cannot be read, if there are any.
+
+    Args:
+        accelerator: see `transcribe_clips`.
+    """
+    texts = transcribe_clips(model, processor, Collator(features, processor), clips, accelerator=accelerator)
     rates = {}
     for language in dict.fromkeys(clip.language for clip in clips):
-        pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language]
+        pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language and text is not None]
         rates[language] = error_rates([p for p, _ in pairs], [r for _, r in pairs])
-    return {"languages": rates, "macro": macro(rates)}
+    left_out = [str(clip.audio) for text, clip in zip(texts, clips) if text is None]
+    return {"languages": rates, "macro": macro(rates), **({"left_out": left_out} if left_out else {})}
 
 
 @torch.no_grad()
@@ -180,7 +185,7 @@ def add_loop_arguments(parser) -> None:
     parser.add_argument("--features_cache", type=Path, help="folder of computed features; default: in memory")
     parser.add_argument("--batch_s", type=float, default=24, help="seconds of audio a batch of one process, padding included")
     parser.add_argument("--gradient_accumulation", type=int, default=1, help="batches a process and step")
-    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
+    parser.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: what accelerate launch says, else no")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower")
     parser.add_argument("--shard", action="store_true", help="divide weights and optimizer among the processes (FSDP2): for big backbones")
     parser.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better macro CER, and "
@@ -223,7 +228,7 @@ class Run:
         self.accelerator, self.model, self.processor, self.features, self.turns = accelerator, model, processor, features, turns
         self.validation, self.out, self.args = validation, Path(out), args
         self.batch_of = bucket_of_step(clips, args.batch_s, args.seed, args.temperature)
-        self.batches_a_step = accelerator.num_processes * args.gradient_accumulation
+        self.batches_a_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
         self.collator = Collator(features, processor, full_augment_step=args.steps * self.batches_a_step // 4, seed=args.seed, spares=clips)
         listed = "\n".join(sorted(f"{c.audio.name}|{c.language}|{c.text}|{c.duration_s}" for c in clips))
         self.facts = {
@@ -258,7 +263,7 @@ class Run:
         Returns:
             This process's loss, and the language of its last batch.
         """
-        accumulation, total, names = self.args.gradient_accumulation, 0.0, []
+        accumulation, total, names = self.accelerator.gradient_accumulation_steps, 0.0, []
         self.model.train()
         self.turns.begin(step)
         for i in range(accumulation):

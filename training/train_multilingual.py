@@ -136,7 +136,10 @@ def main(argv=None) -> None:
     test = evaluate_clips(model, processor, features, select(clips, "test", args.languages), accelerator)
     if not accelerator.is_main_process:
         return
-    result = {**facts_of_run(), "minutes": minutes_of(training), "test": test, "mapping": mapping_figures(model), "log": log}
+    result = {
+        **facts_of_run(), "minutes": minutes_of(training), "dropped": [str(clip.audio) for clip in dropped], "test": test,
+        "mapping": mapping_figures(model), "log": log,
+    }  # fmt: skip
     write_json(args.out / "run.json", result)
     accelerator.end_training()
     print("\n".join(summary(result)))

@@ -68,7 +68,7 @@ class MasterASRTrainer(Trainer):
         args.remove_unused_columns = False
         self.turns, self.features, self.validation = turns, Features(processor), validation
         self.batch_s = batch_s
-        collator = Collator(self.features, processor, full_augment_step, seed=args.seed)
+        collator = Collator(self.features, processor, full_augment_step, seed=args.seed, spares=clips)
         batches = StepBatches(clips, batch_s, args.seed, args.max_steps * args.gradient_accumulation_steps)
         super().__init__(
             model, args, train_dataset=batches, eval_dataset=validation, processing_class=processor,
