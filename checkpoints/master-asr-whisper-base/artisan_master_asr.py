@@ -302,8 +302,10 @@ class ArtisanLinear(nn.Linear):
         if apart is None:
             return super().forward(x)
         masked, up, down = apart
-        linear = nn.functional.linear
-        return linear(x, masked, self.bias) + linear(linear(x, down.to(masked.dtype)), up.to(masked.dtype))
+        rows = x.flatten(0, -2)  # (B, T, in) -> (B * T, in): the second product is then added in place
+        out = nn.functional.linear(rows, masked, self.bias)
+        out.addmm_(nn.functional.linear(rows, down.to(masked.dtype)).to(out.dtype), up.to(out.dtype).T)
+        return out.unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def reset_specialists(self, generator: Optional[torch.Generator] = None, noise: float = SPECIALIST_NOISE) -> None:
