@@ -48,6 +48,8 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--finetune_learning_rate", type=float, default=1e-4)
     parser.add_argument("--alpha", type=float, default=10, help="T's learning rate over the others'")
     parser.add_argument("--beta", type=int, default=5)
+    parser.add_argument("--mapping_gradient", default="last", choices=["accumulated", "last"],
+                        help="of T: over its beta steps, or of the last of them alone, which is faster")  # fmt: skip
     parser.add_argument("--mapping_learning_rate", type=float, default=LEARNING_RATES["T"], help="of T before alpha")
     for part in ("head", "specialist", "delta"):
         parser.add_argument(f"--{part}_learning_rate", type=float, default=LEARNING_RATES[part])
@@ -104,7 +106,7 @@ def main(argv=None) -> None:
     print(f"{trainable:,} trainable parameters, {kilobytes:.0f} KB, {gates} bits of gates; minutes {minutes_of(training)}; dropped {len(dropped)} clips")
     args.out.mkdir(parents=True, exist_ok=True)
     place(accelerator, model, args)
-    turns = Turns(model, args.alpha, args.beta, 0, learning_rates(args), args.steps, mapping_gradient="last")
+    turns = Turns(model, args.alpha, args.beta, 0, learning_rates(args), args.steps, args.mapping_gradient)
     log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
     model = unsharded(model)
     result = {
