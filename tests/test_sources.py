@@ -14,6 +14,7 @@ from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
+from training import data
 from training.data import Clip, Collator, Features, bucket_of_step, drop_impossible
 from training.sources import read_data, split_of
 from training.steps import evaluate_clips
@@ -148,6 +149,19 @@ def test_a_broken_line_of_a_manifest_is_named_and_a_broken_clip_is_counted(tmp_p
     (tmp_path / "m.jsonl").write_text("\n".join([*lines, '{"audio": "a.wav"']))
     with pytest.raises(ValueError, match="m.jsonl, line 5 is broken .*A line is a JSON object with audio, language and text"):
         read_data([str(tmp_path / "m.jsonl")], tmp_path / "cache")
+
+
+def test_features_in_memory_are_bounded_and_the_same_when_there_is_no_room(tmp_path, monkeypatch):
+    processor = MasterASRProcessor.from_model(tiny_model())
+    clips = [Clip(record(tmp_path / f"{i}.wav"), "en", "ab", 0.5, "train") for i in range(3)]
+    whole = Features(processor)
+    one = whole(clips[0])
+    assert whole(clips[0]) is one
+    monkeypatch.setattr(data, "MEMORY_BYTES", 2 * one.nbytes)
+    bounded = Features(processor)
+    for clip in clips * 2:
+        assert np.array_equal(bounded(clip), whole(clip))
+    assert len(bounded._kept) == 2
 
 
 def fill(cache, path):

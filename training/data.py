@@ -21,6 +21,7 @@ from modeling_master_asr.processing_master_asr import check_audio, decode_audio,
 from training.text import normalize
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation of training clips
+MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
 MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops: more say that the data is not what it seems
 
 
@@ -97,7 +98,7 @@ def minutes_of(clips: list[Clip]) -> dict[str, float]:
 
 
 class Features:
-    """The model's inputs of clips, computed once and kept in memory, or in a folder that several processes may share.
+    """The model's inputs of clips, computed once and kept in memory (4 GB), or in a folder that several processes may share.
 
     Args:
         cache: folder of `.npy` files, keyed by the recording, the speed and the feature extractor's settings.
@@ -106,6 +107,7 @@ class Features:
     def __init__(self, processor, cache: Optional[Path] = None):
         self.processor, self.cache = processor, cache
         self._kept: dict[tuple[Path, float], np.ndarray] = {}
+        self._bytes_left = MEMORY_BYTES
         self._settings = json.dumps(processor.feature_extractor.to_dict(), sort_keys=True, default=str)
 
     def silence(self) -> np.ndarray:
@@ -117,9 +119,13 @@ class Features:
         if self.cache is not None:
             return self._from_cache(clip, speed)
         key = (clip.audio, speed)
-        if key not in self._kept:
-            self._kept[key] = self._compute(clip, speed)
-        return self._kept[key]
+        if key in self._kept:
+            return self._kept[key]
+        features = self._compute(clip, speed)
+        if features.nbytes <= self._bytes_left:
+            self._kept[key] = features
+            self._bytes_left -= features.nbytes
+        return features
 
     def _from_cache(self, clip: Clip, speed: float) -> np.ndarray:
         about = clip.audio.stat()

@@ -12,6 +12,8 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -257,8 +259,24 @@ class Run:
         tqdm.write(f"Resumed at step {step}.")
         return step
 
-    def one_step(self, wrapped, step: int) -> tuple[float, str]:
-        """Every process's batches of a step, forward and backward, and the move.
+    def batches(self, first_step: int) -> Iterator[tuple[list[Clip], dict]]:
+        """This process's batches in order, with their clips; each is read and decoded in a thread while the one before it trains."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        indices = range(first_step * self.batches_a_step + rank, self.args.steps * self.batches_a_step, world)
+
+        def make(index: int) -> tuple[list[Clip], dict]:
+            clips = self.batch_of(index)
+            return clips, self.collator(clips, index)
+
+        with ThreadPoolExecutor(1) as thread:
+            coming = None
+            for index in indices:
+                current = coming or thread.submit(make, index)
+                coming = thread.submit(make, index + world) if index + world in indices else None
+                yield current.result()
+
+    def one_step(self, wrapped, step: int, batches: Iterator) -> tuple[float, str]:
+        """This process's batches of a step, forward and backward, and the move.
 
         Returns:
             This process's loss, and the language of its last batch.
@@ -267,10 +285,9 @@ class Run:
         self.model.train()
         self.turns.begin(step)
         for i in range(accumulation):
-            index = step * self.batches_a_step + i * self.accelerator.num_processes + self.accelerator.process_index
-            clips = self.batch_of(index)
+            clips, batch = next(batches)
             names += [str(clip.audio) for clip in clips]
-            batch = to_device(self.collator(clips, index), self.accelerator.device)
+            batch = to_device(batch, self.accelerator.device)
             is_last = i == accumulation - 1
             with self.gradients_kept_apart(wrapped, is_last):
                 loss = wrapped(**batch).loss
@@ -332,6 +349,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
     log, first, recent, started = run.progress.log, state_of_masks(accelerator, model), [], time.monotonic()
     progress = tqdm(total=args.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
                     disable=not accelerator.is_main_process)  # fmt: skip
+    batches = run.batches(first_step)
     for step in range(first_step, args.steps):
         if step % args.evaluate_every == 0 and step and str(step) not in log["validation"]:
             run.watch(step, first)
@@ -343,7 +361,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
             progress.close()
             accelerator.end_training()
             raise SystemExit(f"Stopped at step {step} after {args.max_minutes} minutes; go on with --resume.")
-        loss, language = run.one_step(wrapped, step)
+        loss, language = run.one_step(wrapped, step, batches)
         recent = [*recent[-19:], loss]
         if step % 5 == 0:
             accelerator.log({f"loss/{language}": loss}, step=step)
@@ -355,6 +373,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
             accelerator.log({"loss": log["loss"][str(step)], **rates}, step=step)
     else:
         run.watch(args.steps, first)
+    batches.close()
     progress.close()
     run.return_to_best()
     broken = {str(path): reason for path, reason in run.collator.broken.items()}
