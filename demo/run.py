@@ -21,8 +21,9 @@ from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from training.adapt_language import LEARNING_RATES, add_language
 from training.data import Features, minutes_of, read_manifest, select
+from training.metrics import evaluate_clips
 from training.optim import Turns
-from training.steps import evaluate_clips, train
+from training.steps import train
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "checkpoints" / "master-asr-whisper-base"

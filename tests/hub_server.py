@@ -153,13 +153,18 @@ class Handler(BaseHTTPRequestHandler):
             return self.get_info(*match.groups())
         self.refuse(404, "NotFound", f"no route {path}")
 
-    def get_file(self, repo_id: str, revision: str, path: str) -> None:
+    def repo_at(self, repo_id: str, revision: str | None):
+        """`(repo, commit)`; what is not there has been refused, and is None."""
         repo = self.repo(repo_id)
-        if repo is None:
-            return
-        commit = repo.at(revision)
+        commit = repo.at(revision) if repo is not None else None
+        if repo is not None and commit is None:
+            self.refuse(404, "RevisionNotFound", "Invalid rev id")
+        return repo, commit
+
+    def get_file(self, repo_id: str, revision: str, path: str) -> None:
+        repo, commit = self.repo_at(repo_id, revision)
         if commit is None:
-            return self.refuse(404, "RevisionNotFound", "Invalid rev id")
+            return
         about = {"X-Repo-Commit": commit.oid}
         if path not in commit.files:
             return self.answer(404, b"Entry not found", {**about, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
@@ -181,12 +186,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, content, about)
 
     def get_info(self, repo_id: str, verb: str | None, revision: str | None, folder: str | None) -> None:
-        repo = self.repo(repo_id)
-        if repo is None:
-            return
-        commit = repo.at(revision)
+        repo, commit = self.repo_at(repo_id, revision)
         if commit is None:
-            return self.refuse(404, "RevisionNotFound", "Invalid rev id")
+            return
         if verb == "refs":
             tags = [{"name": k, "ref": f"refs/tags/{k}", "targetCommit": v} for k, v in repo.tags.items()]
             main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1].oid}

@@ -16,8 +16,8 @@ from huggingface_hub import HfApi
 from modeling_master_asr import MasterASRProcessor
 from training import data
 from training.data import Clip, Collator, Features, bucket_of_step, drop_impossible
+from training.metrics import evaluate_clips
 from training.sources import read_data, split_of
-from training.steps import evaluate_clips
 
 
 def record(path, seconds=0.5):

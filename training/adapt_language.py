@@ -24,9 +24,11 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from training.data import Collator, Features, bucket, drop_impossible, minutes_of, select
+from training.metrics import evaluate_clips
 from training.optim import Turns, freeze_front_end
+from training.record import facts_of_run, write_json
 from training.sharding import unsharded
-from training.steps import add_loop_arguments, evaluate_clips, facts_of_run, load_clips, make_accelerator, place, train, write_json
+from training.steps import add_loop_arguments, load_clips, make_accelerator, place, train
 from training.text import build_vocab
 
 # First guesses that served for es in RESULTS.md; not tuned.

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training.data import Collator, Features, minutes_of, select
-from training.metrics import error_rates
+from training.metrics import error_rates, evaluate_clips, transcribe_clips
+from training.record import facts_of_run, write_json
 from training.sources import read_data
-from training.steps import evaluate_clips, facts_of_run, mapping_figures, transcribe_clips, write_json
+from training.watching import mapping_figures
 
 
 def row_swap(model, processor, features, clips, left_out=()) -> dict[str, dict[str, float]]:

@@ -1,10 +1,17 @@
-"""CER and WER as `evaluate.Metric`s over jiwer, usable without a network."""
+"""Texts of clips, and their CER and WER as an `evaluate.Metric` over jiwer, usable without a network."""
 
 from __future__ import annotations
+
+import random
+from typing import Optional
 
 import datasets
 import evaluate
 import jiwer
+import torch
+from accelerate.utils import gather_object
+
+from training.data import Clip, Collator, bucket, to_device
 
 
 class ErrorRates(evaluate.Metric):
@@ -35,3 +42,49 @@ def error_rates(predictions: list[str], references: list[str]) -> dict[str, floa
 def macro(per_language: dict[str, dict[str, float]]) -> dict[str, float]:
     """The mean over languages, each counting once."""
     return {name: sum(r[name] for r in per_language.values()) / len(per_language) for name in ("cer", "wer")}
+
+
+@torch.no_grad()
+def transcribe_clips(
+    model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, language=None, accelerator=None
+) -> list[Optional[str]]:
+    """Greedy text of each clip, in order; None for one that cannot be read.
+
+    Args:
+        language: reads them all with this language's assembly instead of their own.
+        accelerator: shares the work among its processes, all of which have to call this and get the whole list.
+    """
+    model.eval()
+    position = {id(clip): i for i, clip in enumerate(clips)}
+    batches = bucket(clips, batch_s, random.Random(0))
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    found = {}
+    for first in range(0, len(batches), world):
+        # every process runs as many batches, since sharded weights are gathered by all of them at once
+        batch = batches[min(first + rank, len(batches) - 1)]
+        inputs = to_device(collator(batch), model.device)
+        inputs.pop("labels")
+        codes = inputs.pop("language")
+        row = language or codes[0]
+        logits = model(**inputs, language=row).logits
+        frames = model.master_asr.frame_counts(inputs[model.main_input_name], inputs["attention_mask"])
+        texts = processor.batch_decode(logits.argmax(-1), row, frames=frames)
+        found |= {position[id(clip)]: None if clip.audio in collator.broken else text for clip, text in zip(batch, texts)}
+    for share in gather_object([found]) if world > 1 else []:
+        found |= share
+    return [found[i] for i in range(len(clips))]
+
+
+def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None) -> dict:
+    """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %, and "left_out", clips that cannot be read, if there are any.
+
+    Args:
+        accelerator: see `transcribe_clips`.
+    """
+    texts = transcribe_clips(model, processor, Collator(features, processor), clips, accelerator=accelerator)
+    rates = {}
+    for language in dict.fromkeys(clip.language for clip in clips):
+        pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language and text is not None]
+        rates[language] = error_rates([p for p, _ in pairs], [r for _, r in pairs])
+    left_out = [str(clip.audio) for text, clip in zip(texts, clips) if text is None]
+    return {"languages": rates, "macro": macro(rates), **({"left_out": left_out} if left_out else {})}

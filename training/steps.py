@@ -1,155 +1,26 @@
-"""The training loop that both stages share, its evaluation, its checkpoints and its watching."""
+"""The training loop that both stages share."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
-import math
-import os
-import platform
-import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Optional
 
-import accelerate
-import numpy as np
-import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
 from tqdm import tqdm
 
-from modeling_master_asr.artisan_master_asr import open_gates, pack_mask, select_mask, specialist_scores
 from training import checkpoints
-from training.data import Clip, Collator, bucket, bucket_of_step, to_device
-from training.metrics import error_rates, macro
-from training.pictures import gate_differences, similarity_figure
+from training.data import Clip, Collator, bucket_of_step, to_device
 from training.sharding import average_languages, is_sharded, load_model_state, shard, whole
 from training.sources import read_data
+from training.watching import state_of_masks, watch
 
-MASKS_WATCHED = 20  # masks of so many languages are compared; the others' gates are
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
-
-
-def facts_of_run() -> dict:
-    """Command, commit and versions: what a figure needs beside it."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    versions = {m.__name__: m.__version__ for m in (torch, transformers, accelerate)}
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "unknown",
-        "versions": {**versions, "python": platform.python_version()},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def write_json(path: str | Path, content: dict) -> None:
-    """Writes beside and renames, so a stopped run leaves the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-@torch.no_grad()
-def transcribe_clips(
-    model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, language=None, accelerator=None
-) -> list[Optional[str]]:
-    """Greedy text of each clip, in order; None for one that cannot be read.
-
-    Args:
-        language: reads them all with this language's assembly instead of their own.
-        accelerator: shares the work among its processes, all of which have to call this and get the whole list.
-    """
-    model.eval()
-    position = {id(clip): i for i, clip in enumerate(clips)}
-    batches = bucket(clips, batch_s, random.Random(0))
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    found = {}
-    for first in range(0, len(batches), world):
-        # every process runs as many batches, since sharded weights are gathered by all of them at once
-        batch = batches[min(first + rank, len(batches) - 1)]
-        inputs = to_device(collator(batch), model.device)
-        inputs.pop("labels")
-        codes = inputs.pop("language")
-        row = language or codes[0]
-        logits = model(**inputs, language=row).logits
-        frames = model.master_asr.frame_counts(inputs[model.main_input_name], inputs["attention_mask"])
-        texts = processor.batch_decode(logits.argmax(-1), row, frames=frames)
-        found |= {position[id(clip)]: None if clip.audio in collator.broken else text for clip, text in zip(batch, texts)}
-    for share in gather_object([found]) if world > 1 else []:
-        found |= share
-    return [found[i] for i in range(len(clips))]
-
-
-def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None) -> dict:
-    """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %, and "left_out", clips that cannot be read, if there are any.
-
-    Args:
-        accelerator: see `transcribe_clips`.
-    """
-    texts = transcribe_clips(model, processor, Collator(features, processor), clips, accelerator=accelerator)
-    rates = {}
-    for language in dict.fromkeys(clip.language for clip in clips):
-        pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language and text is not None]
-        rates[language] = error_rates([p for p, _ in pairs], [r for _, r in pairs])
-    left_out = [str(clip.audio) for text, clip in zip(texts, clips) if text is None]
-    return {"languages": rates, "macro": macro(rates), **({"left_out": left_out} if left_out else {})}
-
-
-@torch.no_grad()
-def masks_of(model) -> dict[str, list[torch.Tensor]]:
-    """Masks of the first 20 languages, one an Artisan layer, bit-packed."""
-    masks = {}
-    for index, layer in enumerate(model.master_asr.artisan_layers):
-        specialists = whole(layer.specialists)
-        for code, assembly in itertools.islice(model.assemblies.items(), MASKS_WATCHED):
-            scores = specialist_scores(specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
-            masks.setdefault(code, []).append(pack_mask(select_mask(scores, model.config.sparsity)))
-    return masks
-
-
-def share_of_differing_bits(some: list[torch.Tensor], others: list[torch.Tensor], weights_a_layer: list[int]) -> float:
-    """The share of bits in which two lists of packed masks differ, each layer counting once."""
-    differing = [int(np.unpackbits((a ^ b).numpy()).sum()) / size for a, b, size in zip(some, others, weights_a_layer)]
-    return sum(differing) / len(differing)
-
-
-def weights_a_layer(model) -> list[int]:
-    """How many weights each Artisan layer masks."""
-    return [math.prod(layer.specialists.shape[1:]) for layer in model.master_asr.artisan_layers]
-
-
-def mapping_figures(model, masks=None) -> dict:
-    """How decided and how different the languages are: std of T, open gates, share of mask bits in which pairs differ."""
-    masks = masks or masks_of(model)
-    rows = torch.stack([a.mapping.detach().float().cpu() for a in model.assemblies.values()])  # (L, layers, K)
-    share = torch.sigmoid(rows)
-    entropy = -(share * share.log2() + (1 - share) * (1 - share).log2())
-    used = (rows > 0).any(0)  # (layers, K)
-    figures = {
-        "std_of_T": float(rows.std()), "entropy_of_T_bits": float(entropy.mean()), "share_of_open_gates": float((rows > 0).float().mean()),
-        "specialists_in_use_a_layer": float(used.sum(-1).float().mean()), "dead_specialists": int((~used).sum()),
-    }  # fmt: skip
-    sizes = weights_a_layer(model)
-    pairs = [share_of_differing_bits(masks[a], masks[b], sizes) for a, b in itertools.combinations(masks, 2)]
-    if pairs:
-        figures["share_of_mask_bits_in_which_languages_differ"] = sum(pairs) / len(pairs)
-    return figures
-
-
-def gates_of(model) -> torch.Tensor:
-    """All gate bits, `(L, layers, K)` booleans."""
-    return torch.stack([a.mapping.detach().cpu() > 0 for a in model.assemblies.values()])
 
 
 def make_accelerator(args, stage: str) -> Accelerator:
@@ -378,39 +249,3 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
     run.return_to_best()
     broken = {str(path): reason for path, reason in run.collator.broken.items()}
     return {**log, "skipped": run.progress.skipped, "broken_clips": broken}
-
-
-def state_of_masks(accelerator, model) -> Optional[tuple[torch.Tensor, dict]]:
-    """`(gates, masks)` in the main process; all have to call it."""
-    if accelerator.is_main_process or is_sharded(model):
-        masks = masks_of(model)  # gathers the specialists where they are sharded
-        return (gates_of(model), masks) if accelerator.is_main_process else None
-    return None
-
-
-def watch(accelerator, model, processor, features, validation, step: int, log: dict, first) -> None:
-    """Validation CER, the mapping's figures and the similarity picture, into the log, the trackers and the terminal.
-
-    Args:
-        first: `state_of_masks` when this run started, to measure change from.
-    """
-    rates = log["validation"][str(step)] = evaluate_clips(model, processor, features, validation, accelerator)
-    now = state_of_masks(accelerator, model)
-    if now is None:
-        return
-    (first_gates, first_masks), (gates, masks) = first, now
-    sizes = weights_a_layer(model)
-    changed = [share_of_differing_bits(masks[code], first_masks[code], sizes) for code in masks]
-    figures = log["mapping"][str(step)] = {
-        **mapping_figures(model, masks),
-        "share_of_flipped_gates": float((gates != first_gates).float().mean()),
-        "share_of_changed_mask_bits": sum(changed) / len(changed),
-    }
-    flat = {f"cer/{code}": r["cer"] for code, r in rates["languages"].items()}
-    accelerator.log({**flat, "cer/macro": rates["macro"]["cer"], **{f"T/{k}": v for k, v in figures.items()}}, step=step)
-    if len(model.languages) > 1:
-        for tracker in accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.add_figure("similarity", similarity_figure(gate_differences(model), model.languages), step)
-    per_language = " ".join(f"{code} {r['cer']:.1f}" for code, r in rates["languages"].items())
-    tqdm.write(f"step {step}: validation CER {rates['macro']['cer']:.2f} ({per_language}); {figures}")

@@ -23,20 +23,13 @@ from accelerate.utils import set_seed
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from training.data import Features, drop_impossible, minutes_of, select
+from training.metrics import evaluate_clips
 from training.optim import Turns, freeze_front_end
+from training.record import facts_of_run, write_json
 from training.sharding import unsharded
-from training.steps import (
-    add_loop_arguments,
-    evaluate_clips,
-    facts_of_run,
-    load_clips,
-    make_accelerator,
-    mapping_figures,
-    place,
-    train,
-    write_json,
-)
+from training.steps import add_loop_arguments, load_clips, make_accelerator, place, train
 from training.text import build_vocab
+from training.watching import mapping_figures
 
 
 def parse(argv=None) -> argparse.Namespace:

@@ -18,9 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_master_asr.processing_master_asr import check_audio, decode_audio
 from training.data import Clip, Collator, Features, bucket_of_step
-from training.metrics import error_rates, macro
+from training.metrics import error_rates, evaluate_clips, macro
 from training.optim import Turns, TurnsOptimizer, tri_stage
-from training.steps import evaluate_clips
 from training.text import normalize
 
 

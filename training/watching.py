@@ -1,0 +1,100 @@
+"""What a run shows of itself: error rates, how decided and how different its languages are, and their picture."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Optional
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from modeling_master_asr.artisan_master_asr import open_gates, pack_mask, select_mask, specialist_scores
+from training.metrics import evaluate_clips
+from training.pictures import gate_differences, similarity_figure
+from training.sharding import is_sharded, whole
+
+MASKS_WATCHED = 20  # masks of so many languages are compared; the others' gates are
+
+
+@torch.no_grad()
+def masks_of(model) -> dict[str, list[torch.Tensor]]:
+    """Masks of the first 20 languages, one an Artisan layer, bit-packed."""
+    masks = {}
+    for index, layer in enumerate(model.master_asr.artisan_layers):
+        specialists = whole(layer.specialists)
+        for code, assembly in itertools.islice(model.assemblies.items(), MASKS_WATCHED):
+            scores = specialist_scores(specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
+            masks.setdefault(code, []).append(pack_mask(select_mask(scores, model.config.sparsity)))
+    return masks
+
+
+def share_of_differing_bits(some: list[torch.Tensor], others: list[torch.Tensor], weights_a_layer: list[int]) -> float:
+    """The share of bits in which two lists of packed masks differ, each layer counting once."""
+    differing = [int(np.unpackbits((a ^ b).numpy()).sum()) / size for a, b, size in zip(some, others, weights_a_layer)]
+    return sum(differing) / len(differing)
+
+
+def weights_a_layer(model) -> list[int]:
+    """How many weights each Artisan layer masks."""
+    return [math.prod(layer.specialists.shape[1:]) for layer in model.master_asr.artisan_layers]
+
+
+def mapping_figures(model, masks=None) -> dict:
+    """How decided and how different the languages are: std of T, open gates, share of mask bits in which pairs differ."""
+    masks = masks or masks_of(model)
+    rows = torch.stack([a.mapping.detach().float().cpu() for a in model.assemblies.values()])  # (L, layers, K)
+    share = torch.sigmoid(rows)
+    entropy = -(share * share.log2() + (1 - share) * (1 - share).log2())
+    used = (rows > 0).any(0)  # (layers, K)
+    figures = {
+        "std_of_T": float(rows.std()), "entropy_of_T_bits": float(entropy.mean()), "share_of_open_gates": float((rows > 0).float().mean()),
+        "specialists_in_use_a_layer": float(used.sum(-1).float().mean()), "dead_specialists": int((~used).sum()),
+    }  # fmt: skip
+    sizes = weights_a_layer(model)
+    pairs = [share_of_differing_bits(masks[a], masks[b], sizes) for a, b in itertools.combinations(masks, 2)]
+    if pairs:
+        figures["share_of_mask_bits_in_which_languages_differ"] = sum(pairs) / len(pairs)
+    return figures
+
+
+def gates_of(model) -> torch.Tensor:
+    """All gate bits, `(L, layers, K)` booleans."""
+    return torch.stack([a.mapping.detach().cpu() > 0 for a in model.assemblies.values()])
+
+
+def state_of_masks(accelerator, model) -> Optional[tuple[torch.Tensor, dict]]:
+    """`(gates, masks)` in the main process; all have to call it."""
+    if accelerator.is_main_process or is_sharded(model):
+        masks = masks_of(model)  # gathers the specialists where they are sharded
+        return (gates_of(model), masks) if accelerator.is_main_process else None
+    return None
+
+
+def watch(accelerator, model, processor, features, validation, step: int, log: dict, first) -> None:
+    """Validation CER, the mapping's figures and the similarity picture, into the log, the trackers and the terminal.
+
+    Args:
+        first: `state_of_masks` when this run started, to measure change from.
+    """
+    rates = log["validation"][str(step)] = evaluate_clips(model, processor, features, validation, accelerator)
+    now = state_of_masks(accelerator, model)
+    if now is None:
+        return
+    (first_gates, first_masks), (gates, masks) = first, now
+    sizes = weights_a_layer(model)
+    changed = [share_of_differing_bits(masks[code], first_masks[code], sizes) for code in masks]
+    figures = log["mapping"][str(step)] = {
+        **mapping_figures(model, masks),
+        "share_of_flipped_gates": float((gates != first_gates).float().mean()),
+        "share_of_changed_mask_bits": sum(changed) / len(changed),
+    }
+    flat = {f"cer/{code}": r["cer"] for code, r in rates["languages"].items()}
+    accelerator.log({**flat, "cer/macro": rates["macro"]["cer"], **{f"T/{k}": v for k, v in figures.items()}}, step=step)
+    if len(model.languages) > 1:
+        for tracker in accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_figure("similarity", similarity_figure(gate_differences(model), model.languages), step)
+    per_language = " ".join(f"{code} {r['cer']:.1f}" for code, r in rates["languages"].items())
+    tqdm.write(f"step {step}: validation CER {rates['macro']['cer']:.2f} ({per_language}); {figures}")
