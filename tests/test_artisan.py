@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from modeling_master_asr import artisan_master_asr as artisan
 from modeling_master_asr.artisan_master_asr import (
     ArtisanLinear,
     MaskStore,
@@ -49,8 +51,30 @@ def test_exactly_the_stated_fraction_is_masked_also_among_ties(sparsity, scores)
     assert int((~mask).sum()) == math.floor(sparsity * scores.numel())
 
 
+@pytest.mark.parametrize("values", [
+    np.random.default_rng(0).standard_normal(50_000), np.arange(50_000.0), np.arange(50_000.0)[::-1], np.zeros(50_000), np.arange(7.0),
+    np.where(np.arange(50_000) % (50_000 // artisan.SAMPLE) == 0, 1e6, np.random.default_rng(0).random(50_000)),  # the sample sees only 1e6
+    np.random.default_rng(0).integers(0, 5, 50_000), np.array([3.0]),
+])  # fmt: skip
+def test_the_thresholds_rank_is_exact_whatever_the_sample_says(values):
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    for share in (0.0, 0.001, 0.3, 0.5, 0.97, 0.9999):
+        rank = int(share * values.size)
+        assert artisan._of_rank(values, rank) == np.sort(values)[rank]
+
+
 def test_of_equal_scores_the_last_are_masked():
     assert select_mask(torch.zeros(2, 5), 0.3).tolist() == [[True] * 5, [True, True, False, False, False]]
+
+
+@pytest.mark.parametrize("scores", [torch.randn(33, 17), torch.zeros(33, 17), torch.arange(561.0).view(33, 17) // 7])
+def test_a_gpus_masks_are_the_same_and_packed_alike(scores, monkeypatch):
+    """What runs on other devices, run on the CPU."""
+    expected = select_mask(scores, 0.3)
+    monkeypatch.setattr(artisan, "_kept_by_numpy", artisan._kept_by_torch)
+    assert torch.equal(select_mask(scores, 0.3), expected)
+    assert torch.equal(artisan._pack_by_torch(expected), pack_mask(expected))
+    assert torch.equal(artisan._unpack_by_torch(pack_mask(expected), expected.shape), expected)
 
 
 def test_scores_with_nan_are_refused():
@@ -117,8 +141,6 @@ def test_a_zero_delta_and_a_zero_specialist_change_nothing():
 
 
 def test_masks_are_selected_again_only_when_what_they_depend_on_moved(monkeypatch):
-    from modeling_master_asr import artisan_master_asr as artisan
-
     calls = []
     original = artisan.select_mask
     monkeypatch.setattr(artisan, "select_mask", lambda *a: calls.append(1) or original(*a))

@@ -26,7 +26,7 @@ def masks_of(model) -> dict[str, list[torch.Tensor]]:
         specialists = whole(layer.specialists)
         for code, assembly in itertools.islice(model.assemblies.items(), MASKS_WATCHED):
             scores = specialist_scores(specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
-            masks.setdefault(code, []).append(pack_mask(select_mask(scores, model.config.sparsity)))
+            masks.setdefault(code, []).append(pack_mask(select_mask(scores, model.config.sparsity)).cpu())
     return masks
 
 

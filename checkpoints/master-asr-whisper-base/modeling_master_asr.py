@@ -189,7 +189,7 @@ class MasterASRModel(MasterASRPreTrainedModel):
         """The weights W_l of every Artisan layer, made when first read."""
         assembly = self.assemblies[language]
         rows = {layer: row for row, layer in enumerate(self.artisan_layers)}
-        gates_of = [open_gates(row) for row in assembly.mapping]
+        gates_of = [open_gates(row) for row in assembly.mapping.detach().cpu()]  # one wait for the device, not one a layer
         # Sharded weights (FSDP2) are gathered into the same memory under the same version: nothing tells that they moved.
         # Once seen it holds: a model that keeps its weights gathered after a forward shows plain tensors in the next.
         self._is_sharded = sharded = self._is_sharded or any(isinstance(layer.specialists, DTensor) for layer in self.artisan_layers)
