@@ -26,6 +26,18 @@ STAGE_2 = {
     "stage2_es_specialist": "+ an own specialist, r = 8",
     "stage2_es_delta": "+ delta, r = 8",
 }
+TRIED_IN_STAGE_2 = {
+    "stage2_es_paper": "mapping + head",
+    "stage2_es_paper_accumulated": "... T's gradient accumulated over its beta steps",
+    "stage2_es_paper_mapping": "... rate of T 1e-2 instead of 1e-3",
+    "stage2_es_paper_head": "... rate of the head 5e-3 instead of 2e-3",
+    "stage2_es_specialist": "mapping + head + specialist",
+    "stage2_es_specialist_rate": "... rate of the specialist 1e-2 instead of 3e-3",
+    "stage2_es_delta": "mapping + head + delta",
+    "stage2_es_delta_accumulated": "... T's gradient accumulated over its beta steps",
+    "stage2_es_delta_head": "... rate of the head 5e-3 instead of 2e-3",
+    "stage2_es_delta_rate": "... rate of the delta 3e-3 instead of 1e-3",
+}
 
 
 def load(name: str) -> dict | None:
@@ -56,6 +68,17 @@ def stage_2_table() -> list[str]:
             if "finetune_test" in run:
                 rates = run["finetune_test"]["macro"]
                 lines.append(f"| + delta, then + ft (a model of its own) | all | — | {rates['cer']:.1f} | {rates['wer']:.1f} |")
+    return lines
+
+
+def tried_table() -> list[str]:
+    lines = ["| es, 10 minutes, 300 steps | validation CER, % | test CER, % | training loss at the end |", "|---|---|---|---|"]
+    for name, label in TRIED_IN_STAGE_2.items():
+        run = load(name)
+        if run:
+            validation = list(run["log"]["validation"].values())[-1]["macro"]["cer"]
+            loss = list(run["log"]["loss"].values())[-1]
+            lines.append(f"| {label} | {validation:.1f} | {run['test']['macro']['cer']:.1f} | {loss:.2f} |")
     return lines
 
 
@@ -99,7 +122,7 @@ def lora_table() -> list[str]:
 
 
 def command_lines() -> list[str]:
-    names = [*STAGE_1, *STAGE_2, "evaluate_ship", "evaluate_compact", "heart", "languages", "lora"]
+    names = [*STAGE_1, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "heart", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
@@ -118,7 +141,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(), "stage-2": stage_2_table(), "heart": heart_table(), "row-swap": row_swap_table(),
+        "stage-1": stage_1_table(), "stage-2": stage_2_table(), "tried": tried_table(), "heart": heart_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):

@@ -29,12 +29,15 @@ def launch(launcher, module, *options):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def stage_1(out, corpus) -> list:  # noqa: F811
+    return [
+        "training.train_multilingual", "--data", corpus / "manifest.jsonl", "--out", out, "--backbone", corpus / "backbone", "--languages",
+        "en", "fr", "--steps", "10", "--batch_s", "1.5", "--evaluate_every", "5", "--beta", "2", "--gamma", "3", "--learning_rate", "1e-3",
+    ]  # fmt: skip
+
+
 def run(launcher, out, corpus, *extra):  # noqa: F811
-    launch(
-        launcher, "training.train_multilingual", "--data", corpus / "manifest.jsonl", "--out", out, "--backbone", corpus / "backbone",
-        "--languages", "en", "fr", "--steps", "10", "--batch_s", "1.5", "--evaluate_every", "5", "--beta", "2", "--gamma", "3",
-        "--learning_rate", "1e-3", *extra,
-    )  # fmt: skip
+    launch(launcher, *stage_1(out, corpus), *extra)
     return MasterASRForCTC.from_pretrained(out / "model").state_dict()
 
 
@@ -59,6 +62,16 @@ def test_two_gloo_processes_end_as_one_process_with_the_same_global_batch(ends, 
     one, other = (json.loads((out / name / "run.json").read_text()) for name in ("one", many))
     assert one["test"] == other["test"]  # evaluated in shares, by all processes
     assert one["mapping"] == pytest.approx(other["mapping"], abs=1e-4)
+
+
+def test_processes_stop_after_their_minutes_at_the_same_step(ends, corpus, tmp_path):  # noqa: F811
+    out, weights = ends
+    command = [*TWO, *stage_1(tmp_path, corpus), "--max_minutes", "1e-9"]
+    stopped = subprocess.run([str(part) for part in command], env=ENV, cwd=ROOT, capture_output=True, text=True)
+    assert stopped.returncode == 1 and "Stopped at step 0 after 1e-09 minutes; go on with --resume." in stopped.stderr
+    again = run(TWO, tmp_path, corpus, "--resume")
+    for name, value in weights["two"].items():
+        assert torch.equal(again[name], value), name
 
 
 @pytest.mark.parametrize("many", ["two", "shards"])

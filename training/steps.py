@@ -10,8 +10,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, gather_object
 from tqdm import tqdm
 
 from training import checkpoints
@@ -183,8 +184,9 @@ class Run:
         Raises:
             FloatingPointError: with the list, once too many steps were lost.
         """
+        names = gather_object(names)  # gradients are averaged, so every process is here
         self.progress.skipped.append({"step": step, "clips": names})
-        tqdm.write(f"step {step}: gradients are NaN or infinite, skipped. Clips of this process: {names}")
+        tqdm.write(f"step {step}: gradients are NaN or infinite, skipped. Clips: {names}")
         allowed = max(MIN_SKIPPED, int(MAX_SKIPPED_SHARE * self.args.steps))
         if len(self.progress.skipped) > allowed:
             clips = sorted({name for entry in self.progress.skipped for name in entry["clips"]})
@@ -204,6 +206,13 @@ class Run:
             if self.accelerator.is_main_process:
                 checkpoints.save(self.out / "best", step, {"model": best}, self.facts, keep=1)
             self.accelerator.wait_for_everyone()
+
+    def time_is_up(self, started_s: float) -> bool:
+        """Whether `--max_minutes` are over by the main process's clock, so that all stop at the same step."""
+        if not self.args.max_minutes:
+            return False
+        is_late = torch.tensor(float(time.monotonic() - started_s > 60 * self.args.max_minutes), device=self.accelerator.device)
+        return bool(broadcast(is_late))
 
     def return_to_best(self) -> None:
         if self.args.patience and self.progress.best["step"] is not None:
@@ -227,7 +236,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
             run.save(step)
             if args.patience and run.progress.evaluations_since_best >= args.patience:
                 break
-        if args.max_minutes and time.monotonic() - started > 60 * args.max_minutes:
+        if run.time_is_up(started):
             run.save(step)
             progress.close()
             accelerator.end_training()
@@ -247,5 +256,5 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
     batches.close()
     progress.close()
     run.return_to_best()
-    broken = {str(path): reason for path, reason in run.collator.broken.items()}
+    broken = dict(pair for pair in gather_object([(str(path), reason) for path, reason in run.collator.broken.items()]))
     return {**log, "skipped": run.progress.skipped, "broken_clips": broken}
