@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel
 
 from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr import artisan_master_asr as artisan
 from training import adapt_language, checkpoints, evaluate, train_multilingual, transcribe
 from training.data import bucket, bucket_of_step, read_manifest, select
 from training.metrics import error_rates, macro
@@ -131,6 +132,25 @@ def test_every_tensor_moves_in_exactly_the_steps_of_its_turn(corpus):
             else:
                 due = "feature_extractor" not in name and name not in unused
             assert moved == due, f"step {step}: {name} moved: {moved}, due: {due}"
+
+
+def test_masks_are_selected_only_in_the_step_after_their_specialists_moved(corpus, monkeypatch):
+    calls, original = [], artisan.select_mask
+    monkeypatch.setattr(artisan, "select_mask", lambda *a: calls.append(1) or original(*a))
+    model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), {c: {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3} for c in ("en", "fr")})
+    for assembly in model.assemblies.values():  # both select the same, and no gate is near its threshold
+        torch.nn.init.ones_(assembly.mapping)
+    layers = len(model.master_asr.artisan_layers)
+    turns = Turns(model, alpha=1, beta=2, gamma=3, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-4), num_steps=8)
+    model.train()
+    counts = []
+    for step in range(8):
+        calls.clear()
+        turns.begin(step)
+        model(torch.randn(2, 4000), language=("en", "fr")[step % 2], labels=torch.tensor([[3, 3], [3, 3]])).loss.backward()
+        turns.step(step)
+        counts.append(len(calls) / layers)
+    assert counts == [1, 0, 0, 0, 1, 1, 1, 0]  # M moves at the end of steps 3, 4 and 5; W's and T's moves cost nothing
 
 
 def test_in_stage_2_the_encoder_needs_gradients_only_in_the_step_that_moves_t(corpus):
