@@ -63,7 +63,7 @@ def adapt(model, processor, features, clips, args) -> dict:
     print(f"Training {trainable:,} parameters ({kilobytes:.0f} KB) on {minutes_of(training)[LANGUAGE]} minutes of Spanish.")
     turns = Turns(model, alpha=10, beta=5, gamma=0, learning_rates=LEARNING_RATES, num_steps=args.steps, mapping_gradient="last")
     validation = select(clips, "validation", [LANGUAGE], args.test_minutes)
-    train(Accelerator(), model, processor, features, turns, training, validation, args.out, args)
+    train(Accelerator(cpu=True), model, processor, features, turns, training, validation, args.out, args)
     after = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     return {"before": before, "after": after, "trainable": trainable, "kilobytes": kilobytes}
 

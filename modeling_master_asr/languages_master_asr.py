@@ -134,7 +134,7 @@ class LanguageVerbs:
         Returns:
             `{language: loss}`; infinite where no letter is shared.
         """
-        batches = [{name: value for name, value in batch.items() if name != "language"} for batch in batches]
+        batches = [{name: value.to(self.device) for name, value in batch.items() if name != "language"} for batch in batches]
         was_training = self.training
         self.eval()
         losses = {}

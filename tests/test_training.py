@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from training import adapt_language, checkpoints, evaluate, train_multilingual, 
 from training.data import bucket, bucket_of_step, read_manifest, select
 from training.metrics import error_rates, macro
 from training.optim import Turns, freeze_front_end, tri_stage
+from training.steps import place
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,16 @@ def test_in_stage_2_the_encoder_needs_gradients_only_in_the_step_that_moves_t(co
             assert torch.equal(parameter, before[name]) == (name == "mapping" and not due), (step, name)
         if step == beta - 1:
             torch.testing.assert_close(turns.mapping_optimizer.state[mapping]["exp_avg"], 0.1 * grad)  # of this step alone
+
+
+def test_a_model_is_on_its_device_before_an_optimizer_sees_it(model):
+    """Else a resumed optimizer would be left behind on the CPU. "meta" stands in for a GPU."""
+    place(Namespace(device=torch.device("meta")), model, Namespace(gradient_checkpointing=False, shard=False))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    turns = Turns(model, 10, 2, 0, dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=2)
+    state = turns.state_dict()
+    turns.load_state_dict({**state, "mapping_grads": [torch.zeros(8, 4) for _ in turns.mappings]})
+    assert {g.device.type for g in turns.collected} == {"meta"}
 
 
 def test_optimizer_state_exists_only_for_what_trained(corpus):

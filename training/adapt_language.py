@@ -97,7 +97,7 @@ def main(argv=None) -> None:
     training = select(clips, "train", [args.language], args.minutes, args.seed)
     validation = select(clips, "validation", [args.language])
     test = select(clips, "test", [args.language])
-    model = MasterASRForCTC.from_pretrained(args.model)
+    model = MasterASRForCTC.from_pretrained(args.model).to(accelerator.device)
     processor = MasterASRProcessor.from_pretrained(args.model)
     features = Features(processor, args.features_cache)
     add_language(model, processor, features, training, args)

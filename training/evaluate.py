@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
@@ -51,7 +52,8 @@ def main(argv=None) -> None:
     parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
-    model = MasterASRForCTC.from_pretrained(args.model)
+    accelerator = Accelerator()
+    model = MasterASRForCTC.from_pretrained(args.model).to(accelerator.device)
     for source in args.assembly:
         model.load_assembly(source)
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
@@ -59,7 +61,9 @@ def main(argv=None) -> None:
     there = {clip.language for clip in clips if clip.split == args.split}
     clips = select(clips, args.split, args.languages or [code for code in model.languages if code in there])
     features = Features(processor)
-    rates = evaluate_clips(model, processor, features, clips)
+    rates = evaluate_clips(model, processor, features, clips, accelerator)
+    if not accelerator.is_main_process:
+        return
     result = {**facts_of_run(), "split": args.split, "minutes": minutes_of(clips), **rates, "mapping": mapping_figures(model)}
     if args.row_swap:
         result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()))

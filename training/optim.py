@@ -140,7 +140,7 @@ class Turns:
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.mapping_optimizer is not None:
             load_optimizer_state(self.mapping_optimizer, state["mapping_optimizer"])
-        self.collected = list(state["mapping_grads"])
+        self.collected = [g if g is None else g.to(p.device) for g, p in zip(state["mapping_grads"], self.mappings)]
 
 
 class TurnsOptimizer(torch.optim.Optimizer):

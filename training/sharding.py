@@ -28,7 +28,7 @@ def blocks_of(backbone: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
 
 
 def shard(model: MasterASRForCTC, accelerator) -> None:
-    """Shards the model in place, block by block; optimizers are made afterwards, on the new parameters.
+    """Shards the model, on its device already, in place and block by block; optimizers are made afterwards, on the new parameters.
 
     Raises:
         ValueError: if there is only one process.
@@ -38,7 +38,6 @@ def shard(model: MasterASRForCTC, accelerator) -> None:
     # the logits are a view; nothing here writes into them
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    model.to(accelerator.device)
     for encoder, blocks in blocks_of(model.master_asr.backbone):
         encoder._is_fsdp_managed_module = True  # to Transformers: no layer drop, which would leave a process alone in a block
         for block in blocks:

@@ -42,7 +42,8 @@ def make_accelerator(args, stage: str) -> Accelerator:
 
 
 def place(accelerator, model, args) -> None:
-    """Shards the model where `--shard` asks for it, and switches recomputation on: before the optimizers are made."""
+    """Puts the model where it trains, in shards if `--shard` asks for it: before optimizers are made, or filled by `--resume`."""
+    model.to(accelerator.device)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.shard:
