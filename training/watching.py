@@ -82,12 +82,12 @@ def watch(accelerator, model, processor, features, validation, step: int, log: d
     now = state_of_masks(accelerator, model)
     if now is None:
         return
-    (first_gates, first_masks), (gates, masks) = first, now
+    (first_gates, first_masks), (gates_now, masks) = first, now
     sizes = weights_a_layer(model)
     changed = [share_of_differing_bits(masks[code], first_masks[code], sizes) for code in masks]
     figures = log["mapping"][str(step)] = {
         **mapping_figures(model, masks),
-        "share_of_flipped_gates": float((gates != first_gates).float().mean()),
+        "share_of_flipped_gates": float((gates_now != first_gates).float().mean()),
         "share_of_changed_mask_bits": sum(changed) / len(changed),
     }
     flat = {f"cer/{code}": r["cer"] for code, r in rates["languages"].items()}
@@ -97,4 +97,5 @@ def watch(accelerator, model, processor, features, validation, step: int, log: d
             if tracker.name == "tensorboard":
                 tracker.writer.add_figure("similarity", similarity_figure(gate_differences(model), model.languages), step)
     per_language = " ".join(f"{code} {r['cer']:.1f}" for code, r in rates["languages"].items())
-    tqdm.write(f"step {step}: validation CER {rates['macro']['cer']:.2f} ({per_language}); {figures}")
+    gates = f"{100 * figures['share_of_open_gates']:.0f} % of gates open, {100 * figures['share_of_flipped_gates']:.1f} % flipped"
+    tqdm.write(f"step {step}: validation CER {rates['macro']['cer']:.2f} ({per_language}); T: std {figures['std_of_T']:.2f}, {gates}")
