@@ -19,6 +19,8 @@ STAGE_1 = {
     "stage1_dense_long": "5 layers, 1,500 steps: dense",
     "stage1_onemask_long": "5 layers, 1,500 steps: one mask",
     "stage1_ship": "**5 layers, 1,500 steps: Master-ASR, K = 2** (shipped)",
+    "stage1_ship_seed1": "... another seed",
+    "stage1_onemask_seed1": "5 layers, 1,500 steps: one mask, another seed",
     "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
 }
 STAGE_2 = {
@@ -29,14 +31,10 @@ STAGE_2 = {
 TRIED_IN_STAGE_2 = {
     "stage2_es_paper": "mapping + head",
     "stage2_es_paper_accumulated": "... T's gradient accumulated over its beta steps",
-    "stage2_es_paper_mapping": "... rate of T 1e-2 instead of 1e-3",
     "stage2_es_paper_head": "... rate of the head 5e-3 instead of 2e-3",
     "stage2_es_specialist": "mapping + head + specialist",
-    "stage2_es_specialist_rate": "... rate of the specialist 1e-2 instead of 3e-3",
     "stage2_es_delta": "mapping + head + delta",
     "stage2_es_delta_accumulated": "... T's gradient accumulated over its beta steps",
-    "stage2_es_delta_head": "... rate of the head 5e-3 instead of 2e-3",
-    "stage2_es_delta_rate": "... rate of the delta 3e-3 instead of 1e-3",
 }
 
 

@@ -31,7 +31,7 @@ from training.sharding import unsharded
 from training.steps import add_loop_arguments, load_clips, make_accelerator, place, train
 from training.text import build_vocab
 
-# Others that were tried move es by no more than noise: RESULTS.md.
+# First tries that served for es; what else was tried is in RESULTS.md.
 LEARNING_RATES = {"T": 1e-3, "head": 2e-3, "specialist": 3e-3, "delta": 1e-3}
 
 
