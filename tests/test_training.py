@@ -204,7 +204,7 @@ def test_a_run_can_be_watched_losses_rates_figures_and_a_picture_per_evaluation(
     run_stage_1(corpus, tmp_path)
     events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent), size_guidance={"images": 0}).Reload()
     scalars = set(events.Tags()["scalars"])
-    wanted = {"loss", "cer/en", "cer/fr", "cer/macro", "learning_rate/W", "learning_rate/M", "T/std_of_T", "T/entropy_of_T_bits",
+    wanted = {"loss", "cer/en", "cer/fr", "cer/macro", "learning_rate/W", "learning_rate/M", "learning_rate/T", "T/std_of_T", "T/entropy_of_T_bits",
               "T/share_of_flipped_gates", "T/share_of_changed_mask_bits", "T/specialists_in_use_a_layer", "T/dead_specialists"}  # fmt: skip
     assert wanted <= scalars and any(name.startswith("loss/") for name in scalars), scalars
     assert [image.step for image in events.Images("similarity")] == [4, 8]

@@ -2,6 +2,7 @@
 
     python -m training.evaluate --model checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --out result.json
     python -m training.evaluate --model runs/stage1/model --data data/manifest.jsonl --out result.json --row_swap
+    accelerate launch -m training.evaluate ...      # shared among several processes
 """
 
 from __future__ import annotations

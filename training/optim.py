@@ -99,6 +99,13 @@ class Turns:
     def _moves_mapping(self, step: int) -> bool:
         return self.mapping_optimizer is not None and (step + 1) % self.beta == 0
 
+    def learning_rates(self) -> dict[str, float]:
+        """`{"learning_rate/W": ...}` of every group, as they are now."""
+        rates = {f"learning_rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        if self.mapping_optimizer is not None:
+            rates["learning_rate/T"] = self.mapping_optimizer.param_groups[0]["lr"]
+        return rates
+
     def step(self, step: int) -> bool:
         """After backward: moves what has its turn, and T at the end of each beta steps.
 

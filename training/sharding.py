@@ -68,13 +68,14 @@ def average_languages(model: MasterASRForCTC) -> None:
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> torch.Tensor:
     """`clip_grad_norm_` by the norm of whole and sharded gradients together, which it returns."""
-    kinds = [[p for p in parameters if p.grad is not None and isinstance(p.grad, DTensor) == is_sharded] for is_sharded in (True, False)]
-    sharded, plain = kinds
+    moving = [p for p in parameters if p.grad is not None]
+    sharded = [p for p in moving if isinstance(p.grad, DTensor)]
+    plain = [p for p in moving if not isinstance(p.grad, DTensor)]
     if not sharded:
         return nn.utils.clip_grad_norm_(plain, max_norm)
-    norms = [nn.utils.get_total_norm([p.grad for p in kind]) for kind in kinds if kind]
+    norms = [nn.utils.get_total_norm([p.grad for p in kind]) for kind in (sharded, plain) if kind]
     norm = torch.linalg.vector_norm(torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]))
-    for kind in kinds:
+    for kind in (sharded, plain):
         nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
     return norm
 

@@ -250,8 +250,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
         progress.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", turn=turns.phase(step))
         if step % 20 == 0:
             log["loss"][str(step)] = round(sum(recent) / len(recent), 4)
-            rates = {f"learning_rate/{group['name']}": group["lr"] for group in turns.optimizer.param_groups}
-            accelerator.log({"loss": log["loss"][str(step)], **rates}, step=step)
+            accelerator.log({"loss": log["loss"][str(step)], **turns.learning_rates()}, step=step)
     else:
         run.watch(args.steps, first)
     batches.close()
