@@ -25,7 +25,7 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_p
 
 
 def launch(launcher, module, *options):
-    done = subprocess.run([*launcher, module, *map(str, options)], env=ENV, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*launcher, str(module), *map(str, options)], env=ENV, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -129,6 +129,29 @@ def test_shards_train_the_same_road_under_autocast_and_recomputation(corpus, tmp
     whole, shards = (run(TWO, tmp_path / name, corpus, *options, *extra) for name, extra in (("whole", []), ("shards", ["--shard"])))
     for name, value in whole.items():
         torch.testing.assert_close(shards[name], value, atol=2e-2, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+TRAINER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1] + "/tests")
+import torch
+from test_trainer import by_trainer
+torch.set_num_threads(1)
+model, trainer = by_trainer(Path(sys.argv[2]), 1, sys.argv[3], gradient_accumulation_steps=int(sys.argv[4]))
+if trainer.is_world_process_zero():
+    torch.save(model.state_dict(), sys.argv[3] + ".pt")
+"""
+
+
+def test_the_trainer_in_two_processes_ends_as_in_one_with_the_same_global_batch(corpus, tmp_path):  # noqa: F811
+    (tmp_path / "worker.py").write_text(TRAINER)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, launcher, accumulation in (("one", [sys.executable], 2), ("two", two, 1)):
+        launch(launcher, tmp_path / "worker.py", ROOT, corpus, tmp_path / name, accumulation)
+    one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", ["several_gpus", "several_machines"])

@@ -24,16 +24,16 @@ from training.text import normalize
 
 
 class StepBatches(Dataset):
-    """Item i is the batch of step i, as in the scripts."""
+    """Item i is the i-th batch of the run, as in the scripts; several processes and accumulation take several a step."""
 
-    def __init__(self, clips: list[Clip], batch_s: float, seed: int, num_steps: int):
-        self.batch_of_step, self.num_steps = bucket_of_step(clips, batch_s, seed), num_steps
+    def __init__(self, clips: list[Clip], batch_s: float, seed: int, num_batches: int):
+        self.batch_of, self.num_batches = bucket_of_step(clips, batch_s, seed), num_batches
 
     def __len__(self) -> int:
-        return self.num_steps
+        return self.num_batches
 
-    def __getitem__(self, step: int) -> tuple[int, list[Clip]]:
-        return step, self.batch_of_step(step)
+    def __getitem__(self, index: int) -> tuple[int, list[Clip]]:
+        return index, self.batch_of(index)
 
 
 class _Begin(TrainerCallback):
@@ -68,7 +68,7 @@ class MasterASRTrainer(Trainer):
         self.turns, self.features, self.validation = turns, Features(processor), validation
         self.batch_s = batch_s
         collator = Collator(self.features, processor, full_augment_step, seed=args.seed, spares=clips)
-        batches = StepBatches(clips, batch_s, args.seed, args.max_steps * args.gradient_accumulation_steps)
+        batches = StepBatches(clips, batch_s, args.seed, args.max_steps * args.gradient_accumulation_steps * args.world_size)
         super().__init__(
             model, args, train_dataset=batches, eval_dataset=validation, processing_class=processor,
             data_collator=lambda items: collator(items[0][1], items[0][0]), **kwargs,
