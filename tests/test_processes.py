@@ -138,7 +138,7 @@ sys.path.insert(0, sys.argv[1] + "/tests")
 import torch
 from test_trainer import by_trainer
 torch.set_num_threads(1)
-model, trainer = by_trainer(Path(sys.argv[2]), 1, sys.argv[3], gradient_accumulation_steps=int(sys.argv[4]))
+model, trainer = by_trainer(Path(sys.argv[2]), 1, sys.argv[3], gradient_accumulation_steps=int(sys.argv[4]), activation_checkpointing=True)
 if trainer.is_world_process_zero():
     torch.save(model.state_dict(), sys.argv[3] + ".pt")
 """

@@ -45,7 +45,7 @@ def place(accelerator, model, args) -> None:
     """Puts the model where it trains, in shards if `--shard` asks for it: before optimizers are made, or filled by `--resume`."""
     model.to(accelerator.device)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if args.shard:
         shard(model, accelerator)
 

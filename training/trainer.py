@@ -65,6 +65,7 @@ class MasterASRTrainer(Trainer):
             raise ValueError(f"MasterASRTrainer counts steps, not epochs: set TrainingArguments(max_steps=...); got {args.max_steps}.")
         args.per_device_train_batch_size, args.max_grad_norm = 1, 0.0
         args.remove_unused_columns = False
+        args.ddp_find_unused_parameters = True  # processes train different languages in the same step
         self.turns, self.features, self.validation = turns, Features(processor), validation
         self.batch_s = batch_s
         collator = Collator(self.features, processor, full_augment_step, seed=args.seed, spares=clips)

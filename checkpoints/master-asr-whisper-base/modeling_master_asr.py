@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Optional, Union
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
@@ -53,6 +52,11 @@ from .languages_master_asr import LanguageVerbs
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
     from .pipeline_master_asr import MasterASRPipeline  # noqa: F401
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor
+else:  # some builds for small machines: nothing is sharded there
+    DTensor = ()
 
 logger = logging.get_logger(__name__)
 
