@@ -18,11 +18,13 @@ from transformers import AutoModel
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import artisan_master_asr as artisan
+from modeling_master_asr.artisan_master_asr import pack_mask
 from training import adapt_language, checkpoints, evaluate, train_multilingual, transcribe
 from training.data import bucket, bucket_of_step, read_manifest, select
 from training.metrics import error_rates, macro
 from training.optim import Turns, freeze_front_end, tri_stage
 from training.steps import place
+from training.watching import share_of_differing_bits
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +210,13 @@ def test_a_run_can_be_watched_losses_rates_figures_and_a_picture_per_evaluation(
               "T/share_of_flipped_gates", "T/share_of_changed_mask_bits", "T/specialists_in_use_a_layer", "T/dead_specialists"}  # fmt: skip
     assert wanted <= scalars and any(name.startswith("loss/") for name in scalars), scalars
     assert [image.step for image in events.Images("similarity")] == [4, 8]
+
+
+def test_the_share_of_differing_bits_counts_every_layer_once():
+    some, others = ([torch.rand(shape) > 0.3 for shape in ((37, 11), (5, 5))] for _ in range(2))
+    expected = sum(float((a != b).double().mean()) for a, b in zip(some, others)) / 2
+    packed = ([pack_mask(mask) for mask in masks] for masks in (some, others))
+    assert share_of_differing_bits(*packed, [37 * 11, 25]) == pytest.approx(expected)
 
 
 def test_tri_stage_warms_up_holds_and_decays():

@@ -32,7 +32,7 @@ def masks_of(model) -> dict[str, list[torch.Tensor]]:
 
 def share_of_differing_bits(some: list[torch.Tensor], others: list[torch.Tensor], weights_a_layer: list[int]) -> float:
     """The share of bits in which two lists of packed masks differ, each layer counting once."""
-    differing = [int(np.unpackbits((a ^ b).numpy()).sum()) / size for a, b, size in zip(some, others, weights_a_layer)]
+    differing = [int(np.bitwise_count((a ^ b).numpy()).sum()) / size for a, b, size in zip(some, others, weights_a_layer)]
     return sum(differing) / len(differing)
 
 
