@@ -49,7 +49,8 @@ class MasterASRTrainer(Trainer):
         args: `max_steps` is the number of steps. Batches hold `batch_s` seconds, so the batch size is set to 1 batch, and
             gradients are clipped by `turns`.
         clips, validation: training and validation clips (`training.data`).
-        turns: the optimizer and its schedule (`training.optim.Turns`), made for `args.max_steps` steps.
+        turns: the optimizer and its schedule (`training.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
+            `mapping_gradient="last"`.
         batch_s: seconds of audio a batch, padding included.
         full_augment_step: see `training.data.Collator`.
 
