@@ -20,7 +20,6 @@ STAGE_1 = {
     "stage1_onemask_long": "5 layers, 1,500 steps: one mask",
     "stage1_ship": "**5 layers, 1,500 steps: Master-ASR, K = 2** (shipped)",
     "stage1_ship_seed1": "... another seed",
-    "stage1_onemask_seed1": "5 layers, 1,500 steps: one mask, another seed",
     "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
 }
 STAGE_2 = {
