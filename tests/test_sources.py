@@ -126,6 +126,8 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_the_figures_and_named(tmp_pat
     (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
     bad = Clip(tmp_path / "bad.wav", "en", "a long text that would count", 0.5, "test")
     assert evaluate_clips(model, processor, Features(processor), [*clips, bad]) == {**whole, "left_out": [str(bad.audio)]}
+    many_bad = [Clip(tmp_path / f"gone{i}.wav", "en", "a", 0.5, "test") for i in range(20)]  # however many: a long run goes on
+    assert len(evaluate_clips(model, processor, Features(processor), [*clips, *many_bad])["left_out"]) == 20
     with pytest.raises(ValueError, match="No clips to score"):
         evaluate_clips(model, processor, Features(processor), [bad])
 

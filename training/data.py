@@ -274,7 +274,7 @@ class Collator:
                 first_error = first_error or error
                 self.broken[candidate.audio] = str(error)
                 tqdm.write(f"Left out: {error}")
-                if len(self.broken) > allowed_losses(self.spares):
+                if self.spares and len(self.broken) > allowed_losses(self.spares):
                     raise ValueError(f"{len(self.broken)} clips cannot be read: {list(self.broken.values())}") from error
         if not self.spares:
             return clip, self.features.silence()

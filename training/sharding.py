@@ -47,14 +47,16 @@ def shard(model: MasterASRForCTC, accelerator) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has divided this model."""
     return isinstance(model, FSDPModule)
 
 
 def average_languages(model: MasterASRForCTC) -> None:
     """Averages over the processes the gradients of what languages own; what none of them used keeps none, as under DDP."""
     parameters = [p for p in model.assemblies.parameters() if p.requires_grad]
-    device = parameters[0].device
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=device)
+    if not parameters:  # the dense baseline: nothing is masked, heads are rows of the bank
+        return
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
     dist.all_reduce(used, op=dist.ReduceOp.MAX)
     reduced = [p for p, is_used in zip(parameters, used.tolist()) if is_used]
     if not reduced:
