@@ -14,7 +14,7 @@ from transformers import WhisperConfig
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC
 from modeling_master_asr.artisan_master_asr import assemble_weight, open_gates, select_mask, specialist_scores
-from training.record import facts_of_run, write_json
+from training.loop.record import facts_of_run, write_json
 
 SIZE, SPARSITY, K = 1024, 0.3, 8
 

@@ -21,9 +21,9 @@ import torch
 from transformers import Wav2Vec2Config
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC
-from training import checkpoints
-from training.optim import Turns
-from training.record import facts_of_run, write_json
+from training.loop import checkpoints
+from training.loop.optim import Turns
+from training.loop.record import facts_of_run, write_json
 
 COUNTS = (6, 51, 1000)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

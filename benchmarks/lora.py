@@ -17,8 +17,8 @@ from torch import nn
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.backbone_master_asr import TrueLengthWhisperEncoder
 from training.adapt_language import LEARNING_RATES
-from training.optim import Turns
-from training.record import facts_of_run, write_json
+from training.loop.optim import Turns
+from training.loop.record import facts_of_run, write_json
 
 CHECKPOINT = "checkpoints/master-asr-whisper-base"
 CLIPS, FRAMES, LABELS, VOCAB = 6, 400, 40, 36  # 24 s of audio

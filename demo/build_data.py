@@ -12,7 +12,7 @@ from pathlib import Path
 import soundfile
 
 from modeling_master_asr.processing_master_asr import decode_audio
-from training.data import read_manifest, select
+from training.loop.data import read_manifest, select
 
 HERE = Path(__file__).parent
 RATE_HZ = 16_000

@@ -20,10 +20,10 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from training.adapt_language import LEARNING_RATES, add_language
-from training.data import Features, minutes_of, read_manifest, select
-from training.metrics import evaluate_clips
-from training.optim import Turns
-from training.steps import train
+from training.loop.data import Features, minutes_of, read_manifest, select
+from training.loop.metrics import evaluate_clips
+from training.loop.optim import Turns
+from training.loop.steps import train
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "checkpoints" / "master-asr-whisper-base"

@@ -62,7 +62,7 @@ class AssemblyConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = ASSEMBLY
         if not self.language or not self.vocab:
-            raise ValueError('AssemblyConfig needs language="xx" and its vocab={token: id}; training.text.build_vocab makes one.')
+            raise ValueError('AssemblyConfig needs language="xx" and its vocab={token: id}; training.loop.text.build_vocab makes one.')
 
 
 class AssemblyAdapters(nn.Module, BaseTunerLayer):

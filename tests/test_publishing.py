@@ -12,7 +12,7 @@ from transformers import Wav2Vec2ForCTC
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training import model_card, push_to_hub
 from training.export_onnx import export
-from training.pictures import gate_differences
+from training.loop.pictures import gate_differences
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the exporter's own

@@ -14,10 +14,10 @@ from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
-from training import data
-from training.data import Clip, Collator, Features, bucket_of_step, drop_impossible
-from training.metrics import evaluate_clips
-from training.sources import read_data, split_of
+from training.loop import data
+from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
+from training.loop.metrics import evaluate_clips
+from training.loop.sources import read_data, split_of
 
 
 def record(path, seconds=0.5):

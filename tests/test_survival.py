@@ -14,8 +14,8 @@ import torch
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
-from training import checkpoints, steps
-from training.optim import Turns
+from training.loop import checkpoints, steps
+from training.loop.optim import Turns
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"model": {"w": torch.arange(6.0)}, "progress": {"log": {"loss": {"0": 1.5}}}}

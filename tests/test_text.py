@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from training.text import build_vocab, normalize
+from training.loop.text import build_vocab, normalize
 
 
 @pytest.mark.parametrize("raw, clean", [

@@ -19,12 +19,13 @@ from transformers import AutoModel
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import artisan_master_asr as artisan
 from modeling_master_asr.artisan_master_asr import pack_mask
-from training import adapt_language, checkpoints, evaluate, train_multilingual, transcribe
-from training.data import bucket, bucket_of_step, read_manifest, select
-from training.metrics import error_rates, macro
-from training.optim import Turns, freeze_front_end, tri_stage
-from training.steps import place
-from training.watching import share_of_differing_bits
+from training import adapt_language, evaluate, train_multilingual, transcribe
+from training.loop import checkpoints
+from training.loop.data import bucket, bucket_of_step, read_manifest, select
+from training.loop.metrics import error_rates, macro
+from training.loop.optim import Turns, freeze_front_end, tri_stage
+from training.loop.steps import place
+from training.loop.watching import share_of_differing_bits
 
 
 @pytest.fixture(scope="module")

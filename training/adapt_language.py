@@ -23,13 +23,13 @@ from accelerate.utils import set_seed
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
-from training.data import Collator, Features, bucket, drop_impossible, minutes_of, select
-from training.metrics import evaluate_clips
-from training.optim import Turns, freeze_front_end
-from training.record import facts_of_run, write_json
-from training.sharding import unsharded
-from training.steps import add_loop_arguments, load_clips, make_accelerator, place, train
-from training.text import build_vocab
+from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of, select
+from training.loop.metrics import evaluate_clips
+from training.loop.optim import Turns, freeze_front_end
+from training.loop.record import facts_of_run, write_json
+from training.loop.sharding import unsharded
+from training.loop.steps import add_loop_arguments, load_clips, make_accelerator, place, train
+from training.loop.text import build_vocab
 
 # First tries that served for es; what else was tried is in RESULTS.md.
 LEARNING_RATES = {"T": 1e-3, "head": 2e-3, "specialist": 3e-3, "delta": 1e-3}

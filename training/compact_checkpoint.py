@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
-from modeling_master_asr.configuration_master_asr import copy_code
 
 
 @torch.no_grad()
@@ -26,16 +25,10 @@ def compact(model: MasterASRForCTC) -> None:
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
+    parser.add_argument("--model", required=True)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--base_model", help="hub id to name as the backbone's origin, e.g. openai/whisper-base")
-    parser.add_argument("--refresh_code", action="store_true", help="only copy today's code files into --out")
     args = parser.parse_args(argv)
-    if args.refresh_code:
-        copy_code(args.out)
-        return
-    if not args.model:
-        parser.error("--model is needed, unless --refresh_code")
     model = MasterASRForCTC.from_pretrained(args.model)
     processor = MasterASRProcessor.from_pretrained(args.model)
     compact(model)

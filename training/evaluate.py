@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
-from training.data import Collator, Features, minutes_of, select
-from training.metrics import error_rates, evaluate_clips, transcribe_clips
-from training.record import facts_of_run, write_json
-from training.sources import read_data
-from training.watching import mapping_figures
+from training.loop.data import Collator, Features, minutes_of, select
+from training.loop.metrics import error_rates, evaluate_clips, transcribe_clips
+from training.loop.record import facts_of_run, write_json
+from training.loop.sources import read_data
+from training.loop.watching import mapping_figures
 
 
 def row_swap(model, processor, features, clips, left_out=()) -> dict[str, dict[str, float]]:

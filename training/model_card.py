@@ -16,7 +16,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_master_asr import MasterASRForCTC
-from training.pictures import gate_differences, similarity_figure
+from training.loop.pictures import gate_differences, similarity_figure
 
 TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
 PICTURE = "language_similarity.png"

@@ -26,7 +26,7 @@ from num2words import num2words
 from tqdm import tqdm
 
 from modeling_master_asr.processing_master_asr import decode_audio
-from training.text import normalize
+from training.loop.text import normalize
 
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
 DIALOGUE = ("cs", "nl")

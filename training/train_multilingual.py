@@ -22,14 +22,14 @@ from accelerate.utils import set_seed
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
-from training.data import Features, drop_impossible, minutes_of, select
-from training.metrics import evaluate_clips
-from training.optim import Turns, freeze_front_end
-from training.record import facts_of_run, write_json
-from training.sharding import unsharded
-from training.steps import add_loop_arguments, load_clips, make_accelerator, place, train
-from training.text import build_vocab
-from training.watching import mapping_figures
+from training.loop.data import Features, drop_impossible, minutes_of, select
+from training.loop.metrics import evaluate_clips
+from training.loop.optim import Turns, freeze_front_end
+from training.loop.record import facts_of_run, write_json
+from training.loop.sharding import unsharded
+from training.loop.steps import add_loop_arguments, load_clips, make_accelerator, place, train
+from training.loop.text import build_vocab
+from training.loop.watching import mapping_figures
 
 
 def parse(argv=None) -> argparse.Namespace:

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, gather_object
 from tqdm import tqdm
 
-from training import checkpoints
-from training.data import Clip, Collator, bucket_of_step, to_device
-from training.sharding import average_languages, is_sharded, load_model_state, shard, whole
-from training.sources import read_data
-from training.watching import state_of_masks, watch
+from training.loop import checkpoints
+from training.loop.data import Clip, Collator, bucket_of_step, to_device
+from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
+from training.loop.sources import read_data
+from training.loop.watching import state_of_masks, watch
 
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
 
@@ -53,7 +53,7 @@ def place(accelerator, model, args) -> None:
 def add_loop_arguments(parser) -> None:
     """The options of the data and the loop, alike in both stages."""
     parser.add_argument("--data", required=True, nargs="+", help="manifests, Common Voice folders, audiofolders, parquet files, hub:owner/name; "
-                        "with a language in front where they name none: sr=PATH (training/sources.py)")  # fmt: skip
+                        "with a language in front where they name none: sr=PATH (training/loop/sources.py)")  # fmt: skip
     parser.add_argument("--min_s", type=float, default=0.2, help="shorter clips are skipped")
     parser.add_argument("--max_s", type=float, default=30.0, help="longer clips are skipped")
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling languages; above 1, small ones are heard more often")
@@ -94,7 +94,7 @@ class Run:
     """One training run: its state, its checkpoints and its watching.
 
     Args:
-        clips, validation: `training.data.Clip`s.
+        clips, validation: `training.loop.data.Clip`s.
         out: folder of checkpoints and logs.
         args: the options of `add_loop_arguments`, with `steps` and `evaluate_every`.
     """

@@ -11,7 +11,7 @@ import jiwer
 import torch
 from accelerate.utils import gather_object
 
-from training.data import Clip, Collator, bucket, to_device
+from training.loop.data import Clip, Collator, bucket, to_device
 
 
 class ErrorRates(evaluate.Metric):

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_master_asr.processing_master_asr import check_audio, decode_audio
-from training.data import Clip, Collator, Features, bucket_of_step
-from training.metrics import error_rates, evaluate_clips, macro
-from training.optim import Turns, TurnsOptimizer, tri_stage
-from training.text import normalize
+from training.loop.data import Clip, Collator, Features, bucket_of_step
+from training.loop.metrics import error_rates, evaluate_clips, macro
+from training.loop.optim import Turns, TurnsOptimizer, tri_stage
+from training.loop.text import normalize
 
 
 class StepBatches(Dataset):
@@ -48,11 +48,11 @@ class MasterASRTrainer(Trainer):
         model: a `MasterASRForCTC`; for stage 2 after `add_language` and `freeze_except`.
         args: `max_steps` is the number of steps. Batches hold `batch_s` seconds, so the batch size is set to 1 batch, and
             gradients are clipped by `turns`.
-        clips, validation: training and validation clips (`training.data`).
-        turns: the optimizer and its schedule (`training.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
+        clips, validation: training and validation clips (`training.loop.data`).
+        turns: the optimizer and its schedule (`training.loop.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
             `mapping_gradient="last"`.
         batch_s: seconds of audio a batch, padding included.
-        full_augment_step: see `training.data.Collator`.
+        full_augment_step: see `training.loop.data.Collator`.
 
     Raises:
         ValueError: if `max_steps` is not set.

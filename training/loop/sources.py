@@ -23,8 +23,8 @@ from typing import Optional
 import soundfile
 from tqdm import tqdm
 
-from training.data import Clip
-from training.text import build_vocab, normalize
+from training.loop.data import Clip
+from training.loop.text import build_vocab, normalize
 
 COLUMNS = {
     "audio": ("audio", "path", "file_name", "file"), "text": ("text", "sentence", "transcription", "transcript"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
-from training.sharding import clip_gradients, load_optimizer_state
+from training.loop.sharding import clip_gradients, load_optimizer_state
 
 # CHOICE: CTC's first gradients are far larger than the later ones; unclipped they fill Adam's second moment, and the blank
 # plateau lasts several times longer.

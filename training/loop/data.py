@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr.processing_master_asr import check_audio, decode_audio, resample
-from training.text import normalize
+from training.loop.text import normalize
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation of training clips
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk

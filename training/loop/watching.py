@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr.artisan_master_asr import open_gates, pack_mask, select_mask, specialist_scores
-from training.metrics import evaluate_clips
-from training.pictures import gate_differences, similarity_figure
-from training.sharding import is_sharded, whole
+from training.loop.metrics import evaluate_clips
+from training.loop.pictures import gate_differences, similarity_figure
+from training.loop.sharding import is_sharded, whole
 
 MASKS_WATCHED = 20  # masks of so many languages are compared; the others' gates are
 
