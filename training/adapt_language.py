@@ -84,7 +84,7 @@ def finetune(accelerator, model, processor, features, training, validation, args
     place(accelerator, model, args)
     rate = args.finetune_learning_rate
     args = argparse.Namespace(**{**vars(args), "steps": args.finetune_steps, "resume": None})
-    turns = Turns(model, args.alpha, args.beta, 0, dict.fromkeys(("W", "M", "T", "head", "specialist", "delta"), rate), args.steps)
+    turns = Turns(model, args.alpha, args.beta, 0, dict.fromkeys(("W", "M", "T", "head", "specialist", "delta"), rate), args.steps, beta2=args.beta2)
     log = train(accelerator, model, processor, features, turns, training, validation, args.out / "finetune", args)
     return unsharded(model), log
 
@@ -108,7 +108,7 @@ def main(argv=None) -> None:
     print(f"{trainable:,} trainable parameters, {kilobytes:.0f} KB, {gates} bits of gates; minutes {minutes_of(training)}; dropped {len(dropped)} clips")
     args.out.mkdir(parents=True, exist_ok=True)
     place(accelerator, model, args)
-    turns = Turns(model, args.alpha, args.beta, 0, learning_rates(args), args.steps, args.mapping_gradient)
+    turns = Turns(model, args.alpha, args.beta, 0, learning_rates(args), args.steps, args.mapping_gradient, args.beta2)
     log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
     model = unsharded(model)
     result = {

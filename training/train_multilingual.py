@@ -118,7 +118,7 @@ def main(argv=None) -> None:
     announce(model, training, dropped)
     features = Features(processor, args.features_cache)
     place(accelerator, model, args)
-    turns = Turns(model, args.alpha, args.beta, args.gamma, learning_rates(args), args.steps)
+    turns = Turns(model, args.alpha, args.beta, args.gamma, learning_rates(args), args.steps, beta2=args.beta2)
     args.out.mkdir(parents=True, exist_ok=True)
     log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
     model = unsharded(model)

@@ -57,11 +57,12 @@ class Turns:
     Args:
         mapping_gradient: of T: "accumulated" over its beta steps, or that of the "last" of them alone. In stage 2 every step
             reaches the one row that trains, and the steps in between need no gradient of any assembled weight.
+        beta2: of Adam; 0.999 remembers CTC's first, largest gradients for a thousand steps.
     """
 
     def __init__(
         self, model, alpha: float, beta: int, gamma: int, learning_rates: dict[str, float], num_steps: int,
-        mapping_gradient: str = "accumulated",
+        mapping_gradient: str = "accumulated", beta2: float = 0.999,
     ):  # fmt: skip
         self.beta, self.gamma, self.num_steps, self.mapping_gradient = beta, gamma, num_steps, mapping_gradient
         groups = {name: [p for p in ps if p.requires_grad] for name, ps in named_groups(model).items()}
@@ -69,10 +70,10 @@ class Turns:
         self.masked = [p for p in self.masked if p.requires_grad]
         self.specialists, self.mappings = groups["M"], groups["T"]
         slow = [{"params": ps, "lr": learning_rates[name], "name": name} for name, ps in groups.items() if ps and name != "T"]
-        self.optimizer = torch.optim.Adam(slow)
+        self.optimizer = torch.optim.Adam(slow, betas=(0.9, beta2))
         self.base_lrs = [group["lr"] for group in slow]
         mapping_lr = alpha * learning_rates["T"]
-        self.mapping_optimizer = torch.optim.Adam(self.mappings, lr=mapping_lr) if self.mappings else None
+        self.mapping_optimizer = torch.optim.Adam(self.mappings, lr=mapping_lr, betas=(0.9, beta2)) if self.mappings else None
         self.collected: list = [None] * len(self.mappings)  # T's gradients since it last moved
         self.takes_turns = gamma > 0 and bool(self.masked) and bool(self.specialists)
 

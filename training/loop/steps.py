@@ -58,6 +58,7 @@ def add_loop_arguments(parser) -> None:
     parser.add_argument("--max_s", type=float, default=30.0, help="longer clips are skipped")
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling languages; above 1, small ones are heard more often")
     parser.add_argument("--features_cache", type=Path, help="folder of computed features; default: in memory")
+    parser.add_argument("--beta2", type=float, default=0.999, help="of Adam, the decay of its second moment")
     parser.add_argument("--batch_s", type=float, default=24, help="seconds of audio a batch of one process, padding included")
     parser.add_argument("--gradient_accumulation", type=int, default=1, help="batches a process and step")
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: what accelerate launch says, else no")
