@@ -6,7 +6,7 @@ Plain tensors and numbers: nothing here knows a config, a language or an encoder
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Optional
@@ -28,12 +28,18 @@ def open_gates(mapping_row: torch.Tensor) -> tuple[bool, ...]:
     Args:
         mapping_row: `[K]`.
     """
-    row = mapping_row.detach().float().cpu()
-    gates = (row > 0).tolist()
-    if not any(gates):
-        # CHOICE: a row that selects nothing has no scores and so no mask; its largest entry stands in.
-        gates[int(row.argmax())] = True
-    return tuple(gates)
+    return open_gates_of_layers(mapping_row[None])[0]
+
+
+def open_gates_of_layers(mapping: torch.Tensor) -> list[tuple[bool, ...]]:
+    """`open_gates` of every layer's row, `[layers, K]`: one wait for the device, not one a layer."""
+    rows = mapping.detach().float().cpu()
+    gates = (rows > 0).tolist()
+    for row, of_layer in enumerate(gates):
+        if not any(of_layer):
+            # CHOICE: a row that selects nothing has no scores and so no mask; its largest entry stands in.
+            of_layer[int(rows[row].argmax())] = True
+    return [tuple(of_layer) for of_layer in gates]
 
 
 def specialist_scores(
@@ -92,7 +98,7 @@ def select_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 
 def _kept_by_numpy(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """`(S >= threshold, how many, threshold)` on a CPU: NumPy selects, compares and counts fastest, see benchmarks/heart.py."""
+    """`(S >= threshold, how many, threshold)` on a CPU: NumPy selects, compares and counts fastest, see benchmarks/masks.py."""
     values = flat.numpy()
     threshold = _of_rank(values, num_masked)
     kept = values >= threshold
@@ -145,52 +151,6 @@ def _unpack_by_torch(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return bits.view(-1)[: math.prod(shape)].to(torch.bool).view(shape)
 
 
-def versions(tensors) -> tuple:
-    """What changes when a tensor does: its version counter (and place, for tensors made under inference mode)."""
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-
-
-class MaskStore:
-    """Masks already selected, bit-packed, so that one is selected again only when what it depends on has moved.
-
-    A mask is a function of the layer's specialists, the gate bits and the language's own specialist: languages with the
-    same gates share it, so a layer keeps at most 2^K of them however many languages there are. While W stands still too
-    (stage 2), the layer's last product W * B is kept beside them.
-    """
-
-    def __init__(self):
-        self._kept: dict[tuple, tuple] = {}
-        self._products: dict[int, tuple] = {}
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self._products.clear()
-
-    def let_products_go(self) -> None:
-        self._products.clear()
-
-    def product(self, layer_index: int, weight, specialists, gates, sparsity: float) -> torch.Tensor:
-        """W * B of a frozen layer for row `gates`, without a gradient."""
-        stamp = gates, versions((weight, specialists))
-        kept = self._products.get(layer_index)
-        if kept is None or kept[0] != stamp:
-            product = weight.detach() * self.mask(layer_index, specialists, gates, sparsity)
-            self._products[layer_index] = kept = (stamp, product)
-        return kept[1]
-
-    def mask(self, layer_index: int, specialists, gates, sparsity: float, own=None, owner: str = "") -> torch.Tensor:
-        """B, boolean `[out, in]`, for row `gates`; `own` `(u, v)` is the specialist of language `owner`, if it has one."""
-        key = (layer_index, gates, owner if own is not None else None)
-        stamp = versions((specialists, *(own or ())))
-        kept = self._kept.get(key)
-        if kept is not None and kept[0] == stamp:
-            return unpack_mask(kept[1], specialists.shape[1:])
-        with torch.no_grad():
-            mask = select_mask(specialist_scores(specialists, gates, own), sparsity)
-        self._kept[key] = (stamp, pack_mask(mask))
-        return mask
-
-
 class _StraightThrough(torch.autograd.Function):
     """W_l = W * B(S_l) (eq. 3). The indicators' gradients are taken straight through:
 
@@ -201,8 +161,7 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx, weight, specialists, mapping_row, u, v, mask, gates):
         ctx.save_for_backward(weight, specialists, mapping_row, u, v, mask)
         ctx.gates = gates
-        # a frozen W comes with its product made; only the gradient of W asks for the mask
-        return weight * mask if mask.dtype == torch.bool else mask.detach()
+        return weight * mask
 
     @staticmethod
     def backward(ctx, grad_assembled):
@@ -218,9 +177,7 @@ class _StraightThrough(torch.autograd.Function):
             for k, is_open in enumerate(ctx.gates):
                 grad_specialists[k].copy_(grad_scores) if is_open else grad_specialists[k].zero_()
         if need_mapping:
-            inner = torch.mv(specialists.flatten(1), grad_scores.to(specialists.dtype).flatten())  # (K, out*in) -> (K)
-            gate = torch.sigmoid(mapping_row)
-            grad_mapping = inner.to(mapping_row.dtype) * gate * (1 - gate)
+            grad_mapping = _mapping_gradient(grad_scores, specialists, mapping_row)
         if need_u:
             grad_u = (grad_scores.to(v.dtype) @ v.T).to(u.dtype)
         if need_v:
@@ -228,63 +185,69 @@ class _StraightThrough(torch.autograd.Function):
         return grad_weight, grad_specialists, grad_mapping, grad_u, grad_v, None, None
 
 
-def assemble_weight(weight, specialists, mapping_row, mask, gates, low_rank=None, delta=None) -> torch.Tensor:
-    """W_l = W * B(S_l) (+ up_l down_l), differentiable in everything it is made of.
+class _StraightThroughMapping(torch.autograd.Function):
+    """The same where W and M stand still, W * B is made already and T alone may train."""
+
+    @staticmethod
+    def forward(ctx, mapping_row, masked_weight, weight, specialists):
+        ctx.save_for_backward(weight, specialists, mapping_row)
+        return masked_weight.detach()
+
+    @staticmethod
+    def backward(ctx, grad_assembled):
+        weight, specialists, mapping_row = ctx.saved_tensors
+        return _mapping_gradient(grad_assembled * weight, specialists, mapping_row), None, None, None
+
+
+def _mapping_gradient(grad_scores, specialists, mapping_row) -> torch.Tensor:
+    """dT_k = <dS, M_k> sigmoid'(T_k), `[K]`."""
+    inner = torch.mv(specialists.flatten(1), grad_scores.to(specialists.dtype).flatten())  # (K, out*in) -> (K)
+    gate = torch.sigmoid(mapping_row)
+    return inner.to(mapping_row.dtype) * gate * (1 - gate)
+
+
+def mask_weight(weight, specialists, mapping_row, mask, gates, low_rank=None) -> torch.Tensor:
+    """W * B(S_l), differentiable in everything it is made of.
 
     Args:
         weight: W, `[out, in]`.
         specialists: M, `[K, out, in]`.
         mapping_row: the language's row of T for this layer, `[K]`.
-        mask: B, boolean `[out, in]`, already selected for `gates` (and `low_rank`); or, if W needs no gradient, W * B itself.
+        mask: B, boolean `[out, in]`, already selected for `gates` (and `low_rank`).
         gates: which specialists the row selects.
         low_rank: the language's own specialist `(u [out, r], v [r, in])`, or None.
-        delta: the language's own weight change `(up [out, r], down [r, in])`, or None.
+
+    Raises:
+        TypeError: if `mask` is not boolean: a float there would be a wrong gradient of W.
     """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be the boolean B that select_mask returns; got {mask.dtype}. For W * B itself: mask_frozen_weight.")
     u, v = low_rank if low_rank is not None else (None, None)
-    assembled = _StraightThrough.apply(weight, specialists, mapping_row, u, v, mask, gates)
-    if delta is not None:
-        up, down = delta
-        with torch.autocast(weight.device.type, enabled=False):
-            assembled = torch.addmm(assembled, up.to(weight.dtype), down.to(weight.dtype))
-    return assembled
+    return _StraightThrough.apply(weight, specialists, mapping_row, u, v, mask, gates)
 
 
-class Assembled:
-    """The weights of one language during one forward, each made when its layer first asks for it.
+def mask_frozen_weight(masked_weight, weight, specialists, mapping_row) -> torch.Tensor:
+    """`masked_weight`, W * B made before, differentiable in `mapping_row` alone.
 
-    A layer asks inside its own forward, so sharded parameters (FSDP) are whole by then and activation checkpointing
-    recomputes the mask's product rather than keeping it.
-
-    Args:
-        weight_of: W_l of a layer.
-        apart_of: in training, `(W * B, up, down)` of a layer whose language has a delta, else None.
+    Raises:
+        ValueError: if W or M asks for a gradient, which it would not get.
     """
-
-    def __init__(self, weight_of: Callable[[ArtisanLinear], torch.Tensor], apart_of: Optional[Callable] = None):
-        self._weight_of, self._apart_of = weight_of, apart_of
-        self._made: dict[ArtisanLinear, torch.Tensor] = {}
-
-    def weight(self, layer: ArtisanLinear) -> torch.Tensor:
-        if layer not in self._made:
-            self._made[layer] = self._weight_of(layer)
-        return self._made[layer]
-
-    def apart(self, layer: ArtisanLinear) -> Optional[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """`(W * B, up, down)` where the two terms of W_l are better applied one by one, else None."""
-        return self._apart_of(layer) if self._apart_of is not None else None
-
-    def afresh(self) -> Assembled:
-        """The same language with nothing made yet: what a recomputation has to start from."""
-        return Assembled(self._weight_of, self._apart_of)
+    if torch.is_grad_enabled() and (weight.requires_grad or specialists.requires_grad):
+        raise ValueError("W or M asks for a gradient here and would get none: use mask_weight with the boolean mask.")
+    return _StraightThroughMapping.apply(mapping_row, masked_weight, weight, specialists)
 
 
 # A context variable, not an attribute: every thread, and every recomputation, sees the language of its own call.
-_ASSEMBLED: ContextVar[Optional[Assembled]] = ContextVar("master_asr_assembled", default=None)
+_ASSEMBLED: ContextVar = ContextVar("master_asr_assembled", default=None)
 
 
 @contextmanager
-def assembled_as(assembled: Optional[Assembled]) -> Iterator[None]:
-    """Inside, every `ArtisanLinear.weight` reads as the assembled W_l of `assembled` (None: the plain W)."""
+def assembled_as(assembled) -> Iterator[None]:
+    """Inside, the parameters of assembled layers read as the language's.
+
+    Args:
+        assembled: a `weights_master_asr.AssembledWeights`; None: the plain W.
+    """
     token = _ASSEMBLED.set(assembled)
     try:
         yield
@@ -295,15 +258,65 @@ def assembled_as(assembled: Optional[Assembled]) -> Iterator[None]:
 def checkpoint_contexts():
     """`context_fn` for `torch.utils.checkpoint`: the recomputation runs in the language of the forward it repeats."""
     current = _ASSEMBLED.get()
-    return assembled_as(current), assembled_as(current.afresh() if current is not None else None)
+    return assembled_as(current), assembled_as(None if current is None else current.with_nothing_made())
 
 
-class ArtisanLinear(nn.Linear):
-    """An `nn.Linear` with K Specialist Scores `specialists` `[K, out, in]` beside its weight.
-
-    `weight` is W, under its own name, so a vanilla checkpoint loads by name. During an assembled forward it reads as W_l:
-    at the attribute, because some attention layers (WavLM) read `q_proj.weight` and never call the layer.
+def _assembled_parameter(name: str) -> property:
+    """A parameter that reads as the language's own during an assembled forward: at the attribute, because some attention
+    layers (WavLM) read `q_proj.weight` and never call the layer.
     """
+
+    def read(module: nn.Module) -> Optional[torch.Tensor]:
+        assembled = _ASSEMBLED.get()
+        if assembled is not None:
+            return assembled.parameter(module, name)
+        try:
+            return module._parameters[name]
+        except KeyError as error:  # nn.Module asks `hasattr` before it registers a parameter
+            raise AttributeError(name) from error
+
+    return property(read)
+
+
+class AssembledLinear(nn.Linear):
+    """An `nn.Linear` whose weight and bias keep their names, so a vanilla checkpoint loads, and read as W_l and b_l meanwhile."""
+
+    weight = _assembled_parameter("weight")
+    bias = _assembled_parameter("bias")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., in)` -> `(..., out)`: x W_l' + b_l; in training with a delta x (W * B)' + (x down') up' + b_l, the same for less work."""
+        assembled = _ASSEMBLED.get()
+        factors = assembled.factors(self) if assembled is not None else None
+        if factors is None:
+            return super().forward(x)
+        weight, up, down = factors
+        rows = x.flatten(0, -2)  # (B, T, in) -> (B * T, in): the second product is then added in place
+        out = nn.functional.linear(rows, weight, self.bias)
+        out.addmm_(nn.functional.linear(rows, down.to(weight.dtype)).to(out.dtype), up.to(out.dtype).T)
+        return out.unflatten(0, x.shape[:-1])
+
+
+class AssembledLayerNorm(nn.LayerNorm):
+    """An `nn.LayerNorm` whose weight and bias read as the language's during an assembled forward."""
+
+    weight = _assembled_parameter("weight")
+    bias = _assembled_parameter("bias")
+
+
+def as_assembled(module: nn.Module) -> nn.Module:
+    """The same layer, sharing its parameters, as `AssembledLinear` or `AssembledLayerNorm`."""
+    if isinstance(module, nn.Linear):
+        made = AssembledLinear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+    else:
+        made = AssembledLayerNorm(module.normalized_shape, eps=module.eps, bias=module.bias is not None, device="meta")
+    made.weight, made.bias = module.weight, module.bias
+    made._is_hf_initialized = getattr(module, "_is_hf_initialized", False)  # else Transformers would draw its values again
+    return made.train(module.training)
+
+
+class ArtisanLinear(AssembledLinear):
+    """A linear layer with K Specialist Scores `specialists` `[K, out, in]` beside its weight W."""
 
     def __init__(self, in_features: int, out_features: int, num_specialists: int, bias: bool = True, **factory):
         super().__init__(in_features, out_features, bias=bias, **factory)
@@ -320,28 +333,6 @@ class ArtisanLinear(nn.Linear):
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.reset_specialists()
         return layer
-
-    @property
-    def weight(self) -> torch.Tensor:
-        assembled = _ASSEMBLED.get()
-        if assembled is not None:
-            return assembled.weight(self)
-        try:
-            return self._parameters["weight"]
-        except KeyError as error:  # nn.Module asks `hasattr` before it registers a parameter
-            raise AttributeError("weight") from error
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(..., in)` -> `(..., out)`: x W_l', and in training with a delta x (W * B)' + (x down') up', the same for less work."""
-        assembled = _ASSEMBLED.get()
-        apart = assembled.apart(self) if assembled is not None else None
-        if apart is None:
-            return super().forward(x)
-        masked, up, down = apart
-        rows = x.flatten(0, -2)  # (B, T, in) -> (B * T, in): the second product is then added in place
-        out = nn.functional.linear(rows, masked, self.bias)
-        out.addmm_(nn.functional.linear(rows, down.to(masked.dtype)).to(out.dtype), up.to(out.dtype).T)
-        return out.unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def reset_specialists(self, generator: Optional[torch.Generator] = None, noise: float = SPECIALIST_NOISE) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -72,12 +73,50 @@ class LowRank(nn.Module):
             init.normal_(down, std=self.down_std)
 
 
-# A part of an assembly: how its module (or parameter) is made from the Artisan layers' shapes and the assembly's entry
-# in the config. A new kind of part is a line here and its use in `LanguageAssembly.own_specialist` / `delta_of`.
+class Vectors(nn.Module):
+    """Vectors of several sizes in one parameter `values`, zero at the start, so that a fresh part changes no logit."""
+
+    def __init__(self, sizes: list[int]):
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(sum(sizes)))
+        self._ends = list(itertools.accumulate(sizes, initial=0))
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        return self.values[self._ends[place] : self._ends[place + 1]]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        init.zeros_(self.values)
+
+
+class Norms(Vectors):
+    """What a language adds to the layer norms' weights and biases, and to the biases of the assembled linear layers."""
+
+    def __init__(self, layout):
+        pairs = [size for norm in layout.norms for size in (*norm.normalized_shape, *norm.normalized_shape)]
+        super().__init__(pairs + [layer.out_features if layer._parameters["bias"] is not None else 0 for layer in layout.linear])
+        self._num_norms = len(layout.norms)
+
+    def offset(self, place: int, module: nn.Module, name: str) -> torch.Tensor:
+        """Added to `module.weight` or `module.bias`; `place` is the module's in the layout's `norms` or `linear`."""
+        if isinstance(module, nn.LayerNorm):
+            return self[2 * place + (name == "bias")]
+        return self[2 * self._num_norms + place]
+
+
+def shapes_of(layout, targets: str) -> list[tuple[int, int]]:
+    """`(out, in)` of the layers that low-rank parts reach."""
+    return [(layer.out_features, layer.in_features) for layer in (layout.artisan if targets == "attention" else layout.linear)]
+
+
+# A part of an assembly: how its module (or parameter) is made from the backbone's layout and the assembly's entry in the
+# config. A new kind of part is a line here and its use in `weights_master_asr`.
 PARTS = {
-    "mapping": lambda shapes, entry, config: nn.Parameter(torch.zeros(len(shapes), config.num_specialists)),
-    "specialist": lambda shapes, entry, config: LowRank(shapes, entry["rank"], down_std=0.3),
-    "delta": lambda shapes, entry, config: LowRank(shapes, entry["rank"], down_std=0.02),
+    "mapping": lambda layout, entry, config: nn.Parameter(torch.zeros(len(layout.artisan), config.num_specialists)),
+    "specialist": lambda layout, entry, config: LowRank(shapes_of(layout, "attention"), entry["rank"], down_std=0.3),
+    "delta": lambda layout, entry, config: LowRank(shapes_of(layout, entry["targets"]), entry["rank"], down_std=0.02),
+    "scales": lambda layout, entry, config: Vectors([layer.out_features for layer in layout.linear]),
+    "norms": lambda layout, entry, config: Norms(layout),
 }
 
 
@@ -87,16 +126,16 @@ class LanguageAssembly(nn.Module):
     Attributes:
         mapping: its row of every T, `[num_artisan_layers, K]`; row i is the i-th `ArtisanLinear` of `model.modules()`.
         head: the CTC head, `(B, T, hidden)` -> `(B, T, V)`: an `nn.Linear`, or rows of the shared bank.
-        specialist, delta: optional low-rank parts, see `PARTS`.
+        specialist, delta, scales, norms: optional parts, see `PARTS`.
     """
 
-    def __init__(self, config: MasterASRConfig, language: str, shapes: list[tuple[int, int]], hidden: int, bank=None):
+    def __init__(self, config: MasterASRConfig, language: str, layout, hidden: int, bank=None):
         super().__init__()
         entry = config.assemblies[language]
-        self.parts = tuple(entry["parts"])
+        self.parts, self.targets = tuple(entry["parts"]), entry["targets"]
         for part in self.parts:
             if part in PARTS:
-                setattr(self, part, PARTS[part](shapes, entry, config))
+                setattr(self, part, PARTS[part](layout, entry, config))
         if entry["shares_bank"]:
             row_of = {token: row for row, token in enumerate(config.character_bank)}
             tokens = sorted(entry["vocab"], key=entry["vocab"].get)
@@ -104,13 +143,18 @@ class LanguageAssembly(nn.Module):
         else:
             self.head = nn.Linear(hidden, len(entry["vocab"]))
 
-    def own_specialist(self, layer: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
-        """`(u, v)` of the language's own scores u v for Artisan layer `layer`, or None."""
-        return self.specialist[layer] if "specialist" in self.parts else None
+    def own_specialist(self, row: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
+        """`(u, v)` of the language's own scores u v for the Artisan layer of mapping row `row`, or None."""
+        return self.specialist[row] if "specialist" in self.parts else None
 
-    def delta_of(self, layer: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
-        """`(up, down)` of the language's own weight change for Artisan layer `layer`, or None."""
-        return self.delta[layer] if "delta" in self.parts else None
+    def delta_of(self, place: int, row: Optional[int]) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
+        """`(up, down)` of the language's own weight change, or None.
+
+        Args:
+            place, row: the layer's in the layout's `linear` and `artisan` (None where it is not Artisan).
+        """
+        index = row if self.targets == "attention" else place
+        return self.delta[index] if "delta" in self.parts and index is not None else None
 
     @torch.no_grad()
     def reset_mapping(self) -> None:

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.output_capturing import capture_outputs
 
-from .artisan_master_asr import ArtisanLinear
+from .artisan_master_asr import ArtisanLinear, as_assembled
 
 
 class TrueLengthWhisperEncoder(WhisperEncoder):
@@ -76,25 +76,27 @@ class TrueLengthWhisperEncoder(WhisperEncoder):
 
 ATTENTION_PROJ = ("q_proj", "k_proj", "v_proj", "out_proj")
 ATTENTION_LINEAR = ("linear_q", "linear_k", "linear_v", "linear_out")  # not the positional `linear_pos`
+DENSE = ("intermediate_dense", "output_dense")
 
 
 @dataclass(frozen=True)
 class Family:
-    """What an encoder family needs: its Artisan targets, the model's input, its feature extractor and stock CTC class."""
+    """What an encoder family needs: its Artisan targets, its feed-forward layers, the model's input, its feature extractor and stock CTC class."""
 
     targets: tuple[str, ...]
+    feed_forward: tuple[str, ...]
     input_name: str
     feature_extractor: str
     ctc_class: Optional[type[PreTrainedModel]]
 
 
 FAMILIES = {
-    "wav2vec2": Family(ATTENTION_PROJ, "input_values", "Wav2Vec2FeatureExtractor", Wav2Vec2ForCTC),
-    "hubert": Family(ATTENTION_PROJ, "input_values", "Wav2Vec2FeatureExtractor", HubertForCTC),
-    "wavlm": Family(ATTENTION_PROJ, "input_values", "Wav2Vec2FeatureExtractor", WavLMForCTC),
-    "wav2vec2-bert": Family(ATTENTION_LINEAR, "input_features", "SeamlessM4TFeatureExtractor", Wav2Vec2BertForCTC),
-    "wav2vec2-conformer": Family(ATTENTION_LINEAR, "input_values", "Wav2Vec2FeatureExtractor", Wav2Vec2ConformerForCTC),
-    "whisper": Family(ATTENTION_PROJ, "input_features", "WhisperFeatureExtractor", None),
+    "wav2vec2": Family(ATTENTION_PROJ, DENSE, "input_values", "Wav2Vec2FeatureExtractor", Wav2Vec2ForCTC),
+    "hubert": Family(ATTENTION_PROJ, DENSE, "input_values", "Wav2Vec2FeatureExtractor", HubertForCTC),
+    "wavlm": Family(ATTENTION_PROJ, DENSE, "input_values", "Wav2Vec2FeatureExtractor", WavLMForCTC),
+    "wav2vec2-bert": Family(ATTENTION_LINEAR, DENSE, "input_features", "SeamlessM4TFeatureExtractor", Wav2Vec2BertForCTC),
+    "wav2vec2-conformer": Family(ATTENTION_LINEAR, DENSE, "input_values", "Wav2Vec2FeatureExtractor", Wav2Vec2ConformerForCTC),
+    "whisper": Family(ATTENTION_PROJ, ("fc1", "fc2"), "input_features", "WhisperFeatureExtractor", None),
 }
 
 
@@ -111,7 +113,9 @@ def family_of(backbone_config) -> Family:
 
 
 def build_backbone(backbone_config, num_specialists: int, targets: Optional[list[str]] = None) -> PreTrainedModel:
-    """The encoder of `backbone_config`, its targeted linear layers turned into `ArtisanLinear`."""
+    """The encoder of `backbone_config`, its targeted linear layers turned into `ArtisanLinear`, and the feed-forward layers and layer
+    norms, which languages may own changes of, into assembled ones.
+    """
     family = family_of(backbone_config)
     if backbone_config.model_type == "whisper":
         backbone = TrueLengthWhisperEncoder(backbone_config)
@@ -130,6 +134,11 @@ def build_backbone(backbone_config, num_specialists: int, targets: Optional[list
         raise ValueError(f"artisan_targets {missing} name no linear layer of this backbone. It has: {linears}.")
     for parent, name, linear in found:
         setattr(parent, name, ArtisanLinear.from_linear(linear, num_specialists))
+    for path, parent in list(backbone.named_modules()):
+        for name, child in parent.named_children():
+            is_norm = type(child) is nn.LayerNorm and "feature_extractor" not in path
+            if is_norm or (type(child) is nn.Linear and name in family.feed_forward):
+                setattr(parent, name, as_assembled(child))
     return backbone
 
 

@@ -9,7 +9,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN = "[PAD]", "[UNK]", "|"  # [PAD] is the CTC blank
 SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN)
-ALL_PARTS = ("mapping", "head", "specialist", "delta")  # the modules are in assembly_master_asr.PARTS
+ALL_PARTS = ("mapping", "head", "specialist", "delta", "scales", "norms")  # the modules are in assembly_master_asr.PARTS
+TARGETS = ("attention", "all")  # what a delta reaches: the Artisan layers, or the feed-forward layers too
 PAPER_PARTS = ("mapping", "head")
 PIPELINE_TASK = "automatic-speech-recognition"
 
@@ -38,7 +39,7 @@ def check_parts(parts) -> list[str]:
     """
     unknown = sorted(set(parts) - set(ALL_PARTS))
     if unknown or not set(PAPER_PARTS) <= set(parts):
-        raise ValueError(f"parts must hold 'mapping' and 'head' and may hold 'specialist' and 'delta'; got {list(parts)}.")
+        raise ValueError(f"parts must hold 'mapping' and 'head' and may hold {list(ALL_PARTS[2:])}; got {list(parts)}.")
     return [part for part in ALL_PARTS if part in parts]
 
 
@@ -58,7 +59,7 @@ class MasterASRConfig(PreTrainedConfig):
         num_specialists: K, Specialist Scores per Artisan layer.
         sparsity: t, the fraction of each Artisan weight that is masked OUT, 0 <= t < 1.
         artisan_targets: names of the linear layers that become Artisan; None: the family's attention projections.
-        assemblies: `{language: {"vocab": {token: id}, "parts": [...], "rank": r, "shares_bank": bool}}`, in the order added.
+        assemblies: `{language: {"vocab": {token: id}, "parts": [...], "rank": r, "targets": "attention", "shares_bank": bool}}`, in the order added.
         character_bank: the characters whose head rows stage 1 shares between languages, blank first.
         default_language: the language of calls that name none, or None.
         ctc_zero_infinity: clips whose loss is infinite count as zero (and are named in a warning).
@@ -164,16 +165,21 @@ class MasterASRConfig(PreTrainedConfig):
             )
         return language
 
-    def add_assembly(self, language: str, vocab: dict[str, int], parts=PAPER_PARTS, rank: int = 8, shares_bank: bool = False):
+    def add_assembly(
+        self, language: str, vocab: dict[str, int], parts=PAPER_PARTS, rank: int = 8, shares_bank: bool = False, targets: str = "attention"
+    ):  # fmt: skip
         """Registers what a language owns.
 
         Raises:
-            ValueError: for a language that is already there, a vocab with gaps, unknown parts.
+            ValueError: for a language that is already there, a vocab with gaps, unknown parts or targets.
         """
+        if targets not in TARGETS:
+            raise ValueError(f"targets must be one of {list(TARGETS)}; got {targets!r}.")
         if not language or not isinstance(language, str):
             raise ValueError(f"A language is a non-empty code such as 'sr' or 'pa-IN'; got {language!r}.")
         if language in self.assemblies:
             raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
         self.assemblies[language] = {
-            "vocab": check_vocab(vocab, language), "parts": check_parts(parts), "rank": rank, "shares_bank": shares_bank,
+            "vocab": check_vocab(vocab, language), "parts": check_parts(parts), "rank": rank, "targets": targets,
+            "shares_bank": shares_bank,
         }  # fmt: skip

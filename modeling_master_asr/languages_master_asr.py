@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .artisan_master_asr import ArtisanLinear
+from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import Assemblies, LanguageAssembly
 from .backbone_master_asr import family_of
 from .configuration_master_asr import PAPER_PARTS, SPECIAL_TOKENS
@@ -45,6 +45,7 @@ class LanguageVerbs:
         init: str = "random",
         parts: Iterable[str] = PAPER_PARTS,
         rank: int = 8,
+        targets: str = "attention",
         batches: Optional[Iterable[dict]] = None,
     ) -> LanguageAssembly:
         """Adds a language with an assembly of its own; touches nothing that others use.
@@ -53,8 +54,9 @@ class LanguageVerbs:
             language: its code, ISO 639 or BCP-47.
             vocab: `{token: id}`.
             init: where the mapping starts: "random", a loaded language's code, or "nearest" (needs `batches`).
-            parts: "mapping" and "head", and optionally "specialist" and "delta".
+            parts: "mapping" and "head", and optionally "specialist", "delta", "scales" and "norms".
             rank: r of the low-rank parts.
+            targets: what a delta reaches: "attention", the Artisan layers, or "all", the feed-forward layers too.
             batches: for "nearest": batches of the new language, labels in `vocab`'s ids.
 
         Raises:
@@ -66,7 +68,7 @@ class LanguageVerbs:
             losses = self.rank_assemblies(batches, vocab)
             init = min(losses, key=losses.get)
         source = None if init == "random" else self.assemblies[self.config.check_language(init)]
-        self.config.add_assembly(language, vocab, parts, rank)
+        self.config.add_assembly(language, vocab, parts, rank, targets=targets)
         assembly = self.master_asr._new_assembly(language)
         with torch.no_grad():
             for module in assembly.modules():
@@ -104,8 +106,7 @@ class LanguageVerbs:
         del self.assemblies[language]
         if self.config.default_language == language:
             self.config.default_language = None
-        self.master_asr._hot.clear()
-        self.master_asr._masks.clear()
+        self.master_asr._forget()
 
     def freeze_except(self, language: str) -> None:
         """Stage 2: only what `language` owns trains.
@@ -176,8 +177,9 @@ class LanguageVerbs:
         state = {k: v for k, v in self.master_asr.backbone.state_dict().items() if not k.endswith(".specialists")}
         assembled = self.master_asr.assembled(language)
         for name, layer in self.master_asr.backbone.named_modules():
-            if isinstance(layer, ArtisanLinear):
-                state[f"{name}.weight"] = assembled.weight(layer)
+            if isinstance(layer, (AssembledLinear, AssembledLayerNorm)):
+                own = {f"{name}.{kind}": assembled.parameter(layer, kind) for kind in ("weight", "bias")}
+                state |= {key: value for key, value in own.items() if value is not None}
         plain.base_model.load_state_dict(state)
         plain.lm_head.weight.copy_(assembly.head.weight)
         plain.lm_head.bias.copy_(assembly.head.bias)

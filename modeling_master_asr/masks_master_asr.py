@@ -127,6 +127,8 @@ class MaskStore:
 
     def product(self, layer: int, gates: tuple, sources: list[torch.Tensor], multiply) -> torch.Tensor:
         """W * B of a layer whose W and M stand still: the last one, or `multiply()`."""
+        if gradient_is_asked_for(sources):
+            return multiply()
         with self._lock:
             kept = self._products.get(layer)
         if kept is not None and kept[0] == gates and kept[1].holds(sources):

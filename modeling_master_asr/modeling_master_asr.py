@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Optional, Union
@@ -17,23 +16,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import logging
 
-from .artisan_master_asr import (
-    ArtisanLinear,
-    Assembled,
-    MaskStore,
-    assemble_weight,
-    assembled_as,
-    checkpoint_contexts,
-    open_gates,
-    select_mask,
-    specialist_scores,
-    versions,
-)
+from .artisan_master_asr import ArtisanLinear, assembled_as, checkpoint_contexts
 from .assembly_master_asr import (
     Assemblies,
     BankHead,
     LanguageAssembly,
     LowRank,
+    Vectors,
     fingerprint,
 )
 from .backbone_master_asr import (
@@ -49,19 +38,15 @@ from .backbone_master_asr import (
 from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, copy_code
 from .hub_master_asr import HubVerbs
 from .languages_master_asr import LanguageVerbs
+from .masks_master_asr import MaskStore
+from .weights_master_asr import AssembledWeights, Layout
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
     from .pipeline_master_asr import MasterASRPipeline  # noqa: F401
 
-if torch.distributed.is_available():
-    from torch.distributed.tensor import DTensor
-else:  # some builds for small machines: nothing is sharded there
-    DTensor = ()
-
 logger = logging.get_logger(__name__)
 
 Languages = Union[str, list[str], tuple[str, ...], None]
-HOT_LANGUAGES = 2  # how many languages keep dense assembled weights in evaluation; the others keep packed masks
 
 
 class MasterASRPreTrainedModel(PreTrainedModel):
@@ -89,7 +74,7 @@ class MasterASRPreTrainedModel(PreTrainedModel):
             module.reset_mapping()
         elif isinstance(module, BankHead):
             module.reset_rows()
-        elif isinstance(module, LowRank):
+        elif isinstance(module, (LowRank, Vectors)):
             module.reset_parameters()
 
     def initialize_weights(self) -> None:
@@ -127,21 +112,24 @@ class MasterASRModel(MasterASRPreTrainedModel):
         config.inputs_to_logits_ratio = samples_per_frame(config.backbone_config)
         self.main_input_name = family_of(config.backbone_config).input_name
         self.backbone = build_backbone(config.backbone_config, config.num_specialists, config.artisan_targets)
-        self.artisan_layers = [m for m in self.backbone.modules() if isinstance(m, ArtisanLinear)]
+        self.layout = Layout(self.backbone)
         hidden = hidden_size(config.backbone_config)
         self.character_bank = nn.Linear(hidden, len(config.character_bank)) if config.character_bank else None
         self.assemblies = Assemblies()
         for language in config.languages:
             self.assemblies[language] = self._new_assembly(language)
         self._stored_versions: Optional[tuple] = None
-        self._hot: OrderedDict[str, tuple] = OrderedDict()
         self._masks = MaskStore()
         self._is_sharded = False
         self.post_init()
 
     def _new_assembly(self, language: str) -> LanguageAssembly:
-        shapes = [tuple(layer.specialists.shape[1:]) for layer in self.artisan_layers]
-        return LanguageAssembly(self.config, language, shapes, hidden_size(self.config.backbone_config), self.character_bank)
+        return LanguageAssembly(self.config, language, self.layout, hidden_size(self.config.backbone_config), self.character_bank)
+
+    @property
+    def artisan_layers(self) -> list[ArtisanLinear]:
+        """The layers that masks reach, in the order of a mapping's rows."""
+        return self.layout.artisan
 
     # ------------------------------------------------------------------ the base: W and M
 
@@ -189,68 +177,34 @@ class MasterASRModel(MasterASRPreTrainedModel):
 
     # ------------------------------------------------------------------ assembled weights
 
-    def assembled(self, language: str) -> Assembled:
-        """The weights W_l of every Artisan layer, made when first read."""
-        assembly = self.assemblies[language]
-        rows = {layer: row for row, layer in enumerate(self.artisan_layers)}
-        gates_of = [open_gates(row) for row in assembly.mapping.detach().cpu()]  # one wait for the device, not one a layer
-        # Sharded weights (FSDP2) are gathered into the same memory under the same version: nothing tells that they moved.
+    def assembled(self, language: str) -> AssembledWeights:
+        """The parameters of `language`, each made when its layer first reads it."""
         # Once seen it holds: a model that keeps its weights gathered after a forward shows plain tensors in the next.
-        self._is_sharded = sharded = self._is_sharded or any(isinstance(layer.specialists, DTensor) for layer in self.artisan_layers)
+        self._is_sharded = self._is_sharded or self.layout.is_sharded()
+        store = None if self._is_sharded else self._masks
+        assembly = self.assemblies[language]
+        return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
 
-        def masked(layer: ArtisanLinear, delta) -> torch.Tensor:
-            index = rows[layer]
-            own, gates = assembly.own_specialist(index), gates_of[index]
-            weight, specialists = layer._parameters["weight"], layer.specialists
-            if sharded:
-                with torch.no_grad():
-                    mask = select_mask(specialist_scores(specialists, gates, own), self.config.sparsity)
-            elif own is None and torch.is_grad_enabled() and not (weight.requires_grad or specialists.requires_grad):
-                mask = self._masks.product(index, weight, specialists, gates, self.config.sparsity)
-            else:
-                mask = self._masks.mask(index, specialists, gates, self.config.sparsity, own, language)
-            return assemble_weight(weight, specialists, assembly.mapping[index], mask, gates, own, delta)
-
-        def weight_of(layer: ArtisanLinear) -> torch.Tensor:
-            made = masked(layer, assembly.delta_of(rows[layer]))
-            if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-                # torch's linear picks its kernel by this flag too: as in a stock layer, whether W is frozen or not
-                made.requires_grad_(True)
-            return made
-
-        def apart_of(layer: ArtisanLinear):
-            delta = assembly.delta_of(rows[layer])
-            return None if delta is None else (masked(layer, None), *delta)
-
-        if self.training:
-            return Assembled(weight_of, apart_of)
-        if sharded or torch.is_grad_enabled():
-            return Assembled(weight_of)
-        return self._hot_assembled(language, weight_of)
-
-    def _hot_assembled(self, language: str, weight_of) -> Assembled:
-        """Evaluation: dense weights of the last few languages are kept while nothing they are made of has moved."""
-        tensors = [*self.assemblies[language].parameters()]
-        for layer in self.artisan_layers:
-            tensors += [layer._parameters["weight"], layer.specialists]
-        stamp = versions(tensors)
-        kept = self._hot.get(language)
-        if kept is None or kept[0] != stamp:
-            self._hot[language] = kept = (stamp, Assembled(weight_of))
-        self._hot.move_to_end(language)
-        while len(self._hot) > HOT_LANGUAGES:
-            self._hot.popitem(last=False)
-        return kept[1]
+    def _forget(self) -> None:
+        """Drops what was kept of masks and weights: called by everything that may write to what they are made of."""
+        self._masks.forget()
 
     def train(self, mode: bool = True):
         """As in PyTorch, but frozen parts stay as they are, and what the other mode has kept is let go."""
+        if mode != self.training:
+            self._forget()
         super().train(mode)
         if mode:
-            self._hot.clear()
             keep_frozen_parts_still(self.backbone)
-        else:
-            self._masks.let_products_go()
         return self
+
+    def _apply(self, *args, **kwargs):
+        self._forget()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._forget()
+        return super()._load_from_state_dict(*args, **kwargs)
 
     # ------------------------------------------------------------------ forward
 

@@ -9,8 +9,8 @@ import torch
 from modeling_master_asr import artisan_master_asr as artisan
 from modeling_master_asr.artisan_master_asr import (
     ArtisanLinear,
-    MaskStore,
-    assemble_weight,
+    mask_frozen_weight,
+    mask_weight,
     open_gates,
     pack_mask,
     select_mask,
@@ -41,7 +41,7 @@ def test_assembled_weight_equals_the_loop_oracle(sparsity):
     weight, specialists, row = torch.randn(7, 9), torch.randn(4, 7, 9), torch.tensor([0.3, -0.2, 1.0, -2.0])
     gates = open_gates(row)
     mask = select_mask(specialist_scores(specialists, gates), sparsity)
-    assert torch.equal(assemble_weight(weight, specialists, row, mask, gates), loop_oracle(weight, specialists, row, sparsity))
+    assert torch.equal(mask_weight(weight, specialists, row, mask, gates), loop_oracle(weight, specialists, row, sparsity))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.999])
@@ -104,7 +104,7 @@ def test_gradients_are_the_papers_straight_through_ones():
     gates = open_gates(row)
     mask = select_mask(specialist_scores(specialists, gates, (u, v)), 0.3)
     grad = torch.randn(5, 6)
-    assemble_weight(weight, specialists, row, mask, gates, (u, v)).backward(grad)
+    mask_weight(weight, specialists, row, mask, gates, (u, v)).backward(grad)
     d_scores = grad * weight.detach()
     assert torch.equal(weight.grad, grad * mask)
     for k, is_open in enumerate(gates):
@@ -117,68 +117,40 @@ def test_gradients_are_the_papers_straight_through_ones():
 
 
 def test_gradcheck_where_it_is_differentiable():
-    """In W and in the delta the assembled weight is smooth, so numeric gradients must agree."""
+    """In W the masked weight is smooth, so numeric gradients must agree."""
     torch.manual_seed(0)
     weight = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
-    up, down = torch.randn(4, 2, dtype=torch.double, requires_grad=True), torch.randn(2, 3, dtype=torch.double, requires_grad=True)
     specialists, row = torch.randn(2, 4, 3, dtype=torch.double), torch.tensor([1.0, -1.0], dtype=torch.double)
     mask = select_mask(specialists[0], 0.3)
-
-    def assembled(weight, up, down):
-        return assemble_weight(weight, specialists, row, mask, (True, False), None, (up, down))
-
-    assert torch.autograd.gradcheck(assembled, (weight, up, down))
+    assert torch.autograd.gradcheck(lambda w: mask_weight(w, specialists, row, mask, (True, False)), (weight,))
 
 
-def test_a_zero_delta_and_a_zero_specialist_change_nothing():
-    weight, specialists, row = torch.randn(5, 6), torch.randn(3, 5, 6), torch.tensor([0.5, -0.5, 0.2])
-    gates = open_gates(row)
-    zero = (torch.zeros(5, 2), torch.randn(2, 6))
-    mask, own_mask = (select_mask(specialist_scores(specialists, gates, own), 0.3) for own in (None, zero))
+def test_a_frozen_product_gives_the_mapping_the_same_gradient():
+    torch.manual_seed(0)
+    weight, specialists, grad = torch.randn(5, 6), torch.randn(3, 5, 6), torch.randn(5, 6)
+    rows = [torch.tensor([0.5, -0.5, 0.2], requires_grad=True) for _ in range(2)]
+    gates = open_gates(rows[0])
+    mask = select_mask(specialist_scores(specialists, gates), 0.3)
+    one, other = mask_weight(weight, specialists, rows[0], mask, gates), mask_frozen_weight(weight * mask, weight, specialists, rows[1])
+    assert torch.equal(one, other)
+    one.backward(grad), other.backward(grad)
+    assert torch.equal(rows[0].grad, rows[1].grad)
+
+
+def test_a_product_is_never_taken_for_a_mask_nor_a_trainable_weight_for_a_frozen_one():
+    weight, specialists, row = torch.randn(5, 6, requires_grad=True), torch.randn(2, 5, 6), torch.tensor([0.5, -0.5])
+    with pytest.raises(TypeError, match="boolean B that select_mask returns; got torch.float32"):
+        mask_weight(weight, specialists, row, weight.detach() * 1.0, (True, False))
+    for w, m in ((weight, specialists), (weight.detach(), specialists.clone().requires_grad_(True))):
+        with pytest.raises(ValueError, match="W or M asks for a gradient here and would get none"):
+            mask_frozen_weight(w.detach(), w, m, row)
+
+
+def test_a_zero_specialist_changes_no_mask():
+    specialists = torch.randn(3, 5, 6)
+    gates = (True, False, True)
+    mask, own_mask = (select_mask(specialist_scores(specialists, gates, own), 0.3) for own in (None, (torch.zeros(5, 2), torch.randn(2, 6))))
     assert torch.equal(mask, own_mask)
-    plain = assemble_weight(weight, specialists, row, mask, gates)
-    assert torch.equal(plain, assemble_weight(weight, specialists, row, mask, gates, zero, zero))
-
-
-def test_masks_are_selected_again_only_when_what_they_depend_on_moved(monkeypatch):
-    calls = []
-    original = artisan.select_mask
-    monkeypatch.setattr(artisan, "select_mask", lambda *a: calls.append(1) or original(*a))
-    store, specialists = MaskStore(), torch.randn(2, 6, 6)
-    first = store.mask(0, specialists, (True, False), 0.3)
-    assert torch.equal(store.mask(0, specialists, (True, False), 0.3), first) and len(calls) == 1
-    store.mask(0, specialists, (True, True), 0.3)  # another combination
-    assert len(calls) == 2
-    specialists.add_(torch.randn_like(specialists))
-    assert not torch.equal(store.mask(0, specialists, (True, False), 0.3), first) and len(calls) == 3
-    own = (torch.randn(6, 1), torch.randn(1, 6))
-    store.mask(0, specialists, (True, False), 0.3, own, "sr")
-    store.mask(0, specialists, (True, False), 0.3, own, "sr")
-    assert len(calls) == 4
-    own[0].mul_(-1)
-    store.mask(0, specialists, (True, False), 0.3, own, "sr")
-    assert len(calls) == 5
-
-
-def test_a_frozen_layers_product_is_made_again_only_when_what_it_depends_on_moved():
-    store, weight, specialists = MaskStore(), torch.randn(6, 6), torch.randn(2, 6, 6)
-
-    def product(gates=(True, False)):
-        made = store.product(0, weight, specialists, gates, 0.3)
-        assert torch.equal(made, weight * select_mask(specialist_scores(specialists, gates), 0.3))
-        return made
-
-    first = product()
-    assert product() is first
-    weight.add_(1)
-    second = product()
-    assert product() is second and not torch.equal(second, first)
-    specialists.neg_()
-    third = product()
-    assert not torch.equal(third, second)
-    assert not torch.equal(product((False, True)), third)
-    store.let_products_go()
-    assert product() is not third
 
 
 def test_an_artisan_layer_is_a_linear_layer_outside_an_assembled_forward():

@@ -11,6 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from modeling_master_asr import MasterASRForCTC, MasterASRModel
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
+from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.modeling_master_asr import frames_needed
 
 
@@ -30,7 +31,7 @@ def stock_twin(model, code):
         return lambda **kw: torch.nn.functional.linear(encoder(**kw).last_hidden_state, head.weight, head.bias)
     config = tiny_backbone_config(model.config.backbone_config.model_type)
     config.vocab_size = len(model.config.vocab(code))
-    stock = family.ctc_class(config).eval()
+    stock = family.ctc_class(config).eval().requires_grad_(False)  # torch picks another kernel for weights that may ask for gradients
     stock.base_model.load_state_dict(state)
     stock.lm_head.weight.data.copy_(head.weight)
     stock.lm_head.bias.data.copy_(head.bias)
@@ -136,11 +137,11 @@ def test_stage_2_leaves_every_other_tensor_and_language_bit_equal(family):
             assert torch.equal(model(**inputs, language=code).logits, logits[code])
 
 
-def test_a_delta_applied_apart_in_training_equals_the_merged_one(family):
+def test_a_factored_delta_in_training_equals_the_merged_one(family):
     """x (W * B)' + (x down') up' of training against x W_l' of everything else: logits and gradients."""
     model = tiny_model(family)
     inputs = inputs_for(model)
-    model.add_language("es", vocab("abñ"), init="fr", parts=("mapping", "head", "specialist", "delta"), rank=2)
+    model.add_language("es", vocab("abñ"), init="fr", parts=ALL_PARTS, rank=2, targets="all")
     with torch.no_grad():
         for parameter in model.assemblies["es"].parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -155,6 +156,29 @@ def test_a_delta_applied_apart_in_training_equals_the_merged_one(family):
     assert all(bool(value.any()) for value in found[0].values())
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], atol=1e-3 * float(value.abs().max()), rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@torch.no_grad()
+def test_in_every_family_every_part_of_every_layer_reaches_the_logits(family):
+    model = tiny_model(family)
+    model.add_language("es", vocab("abñ"), init="fr", parts=ALL_PARTS, rank=2, targets="all")
+    inputs, assembly = inputs_for(model), model.assemblies["es"]
+    for parameter in assembly.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+
+    def is_heard(values: torch.Tensor) -> bool:
+        before, kept = model(**inputs, language="es").logits, values.clone()
+        values.add_(torch.randn_like(values))
+        heard = not torch.equal(model(**inputs, language="es").logits, before)
+        values.copy_(kept)
+        return heard
+
+    for part in ("specialist", "delta"):
+        for place, up in enumerate(getattr(assembly, part).up):
+            assert is_heard(up), (part, place)
+    for part in (assembly.scales, assembly.norms):
+        for place in range(len(part._ends) - 1):
+            assert is_heard(part[place]) or not len(part[place]), (part, place)
 
 
 @torch.no_grad()
@@ -174,16 +198,17 @@ def test_fresh_optional_parts_change_no_logit(model):
 @pytest.mark.parametrize("name", [f for f in FAMILIES if f != "whisper"])
 def test_materialized_equals_assembled(name, tmp_path):
     model = tiny_model(name)
-    model.add_language("es", vocab("abñ"), init="fr", parts=("mapping", "head", "specialist", "delta"))
+    model.add_language("es", vocab("abñ"), init="fr", parts=ALL_PARTS, targets="all")
     for parameter in model.assemblies["es"].parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     inputs = inputs_for(model)
     expected = model(**inputs, language="es").logits
-    plain = model.materialize("es")
+    # torch's linear picks another kernel where a weight may ask for gradients: WavLM differs from itself by 1e-7 there
+    plain = model.materialize("es").requires_grad_(False)
     assert torch.equal(plain(**inputs).logits, expected)
     plain.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.py"))
-    assert torch.equal(AutoModelForCTC.from_pretrained(tmp_path)(**inputs).logits, expected)
+    assert torch.equal(AutoModelForCTC.from_pretrained(tmp_path).requires_grad_(False)(**inputs).logits, expected)
 
 
 def test_fresh_low_rank_parts_start_at_zero_with_their_own_spread(model):
@@ -389,20 +414,3 @@ def test_a_checkpoint_stored_in_fp16_loads_as_float32_unless_asked(tmp_path):
     tiny_model().half().save_pretrained(tmp_path)
     assert MasterASRForCTC.from_pretrained(tmp_path).dtype == torch.float32
     assert MasterASRForCTC.from_pretrained(tmp_path, dtype=torch.float16).dtype == torch.float16
-
-
-@torch.no_grad()
-def test_evaluation_assembles_a_hot_language_once_and_sees_every_change(model, monkeypatch):
-    from modeling_master_asr import modeling_master_asr as modeling
-
-    calls = []
-    original = modeling.assemble_weight
-    monkeypatch.setattr(modeling, "assemble_weight", lambda *a: calls.append(1) or original(*a))
-    inputs = inputs_for(model)
-    first = model(**inputs, language="en").logits
-    assert len(calls) == 8
-    assert torch.equal(model(**inputs, language="en").logits, first) and len(calls) == 8
-    model.assemblies["en"].mapping.neg_()
-    assert not torch.equal(model(**inputs, language="en").logits, first) and len(calls) == 16
-    model.train()
-    assert not model.master_asr._hot

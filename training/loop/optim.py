@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
+from modeling_master_asr.configuration_master_asr import PAPER_PARTS
 from training.loop.sharding import clip_gradients, load_optimizer_state
 
 # CHOICE: CTC's first gradients are far larger than the later ones; unclipped they fill Adam's second moment, and the blank
@@ -34,8 +35,8 @@ def named_groups(model) -> dict[str, list[torch.nn.Parameter]]:
     for assembly in base.assemblies.values():
         groups["T"].append(assembly.mapping)
         groups["head"] += assembly.head.parameters()
-        for part in ("specialist", "delta"):
-            if part in assembly.parts:
+        for part in assembly.parts:
+            if part not in PAPER_PARTS:
                 groups.setdefault(part, []).extend(getattr(assembly, part).parameters())
     return groups
 

@@ -1,6 +1,6 @@
-"""The speed of the heart, each as a ratio measured in one run: 1024 x 1024 float32, one thread.
+"""The speed of masks and assembled weights, each as a ratio measured in one run: 1024 x 1024 float32, one thread.
 
-    python -m benchmarks.heart --out benchmarks/results/heart.json
+    python -m benchmarks.masks --out benchmarks/results/masks.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from transformers import WhisperConfig
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC
-from modeling_master_asr.artisan_master_asr import assemble_weight, open_gates, select_mask, specialist_scores
+from modeling_master_asr.artisan_master_asr import mask_weight, open_gates, select_mask, specialist_scores
 from training.loop.record import facts_of_run, write_json
 
 SIZE, SPARSITY, K = 1024, 0.3, 8
@@ -67,7 +67,7 @@ def layer_gradient() -> dict:
 
     def ours():
         weight.grad = specialists.grad = row.grad = None
-        assemble_weight(weight, specialists, row, mask, gates).backward(grad)
+        mask_weight(weight, specialists, row, mask, gates).backward(grad)
 
     def textbook():
         weight.grad = specialists.grad = row.grad = None

@@ -1,0 +1,1 @@
+../../modeling_master_asr/masks_master_asr.py

@@ -1,0 +1,1 @@
+../../modeling_master_asr/weights_master_asr.py

@@ -1,0 +1,157 @@
+"""One language's parameters during one forward: W * B, what the language adds to it, its own norms and biases."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import nn
+
+from .artisan_master_asr import (
+    ArtisanLinear,
+    AssembledLayerNorm,
+    AssembledLinear,
+    mask_frozen_weight,
+    mask_weight,
+    open_gates_of_layers,
+    select_mask,
+    specialist_scores,
+)
+from .masks_master_asr import MaskStore, gradient_is_asked_for
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor
+else:  # some builds for small machines: nothing is sharded there
+    DTensor = ()
+
+
+class Layout:
+    """The backbone's layers that read as a language's, in the order of `modules()`.
+
+    Attributes:
+        artisan: the `ArtisanLinear`s; row i of a mapping belongs to the i-th.
+        linear: all assembled linear layers, Artisan or not.
+        norms: the layer norms.
+        row: a layer's place in `artisan`; place: in `linear` or `norms`.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        modules = list(backbone.modules())
+        self.artisan = [m for m in modules if isinstance(m, ArtisanLinear)]
+        self.linear = [m for m in modules if isinstance(m, AssembledLinear)]
+        self.norms = [m for m in modules if isinstance(m, AssembledLayerNorm)]
+        self.row = {layer: row for row, layer in enumerate(self.artisan)}
+        self.place = {layer: place for layers in (self.linear, self.norms) for place, layer in enumerate(layers)}
+
+    def is_sharded(self) -> bool:
+        """Whether W and M lie in shards (FSDP2)."""
+        return any(isinstance(layer.specialists, DTensor) for layer in self.artisan)
+
+    def sources(self, assembly) -> list[torch.Tensor]:
+        """All that the parameters of a language are made of."""
+        tensors = [*assembly.parameters(), *(layer.specialists for layer in self.artisan)]
+        only_masked = not {"norms", "scales"} & set(assembly.parts) and assembly.targets == "attention"
+        layers = self.artisan if only_masked else [*self.linear, *self.norms]
+        names = ("weight",) if only_masked else ("weight", "bias")
+        return tensors + [p for layer in layers for name in names if (p := layer._parameters[name]) is not None]
+
+
+class AssembledWeights:
+    """The parameters of one language, each made when its layer first asks for it.
+
+    A layer asks inside its own forward, so sharded parameters (FSDP) are whole by then and activation checkpointing
+    recomputes the mask's product rather than keeping it.
+
+    Args:
+        layout: of the backbone.
+        assembly: the `LanguageAssembly`.
+        language: its code.
+        sparsity: t.
+        store: what was selected and assembled before; None where nothing may be kept (sharded weights are gathered into the same
+            memory under the same version: nothing tells that they moved).
+        languages: how many the model has.
+        training: the backbone's mode: a delta is then applied apart from W * B.
+    """
+
+    def __init__(self, layout: Layout, assembly, language: str, sparsity: float, store: Optional[MaskStore], languages: int, training: bool):
+        self._arguments = (layout, assembly, language, sparsity, store, languages, training)
+        self._layout, self._assembly, self._language, self._sparsity, self._store, self._languages, self._training = self._arguments
+        self._gates = open_gates_of_layers(assembly.mapping)
+        self._made: dict[tuple[nn.Module, str], torch.Tensor] = {}
+        if store is not None and not training:
+            sources = layout.sources(assembly)
+            if not gradient_is_asked_for(sources):
+                # tensors made in inference mode serve there alone
+                self._made = store.dense(language, [*self._gates, torch.is_inference_mode_enabled()], sources)
+
+    def with_nothing_made(self) -> AssembledWeights:
+        """The same language from the start: what a recomputation needs."""
+        return AssembledWeights(*self._arguments)
+
+    def parameter(self, module: nn.Module, name: str) -> Optional[torch.Tensor]:
+        """What `module.weight` or `module.bias` is for this language."""
+        plain = module._parameters[name]
+        if plain is None or not self._is_own(module, name):
+            return plain
+        made = self._made.get((module, name))
+        if made is None:
+            made = self._made[module, name] = self._make(module, name, plain)
+        return made
+
+    def factors(self, layer: AssembledLinear) -> Optional[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """In training, `(W * B, up, down)` of a layer with a delta, which are cheaper applied one after the other; else None."""
+        delta = self._delta(layer)
+        if not self._training or delta is None:
+            return None
+        return self._scaled(layer, self._masked(layer)), *delta
+
+    def _is_own(self, module: nn.Module, name: str) -> bool:
+        if isinstance(module, ArtisanLinear) and name == "weight":
+            return True
+        parts = self._assembly.parts
+        if name == "weight" and isinstance(module, AssembledLinear):
+            return "scales" in parts or self._delta(module) is not None
+        return "norms" in parts
+
+    def _make(self, module: nn.Module, name: str, plain: torch.Tensor) -> torch.Tensor:
+        if isinstance(module, AssembledLayerNorm) or name == "bias":
+            return plain + self._assembly.norms.offset(self._layout.place[module], module, name).to(plain.dtype)
+        weight = self._scaled(module, self._masked(module))
+        delta = self._delta(module)
+        if delta is None:
+            return weight
+        up, down = delta
+        with torch.autocast(weight.device.type, enabled=False):
+            return torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype))
+
+    def _delta(self, layer: AssembledLinear) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
+        return self._assembly.delta_of(self._layout.place[layer], self._layout.row.get(layer))
+
+    def _scaled(self, layer: AssembledLinear, weight: torch.Tensor) -> torch.Tensor:
+        """W_l's rows, each times 1 + its scale, `[out, in]`."""
+        if "scales" not in self._assembly.parts:
+            return weight
+        return weight * (1 + self._assembly.scales[self._layout.place[layer]]).to(weight.dtype)[:, None]
+
+    def _masked(self, layer: AssembledLinear) -> torch.Tensor:
+        """W * B of an Artisan layer, W of another."""
+        weight = layer._parameters["weight"]
+        if not isinstance(layer, ArtisanLinear):
+            return weight
+        row, specialists, store = self._layout.row[layer], layer.specialists, self._store
+        gates, own, mapping_row = self._gates[row], self._assembly.own_specialist(row), self._assembly.mapping[row]
+
+        @torch.no_grad()
+        def select() -> torch.Tensor:
+            return select_mask(specialist_scores(specialists, gates, own), self._sparsity)
+
+        def mask() -> torch.Tensor:
+            key = gates, (self._language if own is not None else None)
+            return store.mask(row, key, [specialists, *(own or ())], specialists.shape[1:], self._languages, select)
+
+        if store is None:
+            return mask_weight(weight, specialists, mapping_row, select(), gates, own)
+        if self._training and own is None and not gradient_is_asked_for((weight, specialists)):
+            product = store.product(row, gates, [weight, specialists], lambda: weight.detach() * mask())
+            return mask_frozen_weight(product, weight, specialists, mapping_row)
+        return mask_weight(weight, specialists, mapping_row, mask(), gates, own)

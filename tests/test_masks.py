@@ -1,0 +1,318 @@
+"""Nothing is stale: whatever wrote to a tensor, a model answers as a fresh one with the same values."""
+
+import copy
+import itertools
+import pickle
+import resource
+import threading
+
+import pytest
+import torch
+from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model, vocab
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC
+from modeling_master_asr import weights_master_asr as weights
+from modeling_master_asr.configuration_master_asr import ALL_PARTS
+from modeling_master_asr.masks_master_asr import DENSE_LANGUAGES, Stamp
+
+OPTIONAL = ALL_PARTS[2:]
+EVERY_SET_OF_PARTS = [("mapping", "head", *some) for n in range(len(OPTIONAL) + 1) for some in itertools.combinations(OPTIONAL, n)]
+LABELS = torch.tensor([[3, 4], [5, 3]])
+
+
+def optimizer_names(tmp_path) -> list[str]:
+    """Those that Trainer offers by name and that need nothing that is not here."""
+    names = []
+    for name in OptimizerNames:
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(str(tmp_path), optim=name, use_cpu=True))
+        except (ImportError, ValueError, AssertionError, RuntimeError, NotImplementedError):
+            continue
+        names.append(name)
+    return names
+
+
+def tiniest(parts, targets="all") -> MasterASRForCTC:
+    """Three languages, one of them with `parts` of its own."""
+    torch.manual_seed(0)
+    config = MasterASRConfig(
+        backbone_config=tiny_backbone_config("wav2vec2", num_hidden_layers=1, hidden_size=16, intermediate_size=16, num_conv_pos_embedding_groups=2),
+        num_specialists=3, assemblies={code: {"vocab": v} for code, v in VOCABS.items()},
+    )  # fmt: skip
+    config.add_assembly("es", vocab("abñ"), parts, rank=2, targets=targets)
+    return MasterASRForCTC(config).eval()
+
+
+@torch.no_grad()
+def logits_of(model, inputs) -> dict[str, torch.Tensor]:
+    was_training = model.training
+    model.eval()
+    logits = {code: model(**inputs, language=code).logits for code in model.languages}
+    model.train(was_training)
+    return logits
+
+
+def assert_answers_as_a_fresh_model(model, inputs) -> dict[str, torch.Tensor]:
+    fresh = MasterASRForCTC(copy.deepcopy(model.config))
+    fresh.load_state_dict(model.state_dict())
+    fresh.to(model.dtype)
+    expected, found = logits_of(fresh, inputs), logits_of(model, inputs)
+    for code in expected:
+        assert torch.equal(found[code], expected[code]), code
+    return found
+
+
+def train_a_little(model, optimizer, inputs, steps=3) -> None:
+    """Evaluates in between, so that there is something to go stale."""
+    for _ in range(steps):
+        model.train()
+        model(**inputs, labels=LABELS, language="es").loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        logits_of(model, inputs)
+
+
+STAGES = ["stage 1", "stage 2", "+ ft"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_after_training_with_every_optimizer_of_trainer_and_every_set_of_parts_logits_are_those_of_a_reload(stage, tmp_path):
+    logits_are_those_of_a_reload(itertools.product(optimizer_names(tmp_path), EVERY_SET_OF_PARTS), stage, tmp_path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_after_training_with_trainers_own_optimizer_and_every_set_of_parts_logits_are_those_of_a_reload(stage, tmp_path):
+    assert TrainingArguments(str(tmp_path), use_cpu=True).optim == OptimizerNames.ADAMW_TORCH_FUSED
+    logits_are_those_of_a_reload([(OptimizerNames.ADAMW_TORCH_FUSED, parts) for parts in EVERY_SET_OF_PARTS], stage, tmp_path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_after_training_with_every_optimizer_of_trainer_and_all_parts_logits_are_those_of_a_reload(stage, tmp_path):
+    names = optimizer_names(tmp_path)
+    assert {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop", "adagrad"} <= {str(n.value) for n in names}
+    logits_are_those_of_a_reload([(name, ALL_PARTS) for name in names], stage, tmp_path)
+
+
+def logits_are_those_of_a_reload(cases, stage, tmp_path) -> None:
+    for name, parts in cases:
+        model = tiniest(parts)
+        inputs = inputs_for(model, (1600, 1600))
+        before = logits_of(model, inputs)["es"]
+        if stage != "stage 1":
+            model.freeze_except("es")
+        if stage == "+ ft":
+            train_a_little(model, torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True), inputs, steps=1)
+            model.unfreeze()
+        cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(str(tmp_path), optim=name, learning_rate=1e-2, use_cpu=True))
+        train_a_little(model, cls([p for p in model.parameters() if p.requires_grad], **kwargs), inputs)
+        after = assert_answers_as_a_fresh_model(model, inputs)["es"]
+        assert not torch.equal(before, after), (name, parts)
+
+
+def ema_swap(tensor):
+    tensor.data.copy_(0.5 * tensor.data + 0.5 * torch.randn_like(tensor))
+
+
+def replace_parameter(model, tensor):
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is tensor:
+                module._parameters[name] = torch.nn.Parameter(torch.randn_like(tensor))
+
+
+WRITES = {
+    "data.mul_": lambda model, tensor: tensor.data.mul_(-10),
+    "ema swap": lambda model, tensor: ema_swap(tensor),
+    "data =": lambda model, tensor: setattr(tensor, "data", torch.randn_like(tensor)),
+    "replaced": replace_parameter,
+    "load_state_dict": lambda model, tensor: model.load_state_dict({k: v + torch.randn_like(v) if v.is_floating_point() else v for k, v in model.state_dict().items()}),
+    "fused step": lambda model, tensor: (setattr(tensor, "grad", torch.randn_like(tensor)), torch.optim.AdamW([tensor], lr=10.0, fused=True).step()),
+    "half().float()": lambda model, tensor: (tensor.data.mul_(1.01), model.half().float()),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("written", ["W", "M", "T", "specialist", "delta", "feed-forward delta", "scales", "norms"])
+def test_in_evaluation_every_way_to_write_is_seen_at_the_next_call(write, written):
+    model = tiniest(ALL_PARTS)
+    with torch.no_grad():
+        for parameter in model.assemblies["es"].parameters():
+            parameter.normal_()
+    assembly, layer = model.assemblies["es"], model.master_asr.artisan_layers[1]
+    tensor = {
+        "W": layer._parameters["weight"], "M": layer.specialists, "T": assembly.mapping, "specialist": assembly.specialist.up[0],
+        "delta": assembly.delta.up[1], "feed-forward delta": assembly.delta.down[-1], "scales": assembly.scales.values, "norms": assembly.norms.values,
+    }[written]  # fmt: skip
+    inputs = inputs_for(model, (1600, 1600))
+    before = logits_of(model, inputs)["es"]
+    assert torch.equal(logits_of(model, inputs)["es"], before)
+    WRITES[write](model, tensor)
+    after = assert_answers_as_a_fresh_model(model, inputs)["es"]
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_after_evaluation_answers_alike_and_goes_its_own_way(copied):
+    model = tiny_model("whisper")  # torch does not pickle the weight norm of wav2vec 2.0's positions
+    model.add_language("es", vocab("abñ"), parts=ALL_PARTS, rank=2, targets="all")
+    inputs = inputs_for(model)
+    before = logits_of(model, inputs)
+    twin = copied(model)
+    assert all(torch.equal(found, before[code]) for code, found in logits_of(twin, inputs).items())
+    with torch.no_grad():
+        twin.master_asr.artisan_layers[0].weight.mul_(-1)
+    assert not torch.equal(assert_answers_as_a_fresh_model(twin, inputs)["en"], before["en"])
+    assert all(torch.equal(found, before[code]) for code, found in logits_of(model, inputs).items())
+
+
+def test_a_model_built_under_inference_mode_sees_writes_too():
+    with torch.inference_mode():
+        model = tiniest(("mapping", "head"))
+        inputs = inputs_for(model, (1600, 1600))
+        before = model(**inputs, language="es").logits.clone()
+        model.master_asr.artisan_layers[0].weight.mul_(-1)
+        assert not torch.equal(model(**inputs, language="es").logits, before)
+
+
+def test_what_inference_mode_kept_serves_no_call_that_records_gradients():
+    model = tiniest(("mapping", "head")).requires_grad_(False)
+    inputs = inputs_for(model, (1600, 1600))
+    with torch.inference_mode():
+        expected = model(**inputs, language="es").logits.clone()
+    inputs["input_values"].requires_grad_(True)
+    logits = model(**inputs, language="es").logits
+    logits.sum().backward()
+    assert torch.equal(logits.detach(), expected) and bool(inputs["input_values"].grad.any())
+
+
+def count_selections(monkeypatch) -> list:
+    calls, original = [], weights.select_mask
+    monkeypatch.setattr(weights, "select_mask", lambda *a: calls.append(1) or original(*a))
+    return calls
+
+
+@torch.no_grad()
+def test_a_mask_is_selected_again_only_when_what_it_is_made_of_moved(monkeypatch):
+    calls, model = count_selections(monkeypatch), tiniest(("mapping", "head"))
+    layers, inputs = len(model.master_asr.artisan_layers), inputs_for(model, (1600, 1600))
+
+    def selections() -> int:
+        before = len(calls)
+        model(**inputs, language="es")
+        return len(calls) - before
+
+    assert (selections(), selections()) == (layers, 0)
+    model.assemblies["en"].mapping.copy_(model.assemblies["es"].mapping)
+    before = len(calls)
+    model(**inputs, language="en")
+    assert len(calls) == before  # the same gates: the same masks
+    model.master_asr.artisan_layers[0].specialists.neg_()
+    assert (selections(), selections()) == (1, 0)
+    model.master_asr.artisan_layers[0].weight.neg_()
+    assert selections() == 0  # a mask does not depend on W
+    model.train()
+    assert selections() == layers
+    model.eval()
+    assert selections() == layers
+
+
+def test_in_stage_2_a_frozen_layers_product_is_made_once_until_a_gate_flips(monkeypatch):
+    calls, model = count_selections(monkeypatch), tiniest(("mapping", "head", "delta"))
+    layers, inputs = len(model.master_asr.artisan_layers), inputs_for(model, (1600, 1600))
+    model.freeze_except("es")
+    model.train()
+    optimizer = torch.optim.AdamW(model.assemblies["es"].delta.parameters(), lr=1e-2, fused=True)
+    for _ in range(3):
+        model(**inputs, labels=LABELS, language="es").loss.backward()
+        optimizer.step()
+        assert len(calls) == layers
+    with torch.no_grad():
+        model.assemblies["es"].mapping[0].neg_()
+    model(**inputs, labels=LABELS, language="es").loss.backward()
+    assert len(calls) == layers + 1
+
+
+def test_what_trains_keeps_no_mask(monkeypatch):
+    calls, model = count_selections(monkeypatch), tiniest(("mapping", "head", "specialist"))
+    layers, inputs = len(model.master_asr.artisan_layers), inputs_for(model, (1600, 1600))
+    model.freeze_except("es")
+    model.train()
+    for step in range(1, 4):
+        model(**inputs, labels=LABELS, language="es")
+        assert len(calls) == step * layers
+    store = model.master_asr._masks
+    assert not any(store._masks.values()) and not store._products and not store._dense
+
+
+@torch.no_grad()
+def test_no_more_masks_are_kept_than_languages_and_no_more_dense_weights_than_two_languages():
+    model = tiniest(("mapping", "head"))
+    inputs = inputs_for(model, (1600, 1600))
+    for _ in range(20):  # gates that move leave masks behind that are no language's any more
+        for code in model.languages:
+            model.assemblies[code].mapping.normal_()
+            model(**inputs, language=code)
+    store = model.master_asr._masks
+    assert max(map(len, store._masks.values())) <= len(model.languages) and len(store._dense) == DENSE_LANGUAGES
+
+
+@torch.no_grad()
+def test_an_autocast_context_does_not_grow_with_its_calls():
+    model = tiny_model("wav2vec2", hidden_size=128)
+    inputs = inputs_for(model, (400, 400))
+    with torch.autocast("cpu", torch.bfloat16):
+        peaks = []
+        for call in range(400):
+            model(**inputs, language=model.languages[call % 3])
+            if call in (60, 399):
+                peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    assert peaks[1] - peaks[0] < 20, f"{peaks[1] - peaks[0]:.0f} MB more after 340 calls"  # a copy of the masked weights in bf16 is 0.25 MB
+
+
+def test_many_threads_in_many_languages_while_weights_are_forgotten():
+    model = tiniest(("mapping", "head", "delta"))
+    inputs = inputs_for(model, (1600, 1600))
+    expected, wrong = logits_of(model, inputs), []
+
+    def ask(first: int) -> None:
+        try:
+            with torch.no_grad():
+                for call in range(60):
+                    code = model.languages[(first + call) % len(model.languages)]
+                    if not torch.equal(model(**inputs, language=code).logits, expected[code]):
+                        wrong.append(code)
+                    if call % 7 == 0:
+                        model.master_asr._forget()
+        except Exception as error:  # a thread's error would be lost
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.int64])
+def test_a_stamp_holds_until_values_place_type_or_shape_change(dtype):
+    def make():
+        return (100 * torch.randn(300)).to(dtype)
+
+    tensors = [make(), make().view(3, 100).T]  # the second does not lie in a row
+    stamp = Stamp(tensors)
+    assert stamp.holds(tensors) and stamp.holds(iter(tensors))
+    assert not stamp.holds(tensors[:1]) and not stamp.holds([tensors[0], tensors[1].clone()])
+    other = make()
+    tensors[1].data.copy_(other.view(3, 100).T)
+    assert not stamp.holds(tensors)
+
+
+def test_a_stamp_holds_on_nan_and_never_without_values():
+    tensor = torch.full((5,), float("nan"))
+    assert Stamp([tensor]).holds([tensor])
+    empty = torch.empty(5, device="meta")
+    assert not Stamp([empty]).holds([empty])
