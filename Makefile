@@ -1,5 +1,6 @@
 # make demo   adapts the shipped checkpoint to Spanish (a few minutes on 2 cores)
-# make test   everything that is not marked slow
+# make test       everything that is not marked slow
+# make test-all   everything
 # Both set up .venv first. PARTS="mapping head" gives the paper's own stage 2.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 PARTS ?= mapping head delta
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo demo-short test lint
+.PHONY: setup demo demo-short test test-all lint
 
 setup: $(VENV)/.done
 
@@ -24,7 +25,10 @@ demo-short: setup
 	$(BIN)/python -m demo.run --steps 6 --test_minutes 0.3
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-all: setup
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m ""
 
 lint: setup
 	$(BIN)/ruff check .

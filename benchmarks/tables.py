@@ -79,11 +79,11 @@ def tried_table() -> list[str]:
     return lines
 
 
-def heart_table() -> list[str]:
-    run = load("heart")
+def masks_table() -> list[str]:
+    run = load("masks")
     if not run:
         return []
-    wanted = {"mask_selection": "at most 3", "assembled_forward": "at most 1.02", "layer_gradient": "below 1"}
+    wanted = {"mask_selection": "at most 3", "assembled_forward": "at most 1.02", "layer_gradient": "below 1", "rule": "at most 0.01"}
     rows = [f"| {name.replace('_', ' ')} | {run[name]['ratio']} | {limit} |" for name, limit in wanted.items()]
     return ["| 1024 x 1024, float32, one thread | ratio | wanted |", "|---|---|---|", *rows]
 
@@ -119,7 +119,7 @@ def lora_table() -> list[str]:
 
 
 def command_lines() -> list[str]:
-    names = [*STAGE_1, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "heart", "languages", "lora"]
+    names = [*STAGE_1, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
@@ -138,7 +138,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(), "stage-2": stage_2_table(), "tried": tried_table(), "heart": heart_table(), "row-swap": row_swap_table(),
+        "stage-1": stage_1_table(), "stage-2": stage_2_table(), "tried": tried_table(), "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
