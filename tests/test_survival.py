@@ -19,7 +19,7 @@ from training.loop.optim import Turns
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"model": {"w": torch.arange(6.0)}, "progress": {"log": {"loss": {"0": 1.5}}}}
-FACTS = {"data": "d"}
+FACTS = {"config_of": "d"}
 
 
 class Killed(BaseException):
@@ -96,8 +96,8 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
 
 def test_data_that_changed_since_is_refused(tmp_path):
     checkpoints.save(tmp_path, 10, PARTS, FACTS)
-    with pytest.raises(ValueError, match="made from other data or settings .data: 'd' then, 'e' now"):
-        checkpoints.load(tmp_path, "newest", {"data": "e"})
+    with pytest.raises(ValueError, match="made from other data or settings .config_of: 'd' then, 'e' now"):
+        checkpoints.load(tmp_path, "newest", {"config_of": "e"})
     with pytest.raises(FileNotFoundError, match="No checkpoint in"):
         checkpoints.load(tmp_path / "empty", "newest", FACTS)
 

@@ -13,6 +13,8 @@ from typing import Optional
 import numpy as np
 import torch
 
+from training.loop.config import differences
+
 MANIFEST = "manifest.json"
 KEEP = 2  # so that a damaged newest one leaves another to go on from
 
@@ -130,10 +132,9 @@ def load(out: Path, name: str, facts: dict) -> tuple[int, dict[str, object]]:
         advice = f"The one before it is whole: --resume {older}." if older else "No older one is whole: start again without --resume."
         raise ValueError(f"{checkpoint} is damaged: {wrong}. {advice}")
     manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    changed = {key: (manifest["facts"].get(key), value) for key, value in facts.items() if manifest["facts"].get(key) != value}
+    changed = differences(manifest["facts"], facts)
     if changed:
-        words = "; ".join(f"{key}: {before!r} then, {now!r} now" for key, (before, now) in changed.items())
-        raise ValueError(f"{checkpoint} was made from other data or settings ({words}). Restore them, or start afresh in another --out.")
+        raise ValueError(f"{checkpoint} was made from other data or settings ({'; '.join(changed)}). Restore them, or start afresh in another --out.")
     parts = {Path(n).stem: torch.load(checkpoint / n, map_location="cpu", weights_only=True) for n in manifest["files"]}
     return manifest["step"], parts
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 from tqdm import tqdm
 
 from training.loop import checkpoints
+from training.loop.config import LoopConfig, as_record
 from training.loop.data import Clip, Collator, bucket_of_step, to_device
 from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
 from training.loop.sources import read_data
@@ -24,7 +24,7 @@ from training.loop.watching import state_of_masks, watch
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
 
 
-def make_accelerator(args, stage: str) -> Accelerator:
+def make_accelerator(config: LoopConfig, stage: str) -> Accelerator:
     """Accelerate as both stages use it: ranks train different languages, so a step leaves parameters without gradients.
 
     Raises:
@@ -32,8 +32,8 @@ def make_accelerator(args, stage: str) -> Accelerator:
     """
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=args.out, kwargs_handlers=[unused],
-        gradient_accumulation_steps=args.gradient_accumulation,
+        mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.out, kwargs_handlers=[unused],
+        gradient_accumulation_steps=config.gradient_accumulation,
     )  # fmt: skip
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("Accelerate's own FSDP reduces in lockstep, and ranks train different languages: leave --use_fsdp out, pass --shard.")
@@ -41,41 +41,19 @@ def make_accelerator(args, stage: str) -> Accelerator:
     return accelerator
 
 
-def place(accelerator, model, args) -> None:
+def place(accelerator, model, config: LoopConfig) -> None:
     """Puts the model where it trains, in shards if `--shard` asks for it: before optimizers are made, or filled by `--resume`."""
     model.to(accelerator.device)
-    if args.gradient_checkpointing:
+    if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if args.shard:
+    if config.shard:
         shard(model, accelerator)
 
 
-def add_loop_arguments(parser) -> None:
-    """The options of the data and the loop, alike in both stages."""
-    parser.add_argument("--data", required=True, nargs="+", help="manifests, Common Voice folders, audiofolders, parquet files, hub:owner/name; "
-                        "with a language in front where they name none: sr=PATH (training/loop/sources.py)")  # fmt: skip
-    parser.add_argument("--min_s", type=float, default=0.2, help="shorter clips are skipped")
-    parser.add_argument("--max_s", type=float, default=30.0, help="longer clips are skipped")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling languages; above 1, small ones are heard more often")
-    parser.add_argument("--features_cache", type=Path, help="folder of computed features; default: in memory")
-    parser.add_argument("--beta2", type=float, default=0.999, help="of Adam, the decay of its second moment")
-    parser.add_argument("--batch_s", type=float, default=24, help="seconds of audio a batch of one process, padding included")
-    parser.add_argument("--gradient_accumulation", type=int, default=1, help="batches a process and step")
-    parser.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: what accelerate launch says, else no")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower")
-    parser.add_argument("--shard", action="store_true", help="divide weights and optimizer among the processes (FSDP2): for big backbones")
-    parser.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better macro CER, and "
-                        "return to the best; 0: never")  # fmt: skip
-    parser.add_argument("--max_minutes", type=float, help="save and stop cleanly after so long")
-    parser.add_argument("--log_with", default="tensorboard", help="any of Accelerate's trackers")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", nargs="?", const="newest", help="go on from the newest checkpoint in --out, or from a named one")
-
-
-def load_clips(accelerator, args, minutes: float) -> list[Clip]:
+def load_clips(accelerator, config: LoopConfig, minutes: float) -> list[Clip]:
     """Clips of `--data`, with the report of what was read and what was left out."""
     with accelerator.main_process_first():
-        clips, report = read_data(args.data, args.out / "recordings", minutes, args.min_s, args.max_s)
+        clips, report = read_data(config.data, config.out / "recordings", minutes, config.min_s, config.max_s)
     if accelerator.is_main_process:
         print("\n".join(report.lines(clips)))
     return clips
@@ -96,20 +74,19 @@ class Run:
 
     Args:
         clips, validation: `training.loop.data.Clip`s.
-        out: folder of checkpoints and logs.
-        args: the options of `add_loop_arguments`, with `steps` and `evaluate_every`.
+        config: how it trains, and `out`, the folder of its checkpoints.
     """
 
-    def __init__(self, accelerator, model, processor, features, turns, clips, validation, out: Path, args):
+    def __init__(self, accelerator, model, processor, features, turns, clips, validation, config: LoopConfig):
         self.accelerator, self.model, self.processor, self.features, self.turns = accelerator, model, processor, features, turns
-        self.validation, self.out, self.args = validation, Path(out), args
-        self.batch_of = bucket_of_step(clips, args.batch_s, args.seed, args.temperature)
+        self.validation, self.out, self.config = validation, config.out, config
+        self.batch_of = bucket_of_step(clips, config.batch_s, config.seed, config.temperature)
         self.batches_a_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
-        self.collator = Collator(features, processor, full_augment_step=args.steps * self.batches_a_step // 4, seed=args.seed, spares=clips)
+        self.collator = Collator(features, processor, full_augment_step=config.steps * self.batches_a_step // 4, seed=config.seed, spares=clips)
         listed = "\n".join(sorted(f"{c.audio.name}|{c.language}|{c.text}|{c.duration_s}" for c in clips))
         self.facts = {
-            "data": hashlib.sha256(listed.encode()).hexdigest(), "batch_s": args.batch_s, "seed": args.seed, "steps": args.steps,
-            "batches_a_step": self.batches_a_step, "temperature": args.temperature,
+            "config": {**as_record(config), "mixed_precision": accelerator.mixed_precision}, "batches_a_step": self.batches_a_step,
+            "clips": hashlib.sha256(listed.encode()).hexdigest(),
         }  # fmt: skip
         self.progress = Progress()
 
@@ -123,9 +100,9 @@ class Run:
 
     def resume(self) -> int:
         """Restores what `--resume` names; returns the next step."""
-        if not self.args.resume:
+        if not self.config.resume:
             return 0
-        step, parts = checkpoints.load(self.out, self.args.resume, self.facts)
+        step, parts = checkpoints.load(self.out, self.config.resume, self.facts)
         load_model_state(self.model, parts["model"])
         self.turns.load_state_dict(parts["turns"])
         self.progress = Progress(**parts["progress"])
@@ -136,7 +113,7 @@ class Run:
     def batches(self, first_step: int) -> Iterator[tuple[list[Clip], dict]]:
         """This process's batches in order, with their clips; each is read and decoded in a thread while the one before it trains."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        indices = range(first_step * self.batches_a_step + rank, self.args.steps * self.batches_a_step, world)
+        indices = range(first_step * self.batches_a_step + rank, self.config.steps * self.batches_a_step, world)
 
         def make(index: int) -> tuple[list[Clip], dict]:
             clips = self.batch_of(index)
@@ -189,7 +166,7 @@ class Run:
         names = gather_object(names)  # gradients are averaged, so every process is here
         self.progress.skipped.append({"step": step, "clips": names})
         tqdm.write(f"step {step}: gradients are NaN or infinite, skipped. Clips: {names}")
-        allowed = max(MIN_SKIPPED, int(MAX_SKIPPED_SHARE * self.args.steps))
+        allowed = max(MIN_SKIPPED, int(MAX_SKIPPED_SHARE * self.config.steps))
         if len(self.progress.skipped) > allowed:
             clips = sorted({name for entry in self.progress.skipped for name in entry["clips"]})
             raise FloatingPointError(f"{len(self.progress.skipped)} steps had gradients that are not finite (allowed: {allowed}). Clips: {clips}.")
@@ -198,7 +175,7 @@ class Run:
         """Evaluates, logs, keeps the best weights."""
         watch(self.accelerator, self.model, self.processor, self.features, self.validation, step, self.progress.log, first)
         self.accelerator.wait_for_everyone()
-        if not self.args.patience:
+        if not self.config.patience:
             return
         cer = self.progress.log["validation"][str(step)]["macro"]["cer"]
         self.progress.evaluations_since_best += 1
@@ -211,38 +188,38 @@ class Run:
 
     def time_is_up(self, started_s: float) -> bool:
         """Whether `--max_minutes` are over by the main process's clock, so that all stop at the same step."""
-        if not self.args.max_minutes:
+        if not self.config.max_minutes:
             return False
-        is_late = torch.tensor(float(time.monotonic() - started_s > 60 * self.args.max_minutes), device=self.accelerator.device)
+        is_late = torch.tensor(float(time.monotonic() - started_s > 60 * self.config.max_minutes), device=self.accelerator.device)
         return bool(broadcast(is_late))
 
     def return_to_best(self) -> None:
-        if self.args.patience and self.progress.best["step"] is not None:
+        if self.config.patience and self.progress.best["step"] is not None:
             load_model_state(self.model, checkpoints.load(self.out / "best", "newest", self.facts)[1]["model"])
             tqdm.write(f"Back to the best step, {self.progress.best['step']}: validation CER {self.progress.best['cer']:.2f}.")
 
 
-def train(accelerator, model, processor, features, turns, clips, validation, out: Path, args) -> dict:
+def train(accelerator, model, processor, features, turns, clips, validation, config: LoopConfig) -> dict:
     """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour, skipped steps."""
-    run = Run(accelerator, model, processor, features, turns, clips, validation, out, args)
+    run = Run(accelerator, model, processor, features, turns, clips, validation, config)
     first_step = run.resume()
     # evaluation_mode: autocast and no DDP, since a sharded model exchanges gradients itself
     wrapped = accelerator.prepare_model(model, evaluation_mode=True) if is_sharded(model) else accelerator.prepare(model)
     log, first, recent, started = run.progress.log, state_of_masks(accelerator, model), [], time.monotonic()
-    progress = tqdm(total=args.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
+    progress = tqdm(total=config.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
                     disable=not accelerator.is_main_process)  # fmt: skip
     batches = run.batches(first_step)
-    for step in range(first_step, args.steps):
-        if step % args.evaluate_every == 0 and step and str(step) not in log["validation"]:
+    for step in range(first_step, config.steps):
+        if step % config.evaluate_every == 0 and step and str(step) not in log["validation"]:
             run.watch(step, first)
             run.save(step)
-            if args.patience and run.progress.evaluations_since_best >= args.patience:
+            if config.patience and run.progress.evaluations_since_best >= config.patience:
                 break
         if run.time_is_up(started):
             run.save(step)
             progress.close()
             accelerator.end_training()
-            raise SystemExit(f"Stopped at step {step} after {args.max_minutes} minutes; go on with --resume.")
+            raise SystemExit(f"Stopped at step {step} after {config.max_minutes} minutes; go on with --resume.")
         loss, language = run.one_step(wrapped, step, batches)
         recent = [*recent[-19:], loss]
         if step % 5 == 0:
@@ -253,7 +230,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, out
             log["loss"][str(step)] = round(sum(recent) / len(recent), 4)
             accelerator.log({"loss": log["loss"][str(step)], **turns.learning_rates()}, step=step)
     else:
-        run.watch(args.steps, first)
+        run.watch(config.steps, first)
     batches.close()
     progress.close()
     run.return_to_best()
