@@ -19,8 +19,10 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
-from training.adapt_language import AdaptConfig, add_language, learning_rates
-from training.loop.config import Count, Positive, parse
+from modeling_master_asr.configuration_master_asr import ALL_PARTS
+from training.adapt_language import DEFAULT_PARTS, AdaptConfig, add_language, learning_rates
+from training.loop import checkpoints
+from training.loop.config import Count, Positive, Settings, parse
 from training.loop.data import Features, minutes_of, read_manifest, select
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns
@@ -29,40 +31,45 @@ from training.loop.steps import train
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "checkpoints" / "master-asr-whisper-base"
 DATA = HERE / "manifest.jsonl"
+LANGUAGE = "es"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(AdaptConfig):
-    """Stage 2's settings, with the demo's model, data and language."""
+class DemoConfig(Settings):
+    """The settings of the demo."""
 
-    model: str = HfArg(default=str(CHECKPOINT), help="folder or hub id of a Master-ASR model")
-    data: list[str] = HfArg(default_factory=lambda: [str(DATA)], help="a manifest")
-    language: str = HfArg(default="es", help="code of the new language")
-    out: Path = HfArg(default=Path("runs/demo"), help="made anew by every run")
-    steps: Count = HfArg(default=200, help="updates of what the language owns")
-    evaluate_every: Count = HfArg(default=10**9, help="steps between evaluations on the way")
+    parts: list[str] = HfArg(default_factory=lambda: list(DEFAULT_PARTS), help="the paper's: mapping head", metadata={"choices": ALL_PARTS})
+    steps: Count = HfArg(default=200, help="updates of what Spanish owns")
     test_minutes: Positive = HfArg(default=10.0, help="of held-out clips to score")
+    out: Path = HfArg(default=Path("runs/demo"), help="the folder that the demo writes anew each time")
+
+    def stage_2(self) -> AdaptConfig:
+        """The settings of its training."""
+        return AdaptConfig(
+            model=str(CHECKPOINT), data=[str(DATA)], language=LANGUAGE, out=self.out, parts=self.parts, steps=self.steps,
+            evaluate_every=self.steps,
+        )  # fmt: skip
 
 
 @torch.no_grad()
-def logits_of_others(model, processor, clips, language: str) -> dict[str, torch.Tensor]:
-    """The logits of one clip of every language but the new one."""
+def logits_of_others(model, processor, clips) -> dict[str, torch.Tensor]:
+    """The logits of one clip of every language but Spanish."""
     model.eval()
     features = Features(processor)
-    first = {clip.language: clip for clip in reversed(clips) if clip.language != language}
+    first = {clip.language: clip for clip in reversed(clips) if clip.language != LANGUAGE}
     return {code: model(**processor.pad([features(clip)]), language=code).logits for code, clip in first.items()}
 
 
-def adapt(model, processor, features, clips, config: DemoConfig) -> dict:
+def adapt(model, processor, features, clips, config: AdaptConfig, test_minutes: float) -> dict:
     """Adds Spanish and trains its assembly; returns CER before and after."""
-    training, test = select(clips, "train", [config.language], config.minutes), select(clips, "test", [config.language], config.test_minutes)
+    training, test = select(clips, "train", [LANGUAGE], config.minutes), select(clips, "test", [LANGUAGE], test_minutes)
     add_language(model, processor, features, training, config)
     before = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kilobytes = parameter_kilobytes(model.assemblies[config.language].complete_state_dict())
-    print(f"Training {trainable:,} parameters ({kilobytes:.0f} KB) on {minutes_of(training)[config.language]} minutes of Spanish.")
+    kilobytes = parameter_kilobytes(model.assemblies[LANGUAGE].complete_state_dict())
+    print(f"Training {trainable:,} parameters ({kilobytes:.0f} KB) on {minutes_of(training)[LANGUAGE]} minutes of Spanish.")
     turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2)
-    validation = select(clips, "validation", [config.language], config.test_minutes)
+    validation = select(clips, "validation", [LANGUAGE], test_minutes)
     train(Accelerator(cpu=True), model, processor, features, turns, training, validation, config)
     after = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     return {"before": before, "after": after, "trainable": trainable, "kilobytes": kilobytes}
@@ -77,17 +84,19 @@ def transcribe(folder: Path, clips) -> None:
 
 
 def main(argv=None) -> None:
-    config = parse(DemoConfig, __doc__, argv)
+    demo = parse(DemoConfig, __doc__, argv)
+    config = demo.stage_2()
+    checkpoints.clear(config.out)
     set_seed(config.seed)
     start_s = time.time()
     config.out.mkdir(parents=True, exist_ok=True)
-    clips = read_manifest(config.data[0])
-    model = MasterASRForCTC.from_pretrained(config.model)
-    processor = MasterASRProcessor.from_pretrained(config.model)
-    others = logits_of_others(model, processor, clips, config.language)
-    result = adapt(model, processor, Features(processor), clips, config)
-    same = all(torch.equal(logits, others[code]) for code, logits in logits_of_others(model, processor, clips, config.language).items())
-    model.save_assembly(config.language, config.out / "assembly")
+    clips = read_manifest(DATA)
+    model = MasterASRForCTC.from_pretrained(CHECKPOINT)
+    processor = MasterASRProcessor.from_pretrained(CHECKPOINT)
+    others = logits_of_others(model, processor, clips)
+    result = adapt(model, processor, Features(processor), clips, config, demo.test_minutes)
+    same = all(torch.equal(logits, others[code]) for code, logits in logits_of_others(model, processor, clips).items())
+    model.save_assembly(LANGUAGE, config.out / "assembly")
     model.save_pretrained(config.out / "model")
     processor.save_pretrained(config.out / "model")
     print(f"\nSpanish CER on held-out clips: {result['before']:.1f} % before, {result['after']:.1f} % after {config.steps} steps.")

@@ -25,12 +25,11 @@ from transformers.hf_argparser import HfArg
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, LoopConfig, NotNegative, Positive, Share, as_record, parse
-from training.loop.data import Features, drop_impossible, minutes_of, select
-from training.loop.metrics import evaluate_clips
+from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.steps import load_clips, make_accelerator, place, train
+from training.loop.steps import Splits, load_splits, opened, place, tested, train
 from training.loop.text import build_vocab
 from training.loop.watching import mapping_figures
 
@@ -97,10 +96,29 @@ def announce(model, clips, dropped) -> None:
         print(f"Dropped {len(dropped)} clips whose text needs more frames than they have: {[str(c.audio) for c in dropped[:5]]}")
 
 
+def trained(accelerator, config: MultilingualConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
+    """The model after its steps, and their log."""
+    place(accelerator, model, config)
+    turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2)
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
+    return unsharded(model), log
+
+
+def save(accelerator, model, processor, folder: Path) -> None:
+    """Writes the model, before anything is tested: no figure is worth a training."""
+    if accelerator.is_main_process:
+        model.requires_grad_(True)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        print(f"Trained: {folder}.")
+    accelerator.wait_for_everyone()
+
+
 def summary(result: dict) -> list[str]:
     """One screen: test CER and WER a language, and what happened to the masks."""
-    lines = [f"{'language':10}{'minutes':>9}{'CER, %':>9}{'WER, %':>9}"]
-    for code, rate in [*result["test"]["languages"].items(), ("macro", result["test"]["macro"])]:
+    test = result["test"]
+    lines = [f"{'language':10}{'minutes':>9}{'CER, %':>9}{'WER, %':>9}"] if test else ["No test figures."]
+    for code, rate in [*test["languages"].items(), ("macro", test["macro"])] if test else []:
         minutes = result["minutes"].get(code)
         lines.append(f"{code:10}{'' if minutes is None else f'{minutes:.1f}':>9}{rate['cer']:9.2f}{rate['wer']:9.2f}")
     lines += [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in result["mapping"].items()]
@@ -108,38 +126,31 @@ def summary(result: dict) -> list[str]:
     return lines + ([f"lost: {lost[0]} steps with gradients that were not finite, {lost[1]} broken clips"] if any(lost) else [])
 
 
-def main(argv=None) -> None:
-    config = parse(MultilingualConfig, __doc__, argv)
-    set_seed(config.seed)
-    accelerator = make_accelerator(config, "stage1")
-    clips = load_clips(accelerator, config, config.minutes_per_language)
-    training = select(clips, "train", config.languages, config.minutes_per_language, config.seed)
-    validation = select(clips, "validation", config.languages)
-    model, processor = build(config, training)
-    training, dropped = drop_impossible(training, processor, model, speed=1.1)
-    announce(model, training, dropped)
-    features = Features(processor, config.features_cache)
-    place(accelerator, model, config)
-    turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2)
-    config.out.mkdir(parents=True, exist_ok=True)
-    log = train(accelerator, model, processor, features, turns, training, validation, config)
-    model = unsharded(model)
-    if accelerator.is_main_process:
-        model.requires_grad_(True)
-        model.save_pretrained(config.out / "model")
-        processor.save_pretrained(config.out / "model")
-    test = evaluate_clips(model, processor, features, select(clips, "test", config.languages), accelerator)
-    if not accelerator.is_main_process:
-        return
-    result = {
-        **facts_of_run(), "config": as_record(config), "minutes": minutes_of(training), "dropped": [str(clip.audio) for clip in dropped], "test": test,
-        "mapping": mapping_figures(model), "log": log,
-    }  # fmt: skip
+def report(config: MultilingualConfig, result: dict) -> None:
+    """The result on disk and on one screen, and the next command."""
     write_json(config.out / "run.json", result)
-    accelerator.end_training()
     print("\n".join(summary(result)))
     print(f"Wrote {config.out / 'run.json'} and {config.out / 'model'}.")
     print(f"Next: accelerate launch training/adapt_language.py --model {config.out / 'model'} --data {' '.join(config.data)} --language es --out runs/es")
+
+
+def main(argv=None) -> None:
+    config = parse(MultilingualConfig, __doc__, argv)
+    with opened(config, "stage1") as accelerator:
+        set_seed(config.seed)
+        splits = load_splits(accelerator, config, config.languages, config.minutes_per_language)
+        model, processor = build(config, splits.training)
+        splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
+        announce(model, splits.training, dropped)
+        features = Features(processor, config.features_cache)
+        model, log = trained(accelerator, config, model, processor, features, splits)
+        save(accelerator, model, processor, config.out / "model")
+        test = tested(accelerator, model, processor, features, splits.test)
+        if accelerator.is_main_process:
+            report(config, {
+                **facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training),
+                "dropped": [str(clip.audio) for clip in dropped], "test": test, "mapping": mapping_figures(model), "log": log,
+            })  # fmt: skip
 
 
 if __name__ == "__main__":

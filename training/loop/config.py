@@ -53,12 +53,22 @@ MAY_CHANGE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """The settings of the data and the loop, alike in both stages.
+class Settings:
+    """Settings that are what their types and ranges say.
 
     Raises:
-        ValueError: for the first setting that is not what its type and range say, by its name on the command line.
+        ValueError: for the first that is not, by its name on the command line.
     """
+
+    def __post_init__(self):
+        types = get_type_hints(type(self), include_extras=True)
+        for field in fields(self):
+            check_value(field.name, getattr(self, field.name), types[field.name], field.metadata.get("choices"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(Settings):
+    """The settings of the data and the loop, alike in both stages."""
 
     out: Path = HfArg(help="folder of this run alone: checkpoints, logs and what was trained")
     data: list[str] = HfArg(help="manifests, Common Voice folders, audiofolders, parquet files, hub:owner/name; "
@@ -84,9 +94,7 @@ class LoopConfig:
                                   metadata={"nargs": "?", "const": "newest"})  # fmt: skip
 
     def __post_init__(self):
-        types = get_type_hints(type(self), include_extras=True)
-        for field in fields(self):
-            check_value(field.name, getattr(self, field.name), types[field.name], field.metadata.get("choices"))
+        super().__post_init__()
         if self.min_s > self.max_s:
             raise ValueError(f"--min_s: got {self.min_s}; allowed: at most --max_s, which is {self.max_s}.")
 
@@ -124,7 +132,7 @@ def check_value(name: str, value: Any, kind: Any, choices=None) -> None:
         refuse(f"a {kind.__name__}")
 
 
-Config = TypeVar("Config", bound=LoopConfig)
+Config = TypeVar("Config", bound=Settings)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -141,7 +149,7 @@ def parse(kind: type[Config], description: str, argv: Optional[list[str]] = None
         parser.error(str(error))
 
 
-def as_record(config: LoopConfig) -> dict[str, Any]:
+def as_record(config: Settings) -> dict[str, Any]:
     """The whole config, JSON-able: what stands beside a result and in every checkpoint."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
