@@ -7,19 +7,22 @@
 
 from __future__ import annotations
 
-import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import pipeline
+from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
-from training.adapt_language import LEARNING_RATES, add_language
+from training.adapt_language import DEFAULT_PARTS, AdaptConfig, add_language, learning_rates
+from training.loop import checkpoints
+from training.loop.config import Count, Positive, Settings, parse
 from training.loop.data import Features, minutes_of, read_manifest, select
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns
@@ -31,17 +34,21 @@ DATA = HERE / "manifest.jsonl"
 LANGUAGE = "es"
 
 
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["mapping", "head", "delta"], choices=ALL_PARTS)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--test_minutes", type=float, default=10, help="of held-out clips to score")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    args = parser.parse_args(argv)
-    settings = {"language": LANGUAGE, "init": "nearest", "rank": 8, "batch_s": 24.0, "seed": 0}
-    loop = dict(evaluate_every=10**9, resume=None, patience=0,
-                max_minutes=None, temperature=1.0)  # fmt: skip
-    return argparse.Namespace(**vars(args), **settings, **loop)
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Settings):
+    """The settings of the demo."""
+
+    parts: list[str] = HfArg(default_factory=lambda: list(DEFAULT_PARTS), help="the paper's: mapping head", metadata={"choices": ALL_PARTS})
+    steps: Count = HfArg(default=200, help="updates of what Spanish owns")
+    test_minutes: Positive = HfArg(default=10.0, help="of held-out clips to score")
+    out: Path = HfArg(default=Path("runs/demo"), help="the folder that the demo writes anew each time")
+
+    def stage_2(self) -> AdaptConfig:
+        """The settings of its training."""
+        return AdaptConfig(
+            model=str(CHECKPOINT), data=[str(DATA)], language=LANGUAGE, out=self.out, parts=self.parts, steps=self.steps,
+            evaluate_every=self.steps,
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -53,17 +60,17 @@ def logits_of_others(model, processor, clips) -> dict[str, torch.Tensor]:
     return {code: model(**processor.pad([features(clip)]), language=code).logits for code, clip in first.items()}
 
 
-def adapt(model, processor, features, clips, args) -> dict:
+def adapt(model, processor, features, clips, config: AdaptConfig, test_minutes: float) -> dict:
     """Adds Spanish and trains its assembly; returns CER before and after."""
-    training, test = select(clips, "train", [LANGUAGE], 10), select(clips, "test", [LANGUAGE], args.test_minutes)
-    add_language(model, processor, features, training, args)
+    training, test = select(clips, "train", [LANGUAGE], config.minutes), select(clips, "test", [LANGUAGE], test_minutes)
+    add_language(model, processor, features, training, config)
     before = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kilobytes = parameter_kilobytes(model.assemblies[LANGUAGE].complete_state_dict())
     print(f"Training {trainable:,} parameters ({kilobytes:.0f} KB) on {minutes_of(training)[LANGUAGE]} minutes of Spanish.")
-    turns = Turns(model, alpha=10, beta=5, gamma=0, learning_rates=LEARNING_RATES, num_steps=args.steps, mapping_gradient="last")
-    validation = select(clips, "validation", [LANGUAGE], args.test_minutes)
-    train(Accelerator(cpu=True), model, processor, features, turns, training, validation, args.out, args)
+    turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2)
+    validation = select(clips, "validation", [LANGUAGE], test_minutes)
+    train(Accelerator(cpu=True), model, processor, features, turns, training, validation, config)
     after = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     return {"before": before, "after": after, "trainable": trainable, "kilobytes": kilobytes}
 
@@ -77,25 +84,27 @@ def transcribe(folder: Path, clips) -> None:
 
 
 def main(argv=None) -> None:
-    args = parse(argv)
-    set_seed(0)
+    demo = parse(DemoConfig, __doc__, argv)
+    config = demo.stage_2()
+    checkpoints.clear(config.out)
+    set_seed(config.seed)
     start_s = time.time()
-    args.out.mkdir(parents=True, exist_ok=True)
+    config.out.mkdir(parents=True, exist_ok=True)
     clips = read_manifest(DATA)
     model = MasterASRForCTC.from_pretrained(CHECKPOINT)
     processor = MasterASRProcessor.from_pretrained(CHECKPOINT)
     others = logits_of_others(model, processor, clips)
-    result = adapt(model, processor, Features(processor), clips, args)
+    result = adapt(model, processor, Features(processor), clips, config, demo.test_minutes)
     same = all(torch.equal(logits, others[code]) for code, logits in logits_of_others(model, processor, clips).items())
-    model.save_assembly(LANGUAGE, args.out / "assembly")
-    model.save_pretrained(args.out / "model")
-    processor.save_pretrained(args.out / "model")
-    print(f"\nSpanish CER on held-out clips: {result['before']:.1f} % before, {result['after']:.1f} % after {args.steps} steps.")
-    print(f"Trained {result['trainable']:,} parameters; the assembly is {result['kilobytes']:.0f} KB: {args.out / 'assembly'}")
+    model.save_assembly(LANGUAGE, config.out / "assembly")
+    model.save_pretrained(config.out / "model")
+    processor.save_pretrained(config.out / "model")
+    print(f"\nSpanish CER on held-out clips: {result['before']:.1f} % before, {result['after']:.1f} % after {config.steps} steps.")
+    print(f"Trained {result['trainable']:,} parameters; the assembly is {result['kilobytes']:.0f} KB: {config.out / 'assembly'}")
     print(f"Logits of {sorted(others)} bit-equal to before: {same}")
-    transcribe(args.out / "model", clips)
+    transcribe(config.out / "model", clips)
     print(f"\nDone in {(time.time() - start_s) / 60:.1f} minutes.")
-    print(f"Next: python -m training.transcribe YOUR.mp3 --model {args.out / 'model'} --language es --json")
+    print(f"Next: python -m training.transcribe YOUR.mp3 --model {config.out / 'model'} --language es --json")
     if not same:
         raise SystemExit("Another language's logits changed: this is a bug, please report it.")
 

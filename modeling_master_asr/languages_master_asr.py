@@ -145,13 +145,15 @@ class LanguageVerbs:
             if not any(token in theirs for token in vocab if token not in SPECIAL_TOKENS):
                 losses[language] = float("inf")
                 continue
-            total = 0.0
+            of_batches = []
             for batch in batches:
                 rows = [[shared[i] for i in row.tolist() if i in shared] for row in batch["labels"]]
                 longest = max(map(len, rows))
+                if longest == 0:  # nothing of this batch can be spelled
+                    continue
                 labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows], device=self.device)
-                total += float(self(**{**batch, "labels": labels}, language=language).loss)
-            losses[language] = total / max(len(batches), 1)
+                of_batches.append(float(self(**{**batch, "labels": labels}, language=language).loss))
+            losses[language] = sum(of_batches) / len(of_batches) if of_batches else float("inf")
         self.train(was_training)
         return dict(sorted(losses.items(), key=lambda item: item[1]))
 

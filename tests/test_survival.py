@@ -14,12 +14,12 @@ import torch
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
-from training.loop import checkpoints, steps
+from training.loop import checkpoints, stopping
 from training.loop.optim import Turns
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"model": {"w": torch.arange(6.0)}, "progress": {"log": {"loss": {"0": 1.5}}}}
-FACTS = {"data": "d"}
+FACTS = {"config_of": "d"}
 
 
 class Killed(BaseException):
@@ -96,8 +96,8 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
 
 def test_data_that_changed_since_is_refused(tmp_path):
     checkpoints.save(tmp_path, 10, PARTS, FACTS)
-    with pytest.raises(ValueError, match="made from other data or settings .data: 'd' then, 'e' now"):
-        checkpoints.load(tmp_path, "newest", {"data": "e"})
+    with pytest.raises(ValueError, match="made from other data or settings .config_of: 'd' then, 'e' now"):
+        checkpoints.load(tmp_path, "newest", {"config_of": "e"})
     with pytest.raises(FileNotFoundError, match="No checkpoint in"):
         checkpoints.load(tmp_path / "empty", "newest", FACTS)
 
@@ -136,13 +136,15 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_an_uninterrupted_one(c
         assert torch.equal(value, ends[1][name]), name
 
 
-def test_a_run_stops_cleanly_after_its_minutes_and_goes_on(corpus, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_stops_cleanly_after_its_minutes_and_goes_on(corpus, tmp_path, monkeypatch, capsys):  # noqa: F811
     whole = run_stage_1(corpus, tmp_path / "whole")
     clock = iter([0.0, 0.0])  # the start and the first step; then the minutes are over
     with monkeypatch.context() as patch:
-        patch.setattr(steps.time, "monotonic", lambda: next(clock, 1e9))
-        with pytest.raises(SystemExit, match="Stopped at step 1 after 1.0 minutes; go on with --resume"):
+        patch.setattr(stopping.time, "monotonic", lambda: next(clock, 1e9))
+        with pytest.raises(SystemExit) as stopped:
             run_stage_1(corpus, tmp_path / "cut", "--max_minutes", "1")
+    assert stopped.value.code == 0
+    assert "Stopped at step 1 since --max_minutes are over. Go on with the same command and --resume." in capsys.readouterr().out
     again = run_stage_1(corpus, tmp_path / "cut", "--resume")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name

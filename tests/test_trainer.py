@@ -11,6 +11,7 @@ from test_training import corpus  # noqa: F401  the fixture
 from transformers import Trainer, TrainingArguments
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from training.loop.config import LoopConfig
 from training.loop.data import Features, read_manifest, select
 from training.loop.optim import Turns
 from training.loop.steps import train
@@ -58,11 +59,9 @@ def test_trainer_and_accelerate_give_equal_losses_and_weights_step_by_step(corpu
     model, processor, turns = fresh(stage)
     losses = []
     model.register_forward_hook(lambda m, i, o: losses.append(float(o.loss.detach())) if m.training and o.loss is not None else None)
-    args = SimpleNamespace(steps=STEPS, batch_s=3.0, seed=0, evaluate_every=100, resume=None, gradient_accumulation=1, patience=0,
-                           max_minutes=None, gradient_checkpointing=False, temperature=1.0)  # fmt: skip
-    (tmp_path / "a").mkdir()
+    config = LoopConfig(out=tmp_path / "a", data=["manifest.jsonl"], steps=STEPS, evaluate_every=100, batch_s=3.0)
     train(Accelerator(cpu=True), model, processor, Features(processor), turns, clips_of(corpus, stage, "train"),
-          clips_of(corpus, stage, "validation"), tmp_path / "a", args)  # fmt: skip
+          clips_of(corpus, stage, "validation"), config)  # fmt: skip
     other, trainer = by_trainer(corpus, stage, tmp_path / "t")
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == len(logged) == STEPS
@@ -77,7 +76,8 @@ def test_a_resumed_trainer_ends_as_an_uninterrupted_one(corpus, tmp_path):  # no
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()):
         assert torch.equal(a, b), name
     code = {path.name for path in (tmp_path / "whole/checkpoint-5").glob("*_master_asr.py")}
-    assert len(code) == 9  # a Trainer checkpoint is a complete folder for trust_remote_code
+    rooms = {path.name for path in (ROOT / "modeling_master_asr").glob("*_master_asr.py")}
+    assert code == rooms  # a Trainer checkpoint is a complete folder for trust_remote_code
 
 
 def test_steps_have_to_be_counted(corpus, tmp_path):  # noqa: F811

@@ -5,8 +5,8 @@ import os
 import random
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from modeling_master_asr import artisan_master_asr as artisan
 from modeling_master_asr.artisan_master_asr import pack_mask
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.loop import checkpoints
+from training.loop.config import LoopConfig
 from training.loop.data import bucket, bucket_of_step, read_manifest, select
 from training.loop.metrics import error_rates, macro
 from training.loop.optim import Turns, freeze_front_end, tri_stage
@@ -184,7 +185,8 @@ def test_in_stage_2_the_encoder_needs_gradients_only_in_the_step_that_moves_t(co
 
 def test_a_model_is_on_its_device_before_an_optimizer_sees_it(model):
     """Else a resumed optimizer would be left behind on the CPU. "meta" stands in for a GPU."""
-    place(Namespace(device=torch.device("meta")), model, Namespace(gradient_checkpointing=False, shard=False))
+    config = LoopConfig(out=Path("out"), data=["manifest.jsonl"], steps=2, evaluate_every=2)
+    place(SimpleNamespace(device=torch.device("meta")), model, config)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     turns = Turns(model, 10, 2, 0, dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=2)
     state = turns.state_dict()

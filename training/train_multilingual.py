@@ -10,68 +10,69 @@ One minute on a CPU:
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 if not __package__:  # started by its path, as `accelerate launch` does: the clone's root, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from accelerate.utils import set_seed
+from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
-from training.loop.data import Features, drop_impossible, minutes_of, select
-from training.loop.metrics import evaluate_clips
+from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, LoopConfig, NotNegative, Positive, Share, as_record, parse
+from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.steps import add_loop_arguments, load_clips, make_accelerator, place, train
+from training.loop.steps import Splits, load_splits, opened, place, tested, train
 from training.loop.text import build_vocab
 from training.loop.watching import mapping_figures
 
 
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--backbone", default="facebook/wav2vec2-large-xlsr-53")
-    parser.add_argument("--num_layers", type=int, help="keep only the encoder's first layers")
-    parser.add_argument("--languages", nargs="+", default=["en", "fr", "it", "ru", "cs", "nl"])
-    parser.add_argument("--minutes_per_language", type=float, default=60)
-    parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--learning_rate", type=float, default=5e-5, help="of W")
-    parser.add_argument("--specialist_learning_rate", type=float, help="of M; default: as W")
-    parser.add_argument("--head_learning_rate", type=float, help="default: as W")
-    parser.add_argument("--mapping_learning_rate", type=float, help="of T before alpha; default: as W")
-    parser.add_argument("--sparsity", type=float, default=0.3, help="t, the fraction masked out")
-    parser.add_argument("--num_specialists", type=int, default=4, help="K")
-    parser.add_argument("--alpha", type=float, default=10, help="T's learning rate over the others'")
-    parser.add_argument("--beta", type=int, default=5, help="T moves every beta steps")
-    parser.add_argument("--gamma", type=int, default=5000, help="W and M take turns of gamma steps; 0: both at once")
-    parser.add_argument("--mapping_std", type=float, default=0.01, help="of T at the start")
-    parser.add_argument("--specialist_noise", type=float, default=SPECIALIST_NOISE, help="of M at the start, relative to |W|")
-    parser.add_argument("--one_mask", action="store_true", help="baseline: all gates open in every language, T fixed")
-    parser.add_argument("--evaluate_every", type=int, default=300)
-    add_loop_arguments(parser)
-    return parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class MultilingualConfig(LoopConfig):
+    """The settings of stage 1."""
+
+    backbone: str = HfArg(default="facebook/wav2vec2-large-xlsr-53", help="folder or hub id of a pretrained speech encoder")
+    num_layers: Optional[Count] = HfArg(default=None, help="keep only the encoder's first layers")
+    languages: list[str] = HfArg(default_factory=lambda: ["en", "fr", "it", "ru", "cs", "nl"], help="codes, as the data has them")
+    minutes_per_language: Positive = HfArg(default=60.0, help="of training audio, at most")
+    steps: Count = HfArg(default=100_000, help="updates of the weights")
+    evaluate_every: Count = HfArg(default=300, help=EVALUATE_EVERY)
+    learning_rate: Positive = HfArg(default=5e-5, help="of W")
+    specialist_learning_rate: Optional[Positive] = HfArg(default=None, help="of M; else as W")
+    head_learning_rate: Optional[Positive] = HfArg(default=None, help="else as W")
+    mapping_learning_rate: Optional[Positive] = HfArg(default=None, help="of T before alpha; else as W")
+    sparsity: Share = HfArg(default=0.3, help="t, the fraction masked out")
+    num_specialists: Count = HfArg(default=4, help="K")
+    alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
+    beta: Count = HfArg(default=5, help="T moves every beta steps")
+    gamma: CountOrZero = HfArg(default=5000, help="W and M take turns of gamma steps; 0: both at once")
+    mapping_std: NotNegative = HfArg(default=0.01, help="of T at the start")
+    specialist_noise: NotNegative = HfArg(default=SPECIALIST_NOISE, help="of M at the start, relative to |W|")
+    one_mask: bool = HfArg(default=False, help="baseline: all gates open in every language, T fixed")
 
 
-def build(args, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
+def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
     """The model on its backbone, alphabets from the training texts."""
-    vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in args.languages}
+    vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in config.languages}
     model = MasterASRForCTC.from_backbone(
-        args.backbone, vocabs, num_specialists=args.num_specialists, sparsity=args.sparsity, num_layers=args.num_layers
+        config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers
     )
     for assembly in model.assemblies.values():
-        torch.nn.init.normal_(assembly.mapping, std=args.mapping_std)
-        if args.one_mask:
+        torch.nn.init.normal_(assembly.mapping, std=config.mapping_std)
+        if config.one_mask:
             torch.nn.init.ones_(assembly.mapping)
             assembly.mapping.requires_grad_(False)
     for layer in model.master_asr.artisan_layers:
-        layer.reset_specialists(noise=args.specialist_noise)
+        layer.reset_specialists(noise=config.specialist_noise)
     freeze_front_end(model)
-    if args.sparsity == 0:  # nothing is masked: M and T have nothing to say
+    if config.sparsity == 0:  # nothing is masked: M and T have nothing to say
         for layer in model.master_asr.artisan_layers:
             layer.specialists.requires_grad_(False)
         for assembly in model.assemblies.values():
@@ -79,11 +80,11 @@ def build(args, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
     return model, MasterASRProcessor.from_model(model)
 
 
-def learning_rates(args) -> dict[str, float]:
-    rate = args.learning_rate
+def learning_rates(config: MultilingualConfig) -> dict[str, float]:
+    rate = config.learning_rate
     return {
-        "W": rate, "M": args.specialist_learning_rate or rate, "head": args.head_learning_rate or rate,
-        "T": args.mapping_learning_rate or rate,
+        "W": rate, "M": config.specialist_learning_rate or rate, "head": config.head_learning_rate or rate,
+        "T": config.mapping_learning_rate or rate,
     }  # fmt: skip
 
 
@@ -95,10 +96,29 @@ def announce(model, clips, dropped) -> None:
         print(f"Dropped {len(dropped)} clips whose text needs more frames than they have: {[str(c.audio) for c in dropped[:5]]}")
 
 
+def trained(accelerator, config: MultilingualConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
+    """The model after its steps, and their log."""
+    place(accelerator, model, config)
+    turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2)
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
+    return unsharded(model), log
+
+
+def save(accelerator, model, processor, folder: Path) -> None:
+    """Writes the model, before anything is tested: no figure is worth a training."""
+    if accelerator.is_main_process:
+        model.requires_grad_(True)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        print(f"Trained: {folder}.")
+    accelerator.wait_for_everyone()
+
+
 def summary(result: dict) -> list[str]:
     """One screen: test CER and WER a language, and what happened to the masks."""
-    lines = [f"{'language':10}{'minutes':>9}{'CER, %':>9}{'WER, %':>9}"]
-    for code, rate in [*result["test"]["languages"].items(), ("macro", result["test"]["macro"])]:
+    test = result["test"]
+    lines = [f"{'language':10}{'minutes':>9}{'CER, %':>9}{'WER, %':>9}"] if test else ["No test figures."]
+    for code, rate in [*test["languages"].items(), ("macro", test["macro"])] if test else []:
         minutes = result["minutes"].get(code)
         lines.append(f"{code:10}{'' if minutes is None else f'{minutes:.1f}':>9}{rate['cer']:9.2f}{rate['wer']:9.2f}")
     lines += [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in result["mapping"].items()]
@@ -106,38 +126,31 @@ def summary(result: dict) -> list[str]:
     return lines + ([f"lost: {lost[0]} steps with gradients that were not finite, {lost[1]} broken clips"] if any(lost) else [])
 
 
-def main(argv=None) -> None:
-    args = parse(argv)
-    set_seed(args.seed)
-    accelerator = make_accelerator(args, "stage1")
-    clips = load_clips(accelerator, args, args.minutes_per_language)
-    training = select(clips, "train", args.languages, args.minutes_per_language, args.seed)
-    validation = select(clips, "validation", args.languages)
-    model, processor = build(args, training)
-    training, dropped = drop_impossible(training, processor, model, speed=1.1)
-    announce(model, training, dropped)
-    features = Features(processor, args.features_cache)
-    place(accelerator, model, args)
-    turns = Turns(model, args.alpha, args.beta, args.gamma, learning_rates(args), args.steps, beta2=args.beta2)
-    args.out.mkdir(parents=True, exist_ok=True)
-    log = train(accelerator, model, processor, features, turns, training, validation, args.out, args)
-    model = unsharded(model)
-    if accelerator.is_main_process:
-        model.requires_grad_(True)
-        model.save_pretrained(args.out / "model")
-        processor.save_pretrained(args.out / "model")
-    test = evaluate_clips(model, processor, features, select(clips, "test", args.languages), accelerator)
-    if not accelerator.is_main_process:
-        return
-    result = {
-        **facts_of_run(), "minutes": minutes_of(training), "dropped": [str(clip.audio) for clip in dropped], "test": test,
-        "mapping": mapping_figures(model), "log": log,
-    }  # fmt: skip
-    write_json(args.out / "run.json", result)
-    accelerator.end_training()
+def report(config: MultilingualConfig, result: dict) -> None:
+    """The result on disk and on one screen, and the next command."""
+    write_json(config.out / "run.json", result)
     print("\n".join(summary(result)))
-    print(f"Wrote {args.out / 'run.json'} and {args.out / 'model'}.")
-    print(f"Next: accelerate launch training/adapt_language.py --model {args.out / 'model'} --data {' '.join(args.data)} --language es --out runs/es")
+    print(f"Wrote {config.out / 'run.json'} and {config.out / 'model'}.")
+    print(f"Next: accelerate launch training/adapt_language.py --model {config.out / 'model'} --data {' '.join(config.data)} --language es --out runs/es")
+
+
+def main(argv=None) -> None:
+    config = parse(MultilingualConfig, __doc__, argv)
+    with opened(config, "stage1") as accelerator:
+        set_seed(config.seed)
+        splits = load_splits(accelerator, config, config.languages, config.minutes_per_language)
+        model, processor = build(config, splits.training)
+        splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
+        announce(model, splits.training, dropped)
+        features = Features(processor, config.features_cache)
+        model, log = trained(accelerator, config, model, processor, features, splits)
+        save(accelerator, model, processor, config.out / "model")
+        test = tested(accelerator, model, processor, features, splits.test)
+        if accelerator.is_main_process:
+            report(config, {
+                **facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training),
+                "dropped": [str(clip.audio) for clip in dropped], "test": test, "mapping": mapping_figures(model), "log": log,
+            })  # fmt: skip
 
 
 if __name__ == "__main__":

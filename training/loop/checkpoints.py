@@ -13,8 +13,15 @@ from typing import Optional
 import numpy as np
 import torch
 
+from training.loop.config import differences
+
 MANIFEST = "manifest.json"
 KEEP = 2  # so that a damaged newest one leaves another to go on from
+
+
+def name_of(step: int) -> str:
+    """The checkpoint of a step."""
+    return f"checkpoint-{step:08d}"
 
 
 def save(out: Path, step: int, parts: dict[str, object], facts: dict, keep: int = KEEP) -> Path:
@@ -23,43 +30,76 @@ def save(out: Path, step: int, parts: dict[str, object], facts: dict, keep: int 
     Args:
         parts: `{name: tensors and plain Python values}`.
         facts: JSON-able, kept in the manifest and compared on load.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints stay, this one included; later ones, made before the run went back to an earlier one, do not.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written; older checkpoints are untouched.
     """
     out = Path(out)
-    target = out / f"checkpoint-{step:08d}"
+    target = out / name_of(step)
     part = out / f".{target.name}.part"
     try:
         if target.exists():  # made before the run that is repeated now was killed: the same values
             _set_aside(target)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        files = {}
-        for name, content in parts.items():
-            path = part / f"{name}.pt"
-            with path.open("wb") as opened:
-                torch.save(content, opened)
-                _sync(opened)
-            files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        files = {f"{name}.pt": _write_part(part / f"{name}.pt", content) for name, content in parts.items()}
         with (part / MANIFEST).open("w", encoding="utf-8") as opened:
             json.dump({"step": step, "facts": facts, "files": files}, opened, indent=1)
             _sync(opened)
         _sync_folder(part)
         os.replace(part, target)
         _sync_folder(out)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in the words of torch.save
         shutil.rmtree(part, ignore_errors=True)
         whole = [path.name for path in listed(out)]
-        raise OSError(f"Cannot write {target} ({error}). Free or open the disk and --resume; still there: {whole or 'none'}.") from error
-    for old in listed(out)[:-keep]:
-        _set_aside(old)
+        raise OSError(
+            f"Cannot write {target} ({_of_the_disk(error)}; {_free_megabytes(out)} MB free). Free or open the disk and --resume; "
+            f"still there: {whole or 'none'}."
+        ) from error
+    others = [path for path in listed(out) if path != target]
+    older = [path for path in others if path.name < target.name]
+    for path in others:
+        if path not in older[len(older) - (keep - 1) :]:
+            _set_aside(path)
     return target
 
 
+def _write_part(path: Path, content: object) -> dict:
+    """One part's file, synced; its size and hash."""
+    with path.open("wb") as opened:
+        torch.save(content, opened)
+        _sync(opened)
+    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _of_the_disk(error: BaseException) -> BaseException:
+    """The system's own error behind another library's, if there is one."""
+    cause: Optional[BaseException] = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
+
+
+def _free_megabytes(folder: Path) -> int:
+    there = next((place for place in (folder, *folder.parents) if place.exists()), Path("."))
+    return shutil.disk_usage(there).free >> 20
+
+
+def clear(out: Path) -> None:
+    """Deletes the checkpoints of an older run, and its best one."""
+    for checkpoint in [*listed(out), *listed(Path(out) / "best")]:
+        _set_aside(checkpoint)
+
+
 def _set_aside(checkpoint: Path) -> None:
-    """Deletes a checkpoint; renamed first, so that a kill in between leaves no half one under its name."""
+    """Deletes a checkpoint of ours; renamed first, so that a kill in between leaves no half one under its name.
+
+    Raises:
+        FileExistsError: for a folder without our manifest.
+    """
+    if not (checkpoint / MANIFEST).is_file():
+        raise FileExistsError(f"{checkpoint} is in the way, and no checkpoint of ours: it has no {MANIFEST}. Move it, or choose another --out")
     aside = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(checkpoint, aside)
@@ -88,8 +128,8 @@ def _sha256(path: Path) -> str:
 
 
 def listed(out: Path) -> list[Path]:
-    """Checkpoints by step, oldest first; what was still being written when a run was killed is not among them."""
-    return sorted(Path(out).glob("checkpoint-*"))
+    """Our checkpoints by step, oldest first; neither what was being written when a run was killed, nor anybody else's folders."""
+    return sorted(path for path in Path(out).glob("checkpoint-" + "[0-9]" * 8) if (path / MANIFEST).is_file())
 
 
 def damage(checkpoint: Path) -> Optional[str]:
@@ -130,10 +170,9 @@ def load(out: Path, name: str, facts: dict) -> tuple[int, dict[str, object]]:
         advice = f"The one before it is whole: --resume {older}." if older else "No older one is whole: start again without --resume."
         raise ValueError(f"{checkpoint} is damaged: {wrong}. {advice}")
     manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    changed = {key: (manifest["facts"].get(key), value) for key, value in facts.items() if manifest["facts"].get(key) != value}
+    changed = differences(manifest["facts"], facts)
     if changed:
-        words = "; ".join(f"{key}: {before!r} then, {now!r} now" for key, (before, now) in changed.items())
-        raise ValueError(f"{checkpoint} was made from other data or settings ({words}). Restore them, or start afresh in another --out.")
+        raise ValueError(f"{checkpoint} was made from other data or settings ({'; '.join(changed)}). Restore them, or start afresh in another --out.")
     parts = {Path(n).stem: torch.load(checkpoint / n, map_location="cpu", weights_only=True) for n in manifest["files"]}
     return manifest["step"], parts
 

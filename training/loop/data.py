@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -23,6 +24,9 @@ from training.loop.text import normalize
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation of training clips
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
 MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops: more say that the data is not what it seems
+
+DURATION_SLACK, DURATION_SLACK_S = 0.1, 0.5  # by which a recording may outlast its entry: rounding, an encoder's padding
+DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
     """The clips of a split, at most `minutes` of audio a language, chosen by seed alone.
 
     Raises:
-        ValueError: if a language has none.
+        ValueError: if a language has none, or none that short.
     """
     chosen = []
     for language in languages:
@@ -86,7 +90,16 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
                 continue
             total_s += clip.duration_s
             chosen.append(clip)
+        if total_s == 0:
+            shortest_s = min(clip.duration_s for clip in of_language)
+            raise ValueError(f"No {split} clip of {language!r} fits into {minutes} minutes; the shortest lasts {shortest_s} s.")
     return chosen
+
+
+def having(clips: list[Clip], split: str, languages: list[str]) -> list[str]:
+    """Those of `languages` that have clips of a split."""
+    there = {clip.language for clip in clips if clip.split == split}
+    return [language for language in languages if language in there]
 
 
 def minutes_of(clips: list[Clip]) -> dict[str, float]:
@@ -101,7 +114,8 @@ class Features:
     """The model's inputs of clips, computed once and kept in memory (4 GB), or in a folder that several processes may share.
 
     Args:
-        cache: folder of `.npy` files, keyed by the recording, the speed and the feature extractor's settings.
+        cache: folder of files, keyed by the recording, the speed and the feature extractor's settings; each begins with the
+            SHA-256 of the rest, and one that is damaged is made again.
     """
 
     def __init__(self, processor, cache: Optional[Path] = None):
@@ -115,7 +129,11 @@ class Features:
         return self.processor.features(np.zeros(self.processor.sampling_rate_hz, dtype=np.float32))
 
     def __call__(self, clip: Clip, speed: float = 1.0) -> np.ndarray:
-        """Features of one clip, `(samples,)` or `(mels, frames)`, played at `speed` times its rate."""
+        """Features of one clip, `(samples,)` or `(mels, frames)`, played at `speed` times its rate.
+
+        Raises:
+            ValueError, OSError: if the recording cannot be read, or is longer than the clip says.
+        """
         if self.cache is not None:
             return self._from_cache(clip, speed)
         key = (clip.audio, speed)
@@ -129,21 +147,55 @@ class Features:
 
     def _from_cache(self, clip: Clip, speed: float) -> np.ndarray:
         about = clip.audio.stat()
-        key = f"{clip.audio.resolve()}|{about.st_size}|{about.st_mtime_ns}|{speed}|{self._settings}"
-        path = Path(self.cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.stem}.{os.getpid()}.part.npy")
-            np.save(part, self._compute(clip, speed))
-            os.replace(part, path)  # whole or absent, also when two processes make it at once
-        return np.load(path)
+        key = f"{clip.audio.resolve()}|{about.st_size}|{about.st_mtime_ns}|{clip.duration_s}|{speed}|{self._settings}"
+        path = Path(self.cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.features"
+        features = read_array(path)
+        if features is None:
+            features = self._compute(clip, speed)
+            try:
+                write_array(path, features)
+            except OSError as error:  # a full disk costs time, not the clip
+                tqdm.write(f"Features are not kept: {error}")
+        return features
 
     def _compute(self, clip: Clip, speed: float) -> np.ndarray:
         rate_hz = self.processor.sampling_rate_hz
         samples = check_audio(decode_audio(clip.audio, rate_hz), None, rate_hz, str(clip.audio))
+        lasts_s = len(samples) / rate_hz
+        if lasts_s > clip.duration_s * (1 + DURATION_SLACK) + DURATION_SLACK_S:
+            raise ValueError(f"{clip.audio} lasts {lasts_s:.1f} s, and its entry in the data says {clip.duration_s:.1f} s.")
         if speed != 1.0:
             samples = resample(samples, int(rate_hz * speed), rate_hz)
         return self.processor.features(samples)
+
+
+def read_array(path: Path) -> Optional[np.ndarray]:
+    """What `write_array` wrote, or None if it is not there or not whole."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:
+        return None
+    return np.load(io.BytesIO(content[DIGEST_BYTES:]))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array after its SHA-256; whole or absent, also when two processes make it at once.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left of it then.
+    """
+    opened = io.BytesIO()
+    np.save(opened, array)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(hashlib.sha256(opened.getvalue()).digest() + opened.getvalue())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> tuple[list[Clip], list[Clip]]:
@@ -208,7 +260,13 @@ def tempered(batches: list[list[Clip]], temperature: float, rng: random.Random) 
 
 
 def bucket_of_step(clips: list[Clip], batch_s: float, seed: int, temperature: float = 1.0) -> Callable[[int], list[Clip]]:
-    """`batch_of(step)`, endless and the same for the same seed: epoch e is shuffled by (seed, e)."""
+    """`batch_of(step)`, endless and the same for the same seed: epoch e is shuffled by (seed, e).
+
+    Raises:
+        ValueError: if there are no clips.
+    """
+    if not clips:
+        raise ValueError("No clips to train on are left.")
 
     def epoch(number: int) -> list[list[Clip]]:
         rng = random.Random(f"{seed}-{number}")

@@ -76,15 +76,25 @@ def transcribe_clips(
 
 
 def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None) -> dict:
-    """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %, and "left_out", clips that cannot be read, if there are any.
+    """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %; and where there are any, "left_out", clips that cannot be read,
+    and "unscored", languages that have no others.
 
     Args:
         accelerator: see `transcribe_clips`.
+
+    Raises:
+        ValueError: if not one clip can be scored.
     """
     texts = transcribe_clips(model, processor, Collator(features, processor), clips, accelerator=accelerator)
-    rates = {}
+    rates, unscored = {}, []
     for language in dict.fromkeys(clip.language for clip in clips):
         pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language and text is not None]
-        rates[language] = error_rates([p for p, _ in pairs], [r for _, r in pairs])
+        if pairs:
+            rates[language] = error_rates([p for p, _ in pairs], [r for _, r in pairs])
+        else:
+            unscored.append(language)
     left_out = [str(clip.audio) for text, clip in zip(texts, clips) if text is None]
-    return {"languages": rates, "macro": macro(rates), **({"left_out": left_out} if left_out else {})}
+    if not rates:
+        raise ValueError(f"No clips to score: {f'none of {left_out} can be read' if left_out else 'the split is empty'}.")
+    lost = {"left_out": left_out, "unscored": unscored}
+    return {"languages": rates, "macro": macro(rates), **{name: names for name, names in lost.items() if names}}

@@ -18,7 +18,7 @@ def tri_stage(step: int, num_steps: int) -> float:
     """The tri-stage factor of the learning rate: linear warm-up, flat, exponential decay to 0.05."""
     warmup, hold = WARMUP * num_steps, (WARMUP + HOLD) * num_steps
     if step < warmup:
-        return (step + 1) / warmup
+        return min(1.0, (step + 1) / warmup)
     if step < hold:
         return 1.0
     return FINAL_SCALE ** ((step - hold) / max(num_steps - hold, 1))

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Optional
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
 from tqdm import tqdm
 
 from training.loop import checkpoints
-from training.loop.data import Clip, Collator, bucket_of_step, to_device
+from training.loop.config import LoopConfig, as_record
+from training.loop.data import Clip, Collator, bucket_of_step, having, select, to_device
+from training.loop.folder import claimed
+from training.loop.metrics import evaluate_clips
 from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
 from training.loop.sources import read_data
+from training.loop.stopping import StopRequest
 from training.loop.watching import state_of_masks, watch
 
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
 
 
-def make_accelerator(args, stage: str) -> Accelerator:
+def make_accelerator(config: LoopConfig) -> Accelerator:
     """Accelerate as both stages use it: ranks train different languages, so a step leaves parameters without gradients.
 
     Raises:
@@ -32,63 +35,84 @@ def make_accelerator(args, stage: str) -> Accelerator:
     """
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, log_with=args.log_with, project_dir=args.out, kwargs_handlers=[unused],
-        gradient_accumulation_steps=args.gradient_accumulation,
+        mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.out, kwargs_handlers=[unused],
+        gradient_accumulation_steps=config.gradient_accumulation,
     )  # fmt: skip
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("Accelerate's own FSDP reduces in lockstep, and ranks train different languages: leave --use_fsdp out, pass --shard.")
-    accelerator.init_trackers(stage)
     return accelerator
 
 
-def place(accelerator, model, args) -> None:
+@contextmanager
+def opened(config: LoopConfig, stage: str) -> Iterator[Accelerator]:
+    """A run from its claim on `--out`, made before any data is read, to the end of its trackers.
+
+    Raises:
+        RuntimeError, FileExistsError: see `training.loop.folder.claimed`.
+    """
+    accelerator = make_accelerator(config)
+    with claimed(config.out, config.resume) if accelerator.is_main_process else nullcontext():
+        accelerator.init_trackers(stage)
+        yield accelerator
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+
+
+def place(accelerator, model, config: LoopConfig) -> None:
     """Puts the model where it trains, in shards if `--shard` asks for it: before optimizers are made, or filled by `--resume`."""
     model.to(accelerator.device)
-    if args.gradient_checkpointing:
+    if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if args.shard:
+    if config.shard:
         shard(model, accelerator)
 
 
-def add_loop_arguments(parser) -> None:
-    """The options of the data and the loop, alike in both stages."""
-    parser.add_argument("--data", required=True, nargs="+", help="manifests, Common Voice folders, audiofolders, parquet files, hub:owner/name; "
-                        "with a language in front where they name none: sr=PATH (training/loop/sources.py)")  # fmt: skip
-    parser.add_argument("--min_s", type=float, default=0.2, help="shorter clips are skipped")
-    parser.add_argument("--max_s", type=float, default=30.0, help="longer clips are skipped")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling languages; above 1, small ones are heard more often")
-    parser.add_argument("--features_cache", type=Path, help="folder of computed features; default: in memory")
-    parser.add_argument("--beta2", type=float, default=0.999, help="of Adam, the decay of its second moment")
-    parser.add_argument("--batch_s", type=float, default=24, help="seconds of audio a batch of one process, padding included")
-    parser.add_argument("--gradient_accumulation", type=int, default=1, help="batches a process and step")
-    parser.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: what accelerate launch says, else no")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower")
-    parser.add_argument("--shard", action="store_true", help="divide weights and optimizer among the processes (FSDP2): for big backbones")
-    parser.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better macro CER, and "
-                        "return to the best; 0: never")  # fmt: skip
-    parser.add_argument("--max_minutes", type=float, help="save and stop cleanly after so long")
-    parser.add_argument("--log_with", default="tensorboard", help="any of Accelerate's trackers")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", nargs="?", const="newest", help="go on from the newest checkpoint in --out, or from a named one")
+@dataclass
+class Splits:
+    """A run's clips."""
+
+    training: list[Clip]
+    validation: list[Clip]
+    test: list[Clip]
 
 
-def load_clips(accelerator, args, minutes: float) -> list[Clip]:
-    """Clips of `--data`, with the report of what was read and what was left out."""
+def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: float) -> Splits:
+    """Clips of `--data`, with the report of what was read and what was left out.
+
+    Raises:
+        ValueError: if a language has no clips to train on, or none to validate with.
+    """
     with accelerator.main_process_first():
-        clips, report = read_data(args.data, args.out / "recordings", minutes, args.min_s, args.max_s)
-    if accelerator.is_main_process:
-        print("\n".join(report.lines(clips)))
-    return clips
+        clips, report = read_data(config.data, config.out / "recordings", minutes, config.min_s, config.max_s)
+    testable = having(clips, "test", languages)
+    accelerator.print("\n".join(report.lines(clips)))
+    if len(testable) < len(languages):
+        accelerator.print(f"No test clips of {[code for code in languages if code not in testable]}: there will be no test figures of them.")
+    return Splits(
+        select(clips, "train", languages, minutes, config.seed), select(clips, "validation", languages), select(clips, "test", testable)
+    )
+
+
+def tested(accelerator, model, processor, features, clips: list[Clip]) -> Optional[dict]:
+    """CER and WER on test clips; None where there is nothing to score, with the reason said: what was trained is saved already."""
+    try:
+        return evaluate_clips(model, processor, features, clips, accelerator)
+    except ValueError as error:
+        accelerator.print(f"Not tested: {error}")
+        return None
 
 
 @dataclass
 class Progress:
-    """What a run has seen so far; kept in its checkpoints."""
+    """What a run has seen so far; kept in its checkpoints, so that a resumed run reports the whole."""
 
     log: dict = field(default_factory=lambda: {"validation": {}, "loss": {}, "mapping": {}})
+    recent: list = field(default_factory=list)  # losses of the last 20 steps
     skipped: list = field(default_factory=list)  # steps whose gradients were not finite, with their clips
+    broken: dict = field(default_factory=dict)  # recording -> why it cannot be read
     best: dict = field(default_factory=lambda: {"step": None, "cer": float("inf")})
     evaluations_since_best: int = 0
+    first: Optional[dict] = None  # gates and masks at the start; in the main process
 
 
 class Run:
@@ -96,47 +120,59 @@ class Run:
 
     Args:
         clips, validation: `training.loop.data.Clip`s.
-        out: folder of checkpoints and logs.
-        args: the options of `add_loop_arguments`, with `steps` and `evaluate_every`.
+        config: how it trains, and `out`, the folder of its checkpoints.
     """
 
-    def __init__(self, accelerator, model, processor, features, turns, clips, validation, out: Path, args):
+    def __init__(self, accelerator, model, processor, features, turns, clips, validation, config: LoopConfig):
         self.accelerator, self.model, self.processor, self.features, self.turns = accelerator, model, processor, features, turns
-        self.validation, self.out, self.args = validation, Path(out), args
-        self.batch_of = bucket_of_step(clips, args.batch_s, args.seed, args.temperature)
+        self.validation, self.out, self.config = validation, config.out, config
+        self.batch_of = bucket_of_step(clips, config.batch_s, config.seed, config.temperature)
         self.batches_a_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
-        self.collator = Collator(features, processor, full_augment_step=args.steps * self.batches_a_step // 4, seed=args.seed, spares=clips)
-        listed = "\n".join(sorted(f"{c.audio.name}|{c.language}|{c.text}|{c.duration_s}" for c in clips))
+        self.collator = Collator(features, processor, full_augment_step=config.steps * self.batches_a_step // 4, seed=config.seed, spares=clips)
+        self.clips = sorted(f"{c.audio.name} ({c.split}, {c.language}, {c.duration_s} s): {c.text}" for c in [*clips, *validation])
         self.facts = {
-            "data": hashlib.sha256(listed.encode()).hexdigest(), "batch_s": args.batch_s, "seed": args.seed, "steps": args.steps,
-            "batches_a_step": self.batches_a_step, "temperature": args.temperature,
+            "config": {**as_record(config), "mixed_precision": accelerator.mixed_precision}, "batches_a_step": self.batches_a_step,
         }  # fmt: skip
+        moving = {id(mapping) for mapping in turns.mappings}
+        self.watched = [code for code, a in model.assemblies.items() if id(a.mapping) in moving] or model.languages
         self.progress = Progress()
 
     def save(self, step: int) -> None:
+        """Writes the checkpoint of a step; all processes have to call it."""
         every_rank = gather_object([checkpoints.random_state()])
+        self.progress.broken = self.broken_clips()
         is_main = self.accelerator.is_main_process
         parts = whole({"model": self.model.state_dict(), "turns": self.turns.state_dict()}, keep=is_main)
         if is_main:
-            checkpoints.save(self.out, step, {**parts, "progress": asdict(self.progress), "random": every_rank}, self.facts)
+            parts |= {"progress": asdict(self.progress), "random": every_rank, "clips": self.clips}
+            checkpoints.save(self.out, step, parts, self.facts)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> int:
-        """Restores what `--resume` names; returns the next step."""
-        if not self.args.resume:
-            return 0
-        step, parts = checkpoints.load(self.out, self.args.resume, self.facts)
-        load_model_state(self.model, parts["model"])
-        self.turns.load_state_dict(parts["turns"])
-        self.progress = Progress(**parts["progress"])
-        checkpoints.set_random_state(parts["random"][self.accelerator.process_index % len(parts["random"])])
-        tqdm.write(f"Resumed at step {step}.")
-        return step
+        """Restores what `--resume` names, or starts; returns the next step.
+
+        Raises:
+            ValueError: if settings or clips have changed since, naming them.
+        """
+        if self.config.resume == "newest" and not checkpoints.listed(self.out):
+            tqdm.write(f"Nothing to resume in {self.out}: the run ended before its first checkpoint. Starting afresh.")
+        elif self.config.resume:
+            step, parts = checkpoints.load(self.out, self.config.resume, self.facts)
+            check_clips(parts["clips"], self.clips)
+            load_model_state(self.model, parts["model"])
+            self.turns.load_state_dict(parts["turns"])
+            self.progress = Progress(**parts["progress"])
+            self.collator.broken.update({Path(path): reason for path, reason in self.progress.broken.items()})
+            checkpoints.set_random_state(parts["random"][self.accelerator.process_index % len(parts["random"])])
+            tqdm.write(f"Resumed at step {step}.")
+            return step
+        self.progress.first = state_of_masks(self.accelerator, self.model, self.watched)
+        return 0
 
     def batches(self, first_step: int) -> Iterator[tuple[list[Clip], dict]]:
         """This process's batches in order, with their clips; each is read and decoded in a thread while the one before it trains."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        indices = range(first_step * self.batches_a_step + rank, self.args.steps * self.batches_a_step, world)
+        indices = range(first_step * self.batches_a_step + rank, self.config.steps * self.batches_a_step, world)
 
         def make(index: int) -> tuple[list[Clip], dict]:
             clips = self.batch_of(index)
@@ -149,13 +185,13 @@ class Run:
                 coming = thread.submit(make, index + world) if index + world in indices else None
                 yield current.result()
 
-    def one_step(self, wrapped, step: int, batches: Iterator) -> tuple[float, str]:
+    def one_step(self, wrapped, step: int, batches: Iterator) -> list[tuple[str, float]]:
         """This process's batches of a step, forward and backward, and the move.
 
         Returns:
-            This process's loss, and the language of its last batch.
+            Language and loss of each of the batches.
         """
-        accumulation, total, names = self.accelerator.gradient_accumulation_steps, 0.0, []
+        accumulation, losses, names = self.accelerator.gradient_accumulation_steps, [], []
         self.model.train()
         self.turns.begin(step)
         for i in range(accumulation):
@@ -166,12 +202,12 @@ class Run:
             with self.gradients_kept_apart(wrapped, is_last):
                 loss = wrapped(**batch).loss
                 self.accelerator.backward(loss)  # divided by the accumulation steps there
-            total += float(loss.detach()) / accumulation
+            losses.append((clips[0].language, float(loss.detach())))
         if is_sharded(self.model):
             average_languages(self.model)
         if not self.turns.step(step):
             self.skip(step, names)
-        return total, clips[0].language
+        return losses
 
     def gradients_kept_apart(self, wrapped, is_last: bool):
         """A context in which processes exchange gradients after the last batch of a step only."""
@@ -189,18 +225,39 @@ class Run:
         names = gather_object(names)  # gradients are averaged, so every process is here
         self.progress.skipped.append({"step": step, "clips": names})
         tqdm.write(f"step {step}: gradients are NaN or infinite, skipped. Clips: {names}")
-        allowed = max(MIN_SKIPPED, int(MAX_SKIPPED_SHARE * self.args.steps))
+        allowed = max(MIN_SKIPPED, int(MAX_SKIPPED_SHARE * self.config.steps))
         if len(self.progress.skipped) > allowed:
             clips = sorted({name for entry in self.progress.skipped for name in entry["clips"]})
             raise FloatingPointError(f"{len(self.progress.skipped)} steps had gradients that are not finite (allowed: {allowed}). Clips: {clips}.")
 
-    def watch(self, step: int, first) -> None:
-        """Evaluates, logs, keeps the best weights."""
-        watch(self.accelerator, self.model, self.processor, self.features, self.validation, step, self.progress.log, first)
-        self.accelerator.wait_for_everyone()
-        if not self.args.patience:
+    def log_losses(self, step: int, losses: list[tuple[str, float]]) -> float:
+        """Logs a step's losses, each under its batch's language; returns the mean of the last 20 steps."""
+        progress = self.progress
+        progress.recent = [*progress.recent[-19:], sum(loss for _, loss in losses) / len(losses)]
+        mean = sum(progress.recent) / len(progress.recent)
+        if step % 5 == 0:
+            of_language = defaultdict(list)
+            for language, loss in losses:
+                of_language[f"loss/{language}"].append(loss)
+            self.accelerator.log({name: sum(values) / len(values) for name, values in of_language.items()}, step=step)
+        if step % 20 == 0:
+            progress.log["loss"][str(step)] = round(mean, 4)
+            self.accelerator.log({"loss": progress.log["loss"][str(step)], **self.turns.learning_rates()}, step=step)
+        return mean
+
+    def evaluate_and_save(self, step: int) -> None:
+        """Evaluates, logs, keeps the best weights, and writes the checkpoint; what a resumed run has done already it does not repeat."""
+        if str(step) in self.progress.log["validation"]:
             return
-        cer = self.progress.log["validation"][str(step)]["macro"]["cer"]
+        progress = self.progress
+        watch(self.accelerator, self.model, self.processor, self.features, self.validation, step, progress.log, progress.first, self.watched)
+        self.accelerator.wait_for_everyone()
+        if self.config.patience:
+            self.keep_best(step, progress.log["validation"][str(step)]["macro"]["cer"])
+        self.save(step)
+
+    def keep_best(self, step: int, cer: float) -> None:
+        """Keeps the weights if their macro CER on validation is the lowest so far."""
         self.progress.evaluations_since_best += 1
         if cer < self.progress.best["cer"]:
             self.progress.best, self.progress.evaluations_since_best = {"step": step, "cer": cer}, 0
@@ -209,53 +266,67 @@ class Run:
                 checkpoints.save(self.out / "best", step, {"model": best}, self.facts, keep=1)
             self.accelerator.wait_for_everyone()
 
-    def time_is_up(self, started_s: float) -> bool:
-        """Whether `--max_minutes` are over by the main process's clock, so that all stop at the same step."""
-        if not self.args.max_minutes:
-            return False
-        is_late = torch.tensor(float(time.monotonic() - started_s > 60 * self.args.max_minutes), device=self.accelerator.device)
-        return bool(broadcast(is_late))
+    def out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.progress.evaluations_since_best
 
     def return_to_best(self) -> None:
-        if self.args.patience and self.progress.best["step"] is not None:
-            load_model_state(self.model, checkpoints.load(self.out / "best", "newest", self.facts)[1]["model"])
+        """Loads this run's best weights, if `--patience` asks for them."""
+        if self.config.patience and self.progress.best["step"] is not None:
+            best = checkpoints.name_of(self.progress.best["step"])
+            load_model_state(self.model, checkpoints.load(self.out / "best", best, self.facts)[1]["model"])
             tqdm.write(f"Back to the best step, {self.progress.best['step']}: validation CER {self.progress.best['cer']:.2f}.")
 
+    def stop(self, step: int, reason: str) -> None:
+        """Saves and ends the program, with exit code 0: nothing went wrong."""
+        self.save(step)
+        self.accelerator.end_training()
+        self.accelerator.print(f"Stopped at step {step} {reason}. Go on with the same command and --resume.")
+        raise SystemExit(0)
 
-def train(accelerator, model, processor, features, turns, clips, validation, out: Path, args) -> dict:
-    """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour, skipped steps."""
-    run = Run(accelerator, model, processor, features, turns, clips, validation, out, args)
+    def broken_clips(self) -> dict[str, str]:
+        """Recordings that no process could read, with the reason."""
+        return dict(pair for pair in gather_object([(str(path), reason) for path, reason in self.collator.broken.items()]))
+
+
+def check_clips(before: list[str], now: list[str]) -> None:
+    """Checks that a run goes on with the clips it began with.
+
+    Raises:
+        ValueError: naming what is gone and what is new.
+    """
+    gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    if gone or new or len(before) != len(now):
+        raise ValueError(
+            f"The clips are not those that the run began with: {len(gone)} are gone {gone[:5]}, {len(new)} are new {new[:5]} "
+            f"({len(before)} then, {len(now)} now). Restore them, or start afresh in another --out."
+        )
+
+
+def train(accelerator, model, processor, features, turns, clips, validation, config: LoopConfig) -> dict:
+    """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour, skipped steps.
+
+    Raises:
+        SystemExit: with code 0, after a checkpoint, once `--max_minutes` are over or SIGTERM came.
+    """
+    run = Run(accelerator, model, processor, features, turns, clips, validation, config)
     first_step = run.resume()
     # evaluation_mode: autocast and no DDP, since a sharded model exchanges gradients itself
     wrapped = accelerator.prepare_model(model, evaluation_mode=True) if is_sharded(model) else accelerator.prepare(model)
-    log, first, recent, started = run.progress.log, state_of_masks(accelerator, model), [], time.monotonic()
-    progress = tqdm(total=args.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
-                    disable=not accelerator.is_main_process)  # fmt: skip
-    batches = run.batches(first_step)
-    for step in range(first_step, args.steps):
-        if step % args.evaluate_every == 0 and step and str(step) not in log["validation"]:
-            run.watch(step, first)
-            run.save(step)
-            if args.patience and run.progress.evaluations_since_best >= args.patience:
+    bar = tqdm(total=config.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
+               disable=not accelerator.is_main_process)  # fmt: skip
+    with StopRequest(accelerator, config.max_minutes) as stop, bar, closing(run.batches(first_step)) as batches:
+        for step in range(first_step, config.steps):
+            if step and step % config.evaluate_every == 0:
+                run.evaluate_and_save(step)
+            if run.out_of_patience():
                 break
-        if run.time_is_up(started):
-            run.save(step)
-            progress.close()
-            accelerator.end_training()
-            raise SystemExit(f"Stopped at step {step} after {args.max_minutes} minutes; go on with --resume.")
-        loss, language = run.one_step(wrapped, step, batches)
-        recent = [*recent[-19:], loss]
-        if step % 5 == 0:
-            accelerator.log({f"loss/{language}": loss}, step=step)
-        progress.update()
-        progress.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", turn=turns.phase(step))
-        if step % 20 == 0:
-            log["loss"][str(step)] = round(sum(recent) / len(recent), 4)
-            accelerator.log({"loss": log["loss"][str(step)], **turns.learning_rates()}, step=step)
-    else:
-        run.watch(args.steps, first)
-    batches.close()
-    progress.close()
+            if reason := stop.reason():
+                bar.close()
+                run.stop(step, reason)
+            mean = run.log_losses(step, run.one_step(wrapped, step, batches))
+            bar.update()
+            bar.set_postfix(loss=f"{mean:.3f}", turn=turns.phase(step))
+        else:
+            run.evaluate_and_save(config.steps)
     run.return_to_best()
-    broken = dict(pair for pair in gather_object([(str(path), reason) for path, reason in run.collator.broken.items()]))
-    return {**log, "skipped": run.progress.skipped, "broken_clips": broken}
+    return {**run.progress.log, "skipped": run.progress.skipped, "broken_clips": run.broken_clips()}

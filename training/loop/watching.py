@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Optional
 
 import numpy as np
@@ -15,18 +16,20 @@ from training.loop.metrics import evaluate_clips
 from training.loop.pictures import gate_differences, similarity_figure
 from training.loop.sharding import is_sharded, whole
 
-MASKS_WATCHED = 20  # masks of so many languages are compared; the others' gates are
+MASKS_WATCHED = 20  # masks of so many languages are compared; of the others, the gates are
 
 
 @torch.no_grad()
-def masks_of(model) -> dict[str, list[torch.Tensor]]:
-    """Masks of the first 20 languages, one an Artisan layer, bit-packed."""
-    masks = {}
+def masks_of(model, first: Iterable[str] = ()) -> dict[str, list[torch.Tensor]]:
+    """Masks of 20 languages, `first` before the others, one an Artisan layer, bit-packed."""
+    codes = list(dict.fromkeys([*first, *model.languages]))[:MASKS_WATCHED]
+    masks = {code: [] for code in codes}
     for index, layer in enumerate(model.master_asr.artisan_layers):
         specialists = whole(layer.specialists)
-        for code, assembly in itertools.islice(model.assemblies.items(), MASKS_WATCHED):
+        for code in codes:
+            assembly = model.assemblies[code]
             scores = specialist_scores(specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
-            masks.setdefault(code, []).append(pack_mask(select_mask(scores, model.config.sparsity)).cpu())
+            masks[code].append(pack_mask(select_mask(scores, model.config.sparsity)).cpu())
     return masks
 
 
@@ -41,53 +44,57 @@ def weights_a_layer(model) -> list[int]:
     return [math.prod(layer.specialists.shape[1:]) for layer in model.master_asr.artisan_layers]
 
 
-def mapping_figures(model, masks=None) -> dict:
-    """How decided and how different the languages are: std of T, open gates, share of mask bits in which pairs differ."""
-    masks = masks or masks_of(model)
+def mapping_figures(model, masks=None, languages: Optional[list[str]] = None) -> dict:
+    """How decided and how different languages are: std of T, open gates, share of mask bits in which pairs differ.
+
+    Args:
+        masks: what `masks_of` found, if it is known.
+        languages: whose T is described, such as those that train; pairs are theirs with each other and with the others. None: all.
+    """
+    languages = languages or model.languages
+    masks = masks or masks_of(model, languages)
     rows = torch.stack([a.mapping.detach().float().cpu() for a in model.assemblies.values()])  # (L, layers, K)
-    share = torch.sigmoid(rows)
+    own = rows[[model.languages.index(code) for code in languages]]
+    share = torch.sigmoid(own)
     entropy = -(share * share.log2() + (1 - share) * (1 - share).log2())
-    used = (rows > 0).any(0)  # (layers, K)
     figures = {
-        "std_of_T": float(rows.std()), "entropy_of_T_bits": float(entropy.mean()), "share_of_open_gates": float((rows > 0).float().mean()),
-        "specialists_in_use_a_layer": float(used.sum(-1).float().mean()), "dead_specialists": int((~used).sum()),
+        "std_of_T": float(own.std()), "entropy_of_T_bits": float(entropy.mean()), "share_of_open_gates": float((own > 0).float().mean()),
+        "specialists_in_use_a_layer": float((own > 0).any(0).sum(-1).float().mean()), "dead_specialists": int((~(rows > 0).any(0)).sum()),
     }  # fmt: skip
     sizes = weights_a_layer(model)
-    pairs = [share_of_differing_bits(masks[a], masks[b], sizes) for a, b in itertools.combinations(masks, 2)]
-    if pairs:
-        figures["share_of_mask_bits_in_which_languages_differ"] = sum(pairs) / len(pairs)
+    pairs = [(a, b) for a, b in itertools.combinations(masks, 2) if a in languages or b in languages]
+    differing = [share_of_differing_bits(masks[a], masks[b], sizes) for a, b in pairs]
+    if differing:
+        figures["share_of_mask_bits_in_which_languages_differ"] = sum(differing) / len(differing)
     return figures
 
 
-def gates_of(model) -> torch.Tensor:
-    """All gate bits, `(L, layers, K)` booleans."""
-    return torch.stack([a.mapping.detach().cpu() > 0 for a in model.assemblies.values()])
-
-
-def state_of_masks(accelerator, model) -> Optional[tuple[torch.Tensor, dict]]:
-    """`(gates, masks)` in the main process; all have to call it."""
+def state_of_masks(accelerator, model, languages: list[str]) -> Optional[dict]:
+    """`{"gates": {language: (layers, K) booleans}, "masks": ...}` in the main process; all have to call it."""
     if accelerator.is_main_process or is_sharded(model):
-        masks = masks_of(model)  # gathers the specialists where they are sharded
-        return (gates_of(model), masks) if accelerator.is_main_process else None
+        masks = masks_of(model, languages)  # gathers the specialists where they are sharded
+        gates = {code: model.assemblies[code].mapping.detach().cpu() > 0 for code in languages}
+        return {"gates": gates, "masks": masks} if accelerator.is_main_process else None
     return None
 
 
-def watch(accelerator, model, processor, features, validation, step: int, log: dict, first) -> None:
+def watch(accelerator, model, processor, features, validation, step: int, log: dict, first, languages: list[str]) -> None:
     """Validation CER, the mapping's figures and the similarity picture, into the log, the trackers and the terminal.
 
     Args:
-        first: `state_of_masks` when this run started, to measure change from.
+        first: `state_of_masks` when the run started, to measure change from.
+        languages: those whose T trains: its figures are of them alone.
     """
     rates = log["validation"][str(step)] = evaluate_clips(model, processor, features, validation, accelerator)
-    now = state_of_masks(accelerator, model)
+    now = state_of_masks(accelerator, model, languages)
     if now is None:
         return
-    (first_gates, first_masks), (gates_now, masks) = first, now
     sizes = weights_a_layer(model)
-    changed = [share_of_differing_bits(masks[code], first_masks[code], sizes) for code in masks]
+    changed = [share_of_differing_bits(now["masks"][code], first["masks"][code], sizes) for code in languages if code in now["masks"]]
+    flipped = [(now["gates"][code] != first["gates"][code]).float().mean() for code in languages]
     figures = log["mapping"][str(step)] = {
-        **mapping_figures(model, masks),
-        "share_of_flipped_gates": float((gates_now != first_gates).float().mean()),
+        **mapping_figures(model, now["masks"], languages),
+        "share_of_flipped_gates": float(sum(flipped) / len(flipped)),
         "share_of_changed_mask_bits": sum(changed) / len(changed),
     }
     flat = {f"cer/{code}": r["cer"] for code, r in rates["languages"].items()}

@@ -1,0 +1,96 @@
+"""A run is what its settings say: one config a stage, checked by name before anything is read."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from demo.run import DemoConfig
+from training import adapt_language, train_multilingual
+from training.adapt_language import AdaptConfig
+from training.loop.config import MAY_CHANGE, LoopConfig, as_record, differences, parse
+from training.train_multilingual import MultilingualConfig
+
+STAGE_1 = ["--out", "runs/x", "--data", "nowhere.jsonl"]
+STAGE_2 = [*STAGE_1, "--model", "nowhere", "--language", "es"]
+
+
+@pytest.mark.parametrize("script, option, value, allowed", [
+    (train_multilingual, "--head_learning_rate", "nan", "a number above 0"),
+    (train_multilingual, "--learning_rate", "-0.001", "a number above 0"),
+    (train_multilingual, "--specialist_learning_rate", "0.0", "a number above 0"),
+    (train_multilingual, "--minutes_per_language", "0.0", "a number above 0"),
+    (train_multilingual, "--sparsity", "1.0", "a number at least 0 and below 1"),
+    (train_multilingual, "--beta", "0", "a whole number at least 1"),
+    (train_multilingual, "--gamma", "-1", "a whole number at least 0"),
+    (train_multilingual, "--steps", "0", "a whole number at least 1"),
+    (train_multilingual, "--beta2", "1.0", "a number at least 0 and below 1"),
+    (train_multilingual, "--num_layers", "0", "a whole number at least 1"),
+    (train_multilingual, "--max_s", "0.1", None),
+    (adapt_language, "--minutes", "0.0", "a number above 0"),
+    (adapt_language, "--alpha", "inf", "a number above 0"),
+    (adapt_language, "--batch_s", "-24.5", "a number above 0"),
+    (adapt_language, "--rank", "0", "a whole number at least 1"),
+    (adapt_language, "--patience", "-1", "a whole number at least 0"),
+    (adapt_language, "--max_minutes", "0.0", "a number above 0"),
+    (adapt_language, "--finetune_learning_rate", "nan", "a number above 0"),
+])  # fmt: skip
+def test_a_setting_that_means_nothing_is_refused_by_name_before_data_is_read(script, option, value, allowed, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*(STAGE_1 if script is train_multilingual else STAGE_2), option, value])
+    assert stopped.value.code == 2
+    words = capsys.readouterr().err.splitlines()[-1]
+    if allowed is None:  # it depends on another
+        assert words.endswith("--min_s: got 0.2; allowed: at most --max_s, which is 0.1.")
+    else:
+        assert words.endswith(f"{option}: got {value}; allowed: {allowed}.")
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"parts": ["mapping"]}, r"--parts: got \['mapping'\]; allowed: \['mapping', 'head'\] and any of \['specialist', 'delta'\]"),
+    ({"parts": ["mapping", "head", "tail"]}, r"--parts: got .*'tail'.*; allowed: some of"),
+    ({"parts": ["mapping", "head", "head"]}, "--parts: got .*; allowed: one or more, none of them twice"),
+    ({"steps": 2.5}, "--steps: got 2.5; allowed: a whole number at least 1"),
+    ({"steps": "3"}, "--steps: got '3'; allowed: a whole number"),
+    ({"mixed_precision": "fp8"}, r"--mixed_precision: got 'fp8'; allowed: one of \['no', 'bf16'\]"),
+    ({"out": "runs"}, "--out: got 'runs'; allowed: a Path"),
+    ({"data": []}, r"--data: got \[\]; allowed: one or more"),
+    ({"language": ""}, "--language: got ''; allowed: a str"),
+])  # fmt: skip
+def test_a_config_built_in_python_is_checked_as_a_command_line_is(changes, message):
+    settings = {"out": Path("runs"), "data": ["m.jsonl"], "model": "m", "language": "es", **changes}
+    with pytest.raises(ValueError, match=message):
+        AdaptConfig(**settings)
+
+
+def test_a_command_line_gives_the_config_that_python_gives():
+    options = ["--parts", "mapping", "head", "--data", "a", "sr=b", "--out", "runs/es", "--model", "m", "--language", "es", "--resume", "--shard"]
+    same = AdaptConfig(parts=["mapping", "head"], data=["a", "sr=b"], out=Path("runs/es"), model="m", language="es", resume="newest", shard=True)
+    assert parse(AdaptConfig, "", options) == same
+    assert parse(AdaptConfig, "", [*options, "--resume", "checkpoint-00000300"]).resume == "checkpoint-00000300"
+    assert parse(MultilingualConfig, "", STAGE_1) == MultilingualConfig(out=Path("runs/x"), data=["nowhere.jsonl"])
+    assert parse(DemoConfig, "", []) == DemoConfig()
+
+
+@pytest.mark.parametrize("kind", [LoopConfig, MultilingualConfig, AdaptConfig])
+def test_every_setting_but_those_named_is_compared_and_survives_json(kind):
+    required = {"out": Path("runs"), "data": ["m.jsonl"], "model": "m", "language": "es", "steps": 3, "evaluate_every": 2}
+    names = {field.name for field in dataclasses.fields(kind)}
+    record = as_record(kind(**{name: value for name, value in required.items() if name in names}))
+    assert set(record) == names and set(MAY_CHANGE) <= names
+    before = {"config": json.loads(json.dumps(record))}
+    assert differences(before, {"config": record}) == []
+    for name, value in record.items():
+        expected = [] if name in MAY_CHANGE else [f"{name}: {value!r} then, 'other' now"]
+        assert differences(before, {"config": {**record, name: "other"}}) == expected
+
+
+def test_help_shows_every_setting_with_its_default(capsys):
+    for script, kind in ((train_multilingual, MultilingualConfig), (adapt_language, AdaptConfig)):
+        with pytest.raises(SystemExit):
+            script.main(["--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        for field in dataclasses.fields(kind):
+            assert f"--{field.name} " in shown and field.metadata["help"]
+        assert script.__doc__.splitlines()[0] in shown and "(default: 0.999)" in shown

@@ -1,0 +1,163 @@
+"""The settings of a run: one frozen dataclass a stage, of which its command line, its checks and its record are made."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import operator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_type_hints
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number has to be; finite in any case."""
+
+    above: Optional[float] = None
+    at_least: Optional[float] = None
+    below: Optional[float] = None
+
+    def allows(self, value: float) -> bool:
+        rules = ((self.above, operator.gt), (self.at_least, operator.ge), (self.below, operator.lt))
+        return math.isfinite(value) and all(holds(value, limit) for limit, holds in rules if limit is not None)
+
+    def __str__(self) -> str:
+        rules = {"above": self.above, "at least": self.at_least, "below": self.below}
+        return " and ".join(f"{words} {limit:g}" for words, limit in rules.items() if limit is not None)
+
+
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(at_least=0, below=1)]
+Count = Annotated[int, Range(at_least=1)]
+CountOrZero = Annotated[int, Range(at_least=0)]  # 0 stands for "not at all"
+
+EVALUATE_EVERY = "steps between evaluations, and between checkpoints"
+
+# What may differ between a run and its `--resume`, and why. Everything else has to be as it was.
+MAY_CHANGE = {
+    "out": "the folder may have been moved",
+    "data": "so may the recordings: the clips themselves are compared",
+    "resume": "it is what differs",
+    "max_minutes": "when to stop is no part of the result",
+    "log_with": "nor is who is told",
+    "features_cache": "nor where features are kept",
+    "gradient_checkpointing": "it changes memory, not gradients",
+    "shard": "a checkpoint is whole, however the weights were divided",
+    "gradient_accumulation": "processes x accumulation are compared",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings that are what their types and ranges say.
+
+    Raises:
+        ValueError: for the first that is not, by its name on the command line.
+    """
+
+    def __post_init__(self):
+        types = get_type_hints(type(self), include_extras=True)
+        for field in fields(self):
+            check_value(field.name, getattr(self, field.name), types[field.name], field.metadata.get("choices"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(Settings):
+    """The settings of the data and the loop, alike in both stages."""
+
+    out: Path = HfArg(help="folder of this run alone: checkpoints, logs and what was trained")
+    data: list[str] = HfArg(help="manifests, Common Voice folders, audiofolders, parquet files, hub:owner/name; "
+                            "with a language in front where they name none: sr=PATH (training/loop/sources.py)")  # fmt: skip
+    steps: Count
+    evaluate_every: Count = HfArg(help=EVALUATE_EVERY)
+    min_s: NotNegative = HfArg(default=0.2, help="shorter clips are skipped")
+    max_s: Positive = HfArg(default=30.0, help="longer clips are skipped")
+    temperature: Positive = HfArg(default=1.0, help="of sampling languages; above 1, small ones are heard more often")
+    features_cache: Optional[Path] = HfArg(default=None, help="folder of computed features; else they are kept in memory")
+    batch_s: Positive = HfArg(default=24.0, help="seconds of audio a batch of one process, padding included")
+    gradient_accumulation: Count = HfArg(default=1, help="batches a process and step")
+    beta2: Share = HfArg(default=0.999, help="Adam's, for the squares of the gradients")
+    mixed_precision: Optional[Literal["no", "bf16"]] = HfArg(default=None, help="else what accelerate launch says, or no")
+    gradient_checkpointing: bool = HfArg(default=False, help="recompute activations: less memory, slower")
+    shard: bool = HfArg(default=False, help="divide weights and optimizer among the processes (FSDP2): for big backbones")
+    patience: CountOrZero = HfArg(default=0, help="stop after so many evaluations without a better macro CER, and return to "
+                                  "the best; 0: never")  # fmt: skip
+    max_minutes: Optional[Positive] = HfArg(default=None, help="save and stop cleanly after so long")
+    log_with: str = HfArg(default="tensorboard", help="any of Accelerate's trackers")
+    seed: CountOrZero = HfArg(default=0, help="of the weights that start at random, the choice of clips and their order")
+    resume: Optional[str] = HfArg(default=None, help="go on from the newest checkpoint in --out, or from a named one",
+                                  metadata={"nargs": "?", "const": "newest"})  # fmt: skip
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.min_s > self.max_s:
+            raise ValueError(f"--min_s: got {self.min_s}; allowed: at most --max_s, which is {self.max_s}.")
+
+
+def check_value(name: str, value: Any, kind: Any, choices=None) -> None:
+    """Checks one setting.
+
+    Raises:
+        ValueError: with its name on the command line, what was received and what is allowed.
+    """
+    if type(None) in get_args(kind):
+        if value is None:
+            return
+        kind = next(k for k in get_args(kind) if k is not type(None))
+    ranges = [extra for extra in getattr(kind, "__metadata__", ()) if isinstance(extra, Range)]
+    kind = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+
+    def refuse(allowed: str):
+        raise ValueError(f"--{name}: got {value!r}; allowed: {allowed}.")
+
+    if kind in (int, float):
+        noun = "a whole number" if kind is int else "a number"
+        accepted = int if kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, accepted) or not all(limits.allows(value) for limits in ranges):
+            refuse(" ".join([noun, *map(str, ranges)]))
+    elif getattr(kind, "__origin__", None) is list:
+        if not isinstance(value, list) or not value or len(set(value)) < len(value):
+            refuse("one or more, none of them twice")
+        if choices and not set(value) <= set(choices):
+            refuse(f"some of {list(choices)}")
+    elif getattr(kind, "__origin__", None) is Literal:
+        if value not in get_args(kind):
+            refuse(f"one of {list(get_args(kind))}")
+    elif not isinstance(value, kind) or value == "":
+        refuse(f"a {kind.__name__}")
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and every default."""
+
+
+def parse(kind: type[Config], description: str, argv: Optional[list[str]] = None) -> Config:
+    """A command line as the config it stands for; one that is refused ends with the reason."""
+    parser = HfArgumentParser(kind, description=description, formatter_class=_Help)
+    settings = vars(parser.parse_args(argv))
+    try:
+        return kind(**settings)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def as_record(config: Settings) -> dict[str, Any]:
+    """The whole config, JSON-able: what stands beside a result and in every checkpoint."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of a run's facts, its config among them, differs and may not, in words."""
+    flat = [{**facts, **facts.get("config", {})} for facts in (before, now)]
+    names = [name for name in {**flat[0], **flat[1]} if name != "config" and name not in MAY_CHANGE]
+    pairs = {name: tuple(facts.get(name, "not there") for facts in flat) for name in names}
+    return [f"{name}: {then!r} then, {value!r} now" for name, (then, value) in pairs.items() if then != value]
