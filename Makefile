@@ -1,11 +1,11 @@
 # make demo   adapts the shipped checkpoint to Spanish (a few minutes on 2 cores)
 # make test       everything that is not marked slow
 # make test-all   everything
-# Both set up .venv first. PARTS="mapping head" gives the paper's own stage 2.
+# Both set up .venv first. PRESET=paper gives the paper's own stage 2.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PARTS ?= mapping head delta
+PRESET ?= best
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: setup demo demo-short test test-all lint
@@ -19,7 +19,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m demo.run --parts $(PARTS)
+	$(BIN)/python -m demo.run --preset $(PRESET)
 
 demo-short: setup
 	$(BIN)/python -m demo.run --steps 6 --test_minutes 0.3

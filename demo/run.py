@@ -1,7 +1,7 @@
 """The demo: Spanish from 10 minutes of recordings, on a laptop, without disturbing the other languages.
 
     make demo
-    python -m demo.run --parts mapping head        # the paper's own stage 2
+    python -m demo.run --preset paper              # the paper's own stage 2
     python -m demo.run --steps 6 --test_minutes 0.3  # a glance (CI)
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,8 +20,8 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
-from modeling_master_asr.configuration_master_asr import ALL_PARTS
-from training.adapt_language import DEFAULT_PARTS, AdaptConfig, add_language, learning_rates
+from modeling_master_asr.configuration_master_asr import DEFAULT_PRESET
+from training.adapt_language import AdaptConfig, add_language, learning_rates
 from training.loop import checkpoints
 from training.loop.config import Count, Positive, Settings, parse
 from training.loop.data import Features, minutes_of, read_manifest, select
@@ -38,7 +39,7 @@ LANGUAGE = "es"
 class DemoConfig(Settings):
     """The settings of the demo."""
 
-    parts: list[str] = HfArg(default_factory=lambda: list(DEFAULT_PARTS), help="the paper's: mapping head", metadata={"choices": ALL_PARTS})
+    preset: Literal["paper", "small", "best"] = HfArg(default=DEFAULT_PRESET, help="what Spanish owns")
     steps: Count = HfArg(default=200, help="updates of what Spanish owns")
     test_minutes: Positive = HfArg(default=10.0, help="of held-out clips to score")
     out: Path = HfArg(default=Path("runs/demo"), help="the folder that the demo writes anew each time")
@@ -46,7 +47,7 @@ class DemoConfig(Settings):
     def stage_2(self) -> AdaptConfig:
         """The settings of its training."""
         return AdaptConfig(
-            model=str(CHECKPOINT), data=[str(DATA)], language=LANGUAGE, out=self.out, parts=self.parts, steps=self.steps,
+            model=str(CHECKPOINT), data=[str(DATA)], language=LANGUAGE, out=self.out, preset=self.preset, steps=self.steps,
             evaluate_every=self.steps,
         )  # fmt: skip
 

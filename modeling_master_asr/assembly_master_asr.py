@@ -162,10 +162,17 @@ class LanguageAssembly(nn.Module):
         init.normal_(self.mapping, std=MAPPING_STD)
 
     def complete_state_dict(self) -> dict[str, torch.Tensor]:
-        """The state dict with the head's rows gathered: what a file of this language alone must hold."""
+        """The state dict with the head's rows gathered: what a file of this language alone must hold, in half precision where that
+        loses nothing.
+        """
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("head.")}
         state |= {"head.weight": self.head.weight.detach(), "head.bias": self.head.bias.detach()}
-        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        return {name: _halved(value.detach().cpu().contiguous()) for name, value in state.items()}
+
+
+def _halved(value: torch.Tensor) -> torch.Tensor:
+    half = value.half() if value.dtype == torch.float32 else value
+    return half if torch.equal(half.to(value.dtype), value) else value
 
 
 class Assemblies(nn.ModuleDict):

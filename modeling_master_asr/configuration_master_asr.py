@@ -12,6 +12,13 @@ SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN)
 ALL_PARTS = ("mapping", "head", "specialist", "delta", "scales", "norms")  # the modules are in assembly_master_asr.PARTS
 TARGETS = ("attention", "all")  # what a delta reaches: the Artisan layers, or the feed-forward layers too
 PAPER_PARTS = ("mapping", "head")
+# Combinations that were measured (RESULTS.md): what a language owns beside its head, from bits to a megabyte.
+PRESETS = {
+    "paper": {"parts": PAPER_PARTS, "rank": 8, "targets": "attention"},
+    "small": {"parts": ("mapping", "head", "norms"), "rank": 8, "targets": "attention"},
+    "best": {"parts": ("mapping", "head", "delta", "norms"), "rank": 8, "targets": "all"},
+}
+DEFAULT_PRESET = "best"
 PIPELINE_TASK = "automatic-speech-recognition"
 
 
@@ -41,6 +48,28 @@ def check_parts(parts) -> list[str]:
     if unknown or not set(PAPER_PARTS) <= set(parts):
         raise ValueError(f"parts must hold 'mapping' and 'head' and may hold {list(ALL_PARTS[2:])}; got {list(parts)}.")
     return [part for part in ALL_PARTS if part in parts]
+
+
+def from_preset(preset: str, parts=None, rank: Optional[int] = None, targets: Optional[str] = None) -> dict[str, Any]:
+    """`{"parts", "rank", "targets"}` of a preset, where not said otherwise.
+
+    Raises:
+        ValueError: for an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {list(PRESETS)}; got {preset!r}.")
+    said = {"parts": parts, "rank": rank, "targets": targets}
+    return {name: value if said[name] is None else said[name] for name, value in PRESETS[preset].items()}
+
+
+def preset_of(entry: dict) -> Optional[str]:
+    """The preset that an assembly's entry stands for, or None."""
+    names = ("parts", "targets", *(["rank"] if {"delta", "specialist"} & set(entry["parts"]) else []))
+    wanted = {name: set(entry[name]) if name == "parts" else entry.get(name) for name in names}
+    for preset, facts in PRESETS.items():
+        if wanted == {name: set(facts[name]) if name == "parts" else facts[name] for name in names}:
+            return preset
+    return None
 
 
 def copy_code(folder: Union[str, Path]) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import Assemblies, LanguageAssembly
 from .backbone_master_asr import family_of
-from .configuration_master_asr import PAPER_PARTS, SPECIAL_TOKENS
+from .configuration_master_asr import DEFAULT_PRESET, SPECIAL_TOKENS, from_preset
 
 
 class LanguageVerbs:
@@ -43,9 +43,10 @@ class LanguageVerbs:
         language: str,
         vocab: dict[str, int],
         init: str = "random",
-        parts: Iterable[str] = PAPER_PARTS,
-        rank: int = 8,
-        targets: str = "attention",
+        preset: str = DEFAULT_PRESET,
+        parts: Optional[Iterable[str]] = None,
+        rank: Optional[int] = None,
+        targets: Optional[str] = None,
         batches: Optional[Iterable[dict]] = None,
     ) -> LanguageAssembly:
         """Adds a language with an assembly of its own; touches nothing that others use.
@@ -54,6 +55,7 @@ class LanguageVerbs:
             language: its code, ISO 639 or BCP-47.
             vocab: `{token: id}`.
             init: where the mapping starts: "random", a loaded language's code, or "nearest" (needs `batches`).
+            preset: what it owns: "paper", "small" or "best" (`configuration_master_asr.PRESETS`); parts, rank and targets override it.
             parts: "mapping" and "head", and optionally "specialist", "delta", "scales" and "norms".
             rank: r of the low-rank parts.
             targets: what a delta reaches: "attention", the Artisan layers, or "all", the feed-forward layers too.
@@ -68,7 +70,7 @@ class LanguageVerbs:
             losses = self.rank_assemblies(batches, vocab)
             init = min(losses, key=losses.get)
         source = None if init == "random" else self.assemblies[self.config.check_language(init)]
-        self.config.add_assembly(language, vocab, parts, rank, targets=targets)
+        self.config.add_assembly(language, vocab, **from_preset(preset, parts, rank, targets))
         assembly = self.master_asr._new_assembly(language)
         with torch.no_grad():
             for module in assembly.modules():
@@ -117,6 +119,17 @@ class LanguageVerbs:
         self.config.check_language(language)
         self.requires_grad_(False)
         self.assemblies[language].requires_grad_(True)
+
+    @torch.no_grad()
+    def round_assembly(self, language: str) -> None:
+        """Rounds what `language` owns to the values that half precision holds, so that its file is half as large and exact.
+
+        Raises:
+            KeyError: if it is not loaded.
+        """
+        for parameter in self.assemblies[self.config.check_language(language)].parameters():
+            if float(parameter.abs().max()) <= torch.finfo(torch.float16).max:
+                parameter.copy_(parameter.half())
 
     def unfreeze(self) -> None:
         """Everything trains again, but what the backbone itself keeps fixed (Whisper's sinusoid positions)."""

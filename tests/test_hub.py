@@ -186,7 +186,7 @@ def test_a_private_repo_opens_to_its_token_alone(hub, cache):
     with pytest.raises(OSError, match="tester/secret"):
         MasterASRForCTC.from_pretrained("tester/secret", token=False, **cache)
     loaded = MasterASRForCTC.from_pretrained("tester/secret", token=TOKEN, **cache)
-    loaded.add_language("es", vocab("abñ"))
+    loaded.add_language("es", vocab("abñ"), preset="paper")
     loaded.push_assembly_to_hub("es", "tester/secret-es", private=True, token=TOKEN)
     fresh = MasterASRForCTC.from_pretrained("tester/secret", token=TOKEN, **cache)
     with pytest.raises(OSError, match="tester/secret-es"):

@@ -184,7 +184,7 @@ def test_in_every_family_every_part_of_every_layer_reaches_the_logits(family):
 @torch.no_grad()
 def test_fresh_optional_parts_change_no_logit(model):
     inputs = inputs_for(model)
-    model.add_language("es", vocab("abc"), init="en")
+    model.add_language("es", vocab("abc"), init="en", preset="paper")
     plain = model(**inputs, language="es").logits
     head, mapping = model.assemblies["es"].head.state_dict(), model.assemblies["es"].mapping.clone()
     model.remove_language("es")

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr import artisan_master_asr as artisan
+from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.loop import checkpoints
@@ -140,9 +140,9 @@ def test_every_tensor_moves_in_exactly_the_steps_of_its_turn(corpus):
             assert moved == due, f"step {step}: {name} moved: {moved}, due: {due}"
 
 
-def test_masks_are_selected_only_in_the_step_after_their_specialists_moved(corpus, monkeypatch):
-    calls, original = [], artisan.select_mask
-    monkeypatch.setattr(artisan, "select_mask", lambda *a: calls.append(1) or original(*a))
+def test_masks_are_selected_only_in_ms_turn_and_in_the_step_after_it(corpus, monkeypatch):
+    calls, original = [], weights.select_mask
+    monkeypatch.setattr(weights, "select_mask", lambda *a: calls.append(1) or original(*a))
     model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), {c: {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3} for c in ("en", "fr")})
     for assembly in model.assemblies.values():  # both select the same, and no gate is near its threshold
         torch.nn.init.ones_(assembly.mapping)
@@ -156,13 +156,13 @@ def test_masks_are_selected_only_in_the_step_after_their_specialists_moved(corpu
         model(torch.randn(2, 4000), language=("en", "fr")[step % 2], labels=torch.tensor([[3, 3], [3, 3]])).loss.backward()
         turns.step(step)
         counts.append(len(calls) / layers)
-    assert counts == [1, 0, 0, 0, 1, 1, 1, 0]  # M moves at the end of steps 3, 4 and 5; W's and T's moves cost nothing
+    assert counts == [1, 0, 0, 1, 1, 1, 1, 0]  # M has its turn in steps 3, 4 and 5; W's and T's moves cost nothing
 
 
 def test_in_stage_2_the_encoder_needs_gradients_only_in_the_step_that_moves_t(corpus):
     vocab = {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}
     model = MasterASRForCTC.from_backbone(str(corpus / "backbone"), {"en": vocab})
-    model.add_language("es", vocab)
+    model.add_language("es", vocab, preset="paper")
     model.freeze_except("es")
     beta, mapping = 3, model.assemblies["es"].mapping
     turns = Turns(model, 10, beta, 0, dict.fromkeys(("T", "head"), 1e-3), num_steps=6, mapping_gradient="last")

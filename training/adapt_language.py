@@ -25,8 +25,8 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
-from modeling_master_asr.configuration_master_asr import ALL_PARTS, PAPER_PARTS
-from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, LoopConfig, Positive, as_record, parse
+from modeling_master_asr.configuration_master_asr import ALL_PARTS, DEFAULT_PRESET, PAPER_PARTS
+from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, LoopConfig, Positive, Share, as_record, parse
 from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
@@ -34,9 +34,9 @@ from training.loop.sharding import unsharded
 from training.loop.steps import Splits, load_splits, opened, place, tested, train
 from training.loop.text import build_vocab
 
-DEFAULT_PARTS = ("mapping", "head", "delta")
-# First tries that served for es; what else was tried is in RESULTS.md.
-LEARNING_RATES = {"T": 1e-3, "head": 2e-3, "specialist": 3e-3, "delta": 1e-3}
+# Those that served best for es on validation; what else was tried is in RESULTS.md.
+LEARNING_RATES = {"T": 1e-3, "head": 5e-3, "specialist": 3e-3, "delta": 1e-3, "scales": 2e-3, "norms": 2e-3}
+OWN_PARTS = [part for part in LEARNING_RATES if part != "T"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,10 @@ class AdaptConfig(LoopConfig):
     model: str = HfArg(help="folder or hub id of a Master-ASR model")
     language: str = HfArg(help="code of the new language, as the data has it")
     minutes: Positive = HfArg(default=10.0, help="of training audio, at most")
-    parts: list[str] = HfArg(default_factory=lambda: list(DEFAULT_PARTS), help="the paper's: mapping head",
-                             metadata={"choices": ALL_PARTS})  # fmt: skip
-    rank: Count = HfArg(default=8, help="of specialist and delta")
+    preset: Literal["paper", "small", "best"] = HfArg(default=DEFAULT_PRESET, help="what the language owns")
+    parts: Optional[list[str]] = HfArg(default=None, help="instead of the preset's", metadata={"choices": ALL_PARTS})
+    rank: Optional[Count] = HfArg(default=None, help="of specialist and delta, instead of the preset's")
+    targets: Optional[Literal["attention", "all"]] = HfArg(default=None, help="what a delta reaches, instead of the preset's")
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
     steps: Count = HfArg(default=300, help="updates of what the language owns")
     finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps')
@@ -59,19 +60,23 @@ class AdaptConfig(LoopConfig):
         default="last", help="of T: over its beta steps, or of the last of them alone, which is faster"
     )
     mapping_learning_rate: Positive = HfArg(default=LEARNING_RATES["T"], help="of T before alpha")
+    mapping_decay: bool = HfArg(default=False, help="T's rate falls like the others'; the paper's does not")
+    mapping_rest: Share = HfArg(default=0.0, help="share of the steps, at the end, in which T rests")
     head_learning_rate: Positive = HfArg(default=LEARNING_RATES["head"], help="of the head")
     specialist_learning_rate: Positive = HfArg(default=LEARNING_RATES["specialist"], help="of the part, if there is one")
     delta_learning_rate: Positive = HfArg(default=LEARNING_RATES["delta"], help="of the part, if there is one")
+    scales_learning_rate: Positive = HfArg(default=LEARNING_RATES["scales"], help="of the part, if there is one")
+    norms_learning_rate: Positive = HfArg(default=LEARNING_RATES["norms"], help="of the part, if there is one")
     evaluate_every: Count = HfArg(default=100, help=EVALUATE_EVERY)
 
     def __post_init__(self):
         super().__post_init__()
-        if not set(PAPER_PARTS) <= set(self.parts):
+        if self.parts is not None and not set(PAPER_PARTS) <= set(self.parts):
             raise ValueError(f"--parts: got {self.parts}; allowed: {list(PAPER_PARTS)} and any of {[p for p in ALL_PARTS if p not in PAPER_PARTS]}.")
 
 
 def learning_rates(config: AdaptConfig) -> dict[str, float]:
-    return {"T": config.mapping_learning_rate, **{part: getattr(config, f"{part}_learning_rate") for part in ("head", "specialist", "delta")}}
+    return {"T": config.mapping_learning_rate, **{part: getattr(config, f"{part}_learning_rate") for part in OWN_PARTS}}
 
 
 def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRProcessor]:
@@ -102,25 +107,32 @@ def add_language(model, processor, features, training, config: AdaptConfig) -> N
     vocab = build_vocab(clip.text for clip in training)
     processor.add_language(config.language, vocab)
     init = nearest(model, processor, features, training, vocab, config) if config.init == "nearest" else config.init
-    model.add_language(config.language, vocab, init=init, parts=config.parts, rank=config.rank)
+    model.add_language(config.language, vocab, init=init, preset=config.preset, parts=config.parts, rank=config.rank, targets=config.targets)
     model.freeze_except(config.language)
 
 
 def announce(model, config: AdaptConfig, training, dropped) -> dict:
     """Says what trains; returns what of it stands in the result."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kilobytes = parameter_kilobytes(model.assemblies[config.language].complete_state_dict())
-    gates = model.assemblies[config.language].mapping.numel()
-    print(f"{trainable:,} trainable parameters, {kilobytes:.0f} KB, {gates} bits of gates; minutes {minutes_of(training)}; dropped {len(dropped)} clips")
-    return {"trainable": trainable, "kilobytes": round(kilobytes, 1), "dropped": [str(clip.audio) for clip in dropped], "parts": config.parts}
+    assembly, counts = model.assemblies[config.language], {}
+    for name, parameter in assembly.named_parameters():
+        part = name.partition(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    print(f"{trainable:,} trainable parameters ({', '.join(f'{part} {count:,}' for part, count in counts.items())}); "
+          f"minutes {minutes_of(training)}; dropped {len(dropped)} clips")  # fmt: skip
+    return {"trainable": trainable, "parameters": counts, "dropped": [str(clip.audio) for clip in dropped], "parts": list(assembly.parts)}
 
 
 def trained(accelerator, config: AdaptConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
     """The model after the steps of the language's assembly, and their log."""
     place(accelerator, model, config)
-    turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2)
+    turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2,
+                  config.mapping_decay, config.mapping_rest, config.average_last)  # fmt: skip
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
-    return unsharded(model), log
+    turns.use_average()
+    model = unsharded(model)
+    model.round_assembly(config.language)  # before it is tested: what is tested is what the file holds
+    return model, log
 
 
 def save(accelerator, config: AdaptConfig, model, splits: Splits, test: Optional[dict] = None) -> None:
@@ -140,9 +152,10 @@ def finetuned(accelerator, config: AdaptConfig, model, processor, features, spli
     freeze_front_end(model)
     place(accelerator, model, config)
     config = replace(config, out=config.out / "finetune", steps=config.finetune_steps, resume=config.resume and "newest", max_minutes=left)
-    rates = dict.fromkeys(("W", "M", "T", "head", "specialist", "delta"), config.finetune_learning_rate)
-    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2)
+    rates = dict.fromkeys(("W", "M", "T", *OWN_PARTS), config.finetune_learning_rate)
+    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
+    turns.use_average()
     model = unsharded(model)
     if accelerator.is_main_process:
         folder = config.out.parent / "model"
@@ -176,6 +189,7 @@ def main(argv=None) -> None:
         result = {**facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped)
         model, result["log"] = trained(accelerator, config, model, processor, features, splits)
+        result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].complete_state_dict()), 1)
         save(accelerator, config, model, splits)
         result["test"] = tested(accelerator, model, processor, features, splits.test)
         if result["test"]:

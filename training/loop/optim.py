@@ -58,14 +58,19 @@ class Turns:
     Args:
         mapping_gradient: of T: "accumulated" over its beta steps, or that of the "last" of them alone. In stage 2 every step
             reaches the one row that trains, and the steps in between need no gradient of any assembled weight.
+        mapping_decay: T's rate follows the others' (the paper's is constant).
+        mapping_rest: share of the steps, at the end, in which T no longer moves.
+        average_last: share of the steps, at the end, whose weights `use_average` takes the mean of (T's gates stay the last ones).
         beta2: of Adam; 0.999 remembers CTC's first, largest gradients for a thousand steps.
     """
 
     def __init__(
         self, model, alpha: float, beta: int, gamma: int, learning_rates: dict[str, float], num_steps: int,
-        mapping_gradient: str = "accumulated", beta2: float = 0.999,
+        mapping_gradient: str = "accumulated", beta2: float = 0.999, mapping_decay: bool = False, mapping_rest: float = 0.0,
+        average_last: float = 0.0,
     ):  # fmt: skip
         self.beta, self.gamma, self.num_steps, self.mapping_gradient = beta, gamma, num_steps, mapping_gradient
+        self.mapping_decay, self.mapping_steps = mapping_decay, (1 - mapping_rest) * num_steps
         groups = {name: [p for p in ps if p.requires_grad] for name, ps in named_groups(model).items()}
         self.masked = [m._parameters["weight"] for m in model.modules() if isinstance(m, ArtisanLinear)]
         self.masked = [p for p in self.masked if p.requires_grad]
@@ -73,9 +78,11 @@ class Turns:
         slow = [{"params": ps, "lr": learning_rates[name], "name": name} for name, ps in groups.items() if ps and name != "T"]
         self.optimizer = torch.optim.Adam(slow, betas=(0.9, beta2))
         self.base_lrs = [group["lr"] for group in slow]
-        mapping_lr = alpha * learning_rates["T"]
-        self.mapping_optimizer = torch.optim.Adam(self.mappings, lr=mapping_lr, betas=(0.9, beta2)) if self.mappings else None
+        self.mapping_lr = alpha * learning_rates["T"]
+        self.mapping_optimizer = torch.optim.Adam(self.mappings, lr=self.mapping_lr, betas=(0.9, beta2)) if self.mappings else None
         self.collected: list = [None] * len(self.mappings)  # T's gradients since it last moved
+        self.first_averaged = (1 - average_last) * num_steps
+        self.averaged, self.means = 0, []  # how many steps, and their mean, parameter by parameter
         self.takes_turns = gamma > 0 and bool(self.masked) and bool(self.specialists)
 
     def phase(self, step: int) -> str:
@@ -88,6 +95,8 @@ class Turns:
         """Sets the learning rates and lets only the phase's weights collect gradients."""
         for group, rate in zip(self.optimizer.param_groups, self.base_lrs):
             group["lr"] = rate * tri_stage(step, self.num_steps)
+        if self.mapping_decay and self.mapping_optimizer is not None:
+            self.mapping_optimizer.param_groups[0]["lr"] = self.mapping_lr * tri_stage(step, self.num_steps)
         if self.takes_turns:
             phase = self.phase(step)
             for parameter in self.masked:
@@ -99,7 +108,7 @@ class Turns:
                 parameter.requires_grad_(self._moves_mapping(step))
 
     def _moves_mapping(self, step: int) -> bool:
-        return self.mapping_optimizer is not None and (step + 1) % self.beta == 0
+        return self.mapping_optimizer is not None and (step + 1) % self.beta == 0 and step < self.mapping_steps
 
     def learning_rates(self) -> dict[str, float]:
         """`{"learning_rate/W": ...}` of every group, as they are now."""
@@ -119,6 +128,8 @@ class Turns:
         if finite:
             self.optimizer.step()
             self._collect()
+            if step >= self.first_averaged:
+                self._average()
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self.mappings:
             parameter.grad = None
@@ -136,12 +147,29 @@ class Turns:
             if parameter.grad is not None:
                 self.collected[i] = parameter.grad if self.collected[i] is None else self.collected[i] + parameter.grad
 
+    def _slow(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self.averaged += 1
+        self.means = self.means or [torch.zeros_like(p) for p in self._slow()]
+        for mean, parameter in zip(self.means, self._slow()):
+            mean.lerp_(parameter, 1 / self.averaged)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Puts the mean of the last steps' weights in their place, if `average_last` asked for one."""
+        for mean, parameter in zip(self.means, self._slow()):
+            parameter.copy_(mean)
+
     def state_dict(self) -> dict:
         """Everything a resumed run needs, T's half-collected gradients included."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "mapping_optimizer": self.mapping_optimizer.state_dict() if self.mapping_optimizer else None,
             "mapping_grads": list(self.collected),
+            "average": {"steps": self.averaged, "means": self.means},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -149,6 +177,8 @@ class Turns:
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.mapping_optimizer is not None:
             load_optimizer_state(self.mapping_optimizer, state["mapping_optimizer"])
+        self.averaged = state["average"]["steps"]
+        self.means = [mean.to(p.device) for mean, p in zip(state["average"]["means"], self._slow())]
         self.collected = [g if g is None else g.to(p.device) for g, p in zip(state["mapping_grads"], self.mappings)]
 
 
