@@ -48,7 +48,7 @@ def test_a_setting_that_means_nothing_is_refused_by_name_before_data_is_read(scr
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"parts": ["mapping"]}, r"--parts: got \['mapping'\]; allowed: \['mapping', 'head'\] and any of \['specialist', 'delta'\]"),
+    ({"parts": ["mapping"]}, r"--parts: got \['mapping'\]; allowed: \['mapping', 'head'\] and any of \['specialist', 'delta', 'scales', 'norms'\]"),
     ({"parts": ["mapping", "head", "tail"]}, r"--parts: got .*'tail'.*; allowed: some of"),
     ({"parts": ["mapping", "head", "head"]}, "--parts: got .*; allowed: one or more, none of them twice"),
     ({"steps": 2.5}, "--steps: got 2.5; allowed: a whole number at least 1"),
