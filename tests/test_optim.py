@@ -1,0 +1,59 @@
+"""What the optimizer adds to the paper's turns: a mean of the last weights, and a T that comes to rest."""
+
+import pytest
+import torch
+from conftest import inputs_for, tiny_model, vocab
+
+from training.loop.optim import Turns, tri_stage
+
+RATES = {"T": 1e-2, "head": 1e-2, "norms": 1e-2}
+
+
+def stage_2(**options):
+    model = tiny_model()
+    model.add_language("es", vocab("ab"), parts=("mapping", "head", "norms"))
+    model.freeze_except("es")
+    return model, Turns(model, 10, 1, 0, RATES, num_steps=10, **options)
+
+
+def run(model, turns, steps) -> None:
+    inputs, labels = inputs_for(model), torch.tensor([[3, 4], [4, 3]])
+    for step in steps:
+        model.train()
+        turns.begin(step)
+        model(**inputs, labels=labels, language="es").loss.backward()
+        turns.step(step)
+
+
+@pytest.mark.parametrize("cut", [None, 5, 8])
+def test_use_average_puts_the_mean_of_the_last_steps_in_place_also_after_a_resume(cut):
+    model, turns = stage_2(average_last=0.3)
+    seen = []
+    for step in range(10):
+        if step == cut:
+            state = turns.state_dict()
+            turns = Turns(model, 10, 1, 0, RATES, num_steps=10, average_last=0.3)
+            turns.load_state_dict(state)
+        run(model, turns, [step])
+        seen.append(model.assemblies["es"].norms.values.detach().clone())
+    mapping = model.assemblies["es"].mapping.detach().clone()
+    turns.use_average()
+    torch.testing.assert_close(model.assemblies["es"].norms.values.detach(), torch.stack(seen[-3:]).mean(0))
+    assert torch.equal(model.assemblies["es"].mapping, mapping)  # gates are choices, which have no mean
+
+
+def test_without_average_last_the_last_weights_stay():
+    model, turns = stage_2()
+    run(model, turns, range(3))
+    before = model.assemblies["es"].norms.values.detach().clone()
+    turns.use_average()
+    assert torch.equal(model.assemblies["es"].norms.values, before)
+
+
+def test_t_rests_in_the_last_share_of_the_steps_and_its_rate_falls_if_asked_to():
+    model, turns = stage_2(mapping_rest=0.2, mapping_decay=True)
+    for step in range(10):
+        before = model.assemblies["es"].mapping.detach().clone()
+        run(model, turns, [step])
+        assert torch.equal(model.assemblies["es"].mapping, before) == (step >= 8), step
+        assert turns.learning_rates()["learning_rate/T"] == pytest.approx(0.1 * tri_stage(step, 10))
