@@ -39,8 +39,7 @@ def mix(tmp_path):
     for split in ("train", "validation"):
         record(tmp_path / f"folder/{split}/a.wav")
         (tmp_path / f"folder/{split}/metadata.csv").write_text('file_name,transcription\na.wav,"Kaixo, mundua"\n')
-    rows = {"audio": [str(record(tmp_path / f"p{i}.flac")) for i in range(3)], "sentence": ["ngā", "kupu", "e toru"], "language": ["mi"] * 3}
-    (tmp_path / "parquet").mkdir()
+    rows = {"audio": [str(record(tmp_path / f"parquet/p{i}.flac")) for i in range(3)], "sentence": ["ngā", "kupu", "e toru"], "language": ["mi"] * 3}
     Dataset.from_dict(rows).cast_column("audio", Audio(decode=False)).to_parquet(tmp_path / "parquet/train-0.parquet")
     table = tmp_path / "table.csv"
     with table.open("w", newline="") as opened:
