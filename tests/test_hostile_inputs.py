@@ -5,6 +5,7 @@ Every case lies in a folder with `a.wav` and `b.wav` (0.5 s each); outside of it
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from conftest import tiny_model
 from huggingface_hub import HfApi
 
+from modeling_master_asr import MasterASRProcessor
+from training import evaluate
 from training.loop import recordings
 from training.loop.sources import _own_files, read_data, read_manifest
+from training.loop.text import main_script
+from training.prepare_speech import Entry, convert, refusal
 
 ROW = {"audio": "a.wav", "language": "en", "text": "ab", "split": "train"}
 
@@ -379,3 +385,30 @@ def test_a_name_on_the_hub_is_never_a_local_file(folder, hub, monkeypatch, sourc
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=said):
         read_data([source], folder / "cache")
+
+
+@pytest.mark.parametrize("text, refused", [
+    ("привет", ""), ("сайт asterisk", "words in another script"), ("первoe", "words in another script"), ("нажмите 7", ""), ("да!", ""),
+])  # fmt: skip
+def test_clips_with_words_in_another_script_are_refused_by_the_corpus(folder, text, refused):
+    entry = Entry("ru", folder / "a.wav", "a", text, "CC BY 3.0", "package")
+    assert refusal(entry, main_script(["привет asterisk мир"])) == refused
+    skipped = Counter()
+    clips = convert([entry, Entry("ru", folder / "b.wav", "b", "добрый день", "CC BY 3.0", "package")], folder / "out", skipped, Counter())
+    assert dict(skipped) == ({refused: 1} if refused else {}) and len(clips) == 2 - bool(refused)
+
+
+def test_a_language_that_the_model_lacks_is_said_before_data_is_read(folder, capsys):
+    model = tiny_model()
+    model.save_pretrained(folder / "model")
+    MasterASRProcessor.from_model(model).save_pretrained(folder / "model")
+    options = ["--model", str(folder / "model"), "--out", str(folder / "result.json"), "--data"]
+    with pytest.raises(SystemExit, match=r"no assembly for \['xx'\]. It has \['en', 'fr', 'ru'\]. Load theirs with --assembly"):
+        evaluate.main([*options, "nowhere", "--languages", "en", "xx"])
+    foreign = write(folder / "m.jsonl", line(language="xx", split="test"))
+    with pytest.raises(SystemExit, match=r"--data has test clips of \['xx'\], the model has .*no language in common"):
+        evaluate.main([*options, str(foreign)])
+    both = write(folder / "m.jsonl", line(language="xx", split="test") + line(split="test"))
+    evaluate.main([*options, str(both)])
+    assert "Not scored, the model lacks them: ['xx']" in capsys.readouterr().out
+    assert list(json.loads((folder / "result.json").read_text())["languages"]) == ["en"]

@@ -20,13 +20,14 @@ import subprocess
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import soundfile
 from num2words import num2words
 from tqdm import tqdm
 
 from modeling_master_asr.processing_master_asr import decode_audio
-from training.loop.text import normalize
+from training.loop.text import letters_beside, main_script, normalize
 
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
 DIALOGUE = ("cs", "nl")
@@ -105,8 +106,8 @@ def spell_digits(text: str, language: str) -> str:
     return re.sub(r"(?<![\d.,:-])\d(?![\d:]|[.,]\d)", lambda digit: f" {num2words(int(digit[0]), lang=language)} ", text)
 
 
-def refusal(entry: Entry) -> str:
-    """Why a clip is unusable by its transcript, or ''."""
+def refusal(entry: Entry, script: Optional[str]) -> str:
+    """Why a clip is unusable by its transcript, or ''; `script` is its language's."""
     if not entry.source.exists():
         return "no recording"
     if re.search(r"[\[\]<>(){}]", entry.raw_text):
@@ -117,6 +118,8 @@ def refusal(entry: Entry) -> str:
         return "symbols that are spoken as words"
     if not normalize(entry.raw_text):
         return "empty transcript"
+    if letters_beside(normalize(entry.raw_text), script):  # names left as they are written elsewhere, or letters that look alike
+        return "words in another script"
     return ""
 
 
@@ -137,8 +140,9 @@ def split_by_text(clips: list[dict]) -> None:
 def convert(entries: list[Entry], out: Path, skipped: Counter, dropped: Counter) -> list[dict]:
     """Decodes one language's usable clips to FLAC and returns their manifest lines."""
     clips = []
+    script = main_script(normalize(entry.raw_text) for entry in entries)
     for entry in tqdm(entries, desc=entries[0].language if entries else "", leave=False):
-        reason = refusal(entry)
+        reason = refusal(entry, script)
         if not reason:
             samples = decode_audio(entry.source, SAMPLING_RATE_HZ)
             duration_s = len(samples) / SAMPLING_RATE_HZ

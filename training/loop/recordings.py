@@ -52,7 +52,7 @@ class Shelf:
     allow_outside: bool = False
     repo: Optional[str] = None
     max_download_gb: float = 20.0
-    _received: int = field(default=0, repr=False)
+    _received: int = field(default=0, init=False)
 
     def file_of(self, audio: object, where: str) -> Path:
         """The file of a row's recording.
@@ -103,9 +103,11 @@ class Shelf:
 
         try:
             with HfFileSystem().open(name, "rb") as opened:
-                return opened.read(MAX_RECORDING_BYTES + 1)
+                content = opened.read(MAX_RECORDING_BYTES + 1)
         except FileNotFoundError as error:
             raise LeftOut("no recording", name[:200]) from error
+        self.count(len(content))
+        return content
 
     def count(self, received: int) -> None:
         """Counts bytes that a data set has sent.
@@ -123,8 +125,6 @@ class Shelf:
     def _keep(self, content: bytes, name: object) -> Path:
         if len(content) > MAX_RECORDING_BYTES:
             raise LeftOut(f"more than {MAX_RECORDING_BYTES} bytes (MAX_RECORDING_BYTES)", str(name)[:100])
-        if self.repo is not None:
-            self.count(len(content))
         suffix = Path(name).suffix.lower() if isinstance(name, str) else ""
         # of the name that a row gives nothing but a known suffix is used
         path = Path(self.cache) / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix if suffix in SUFFIXES else '.audio'}"
@@ -157,12 +157,22 @@ def seconds_of(path: Path) -> float:
 
 def copies(paths: list[Path], others: list[Path]) -> list[Path]:
     """Those of `paths` whose bytes are also in one of `others`."""
-    sizes = {path.stat().st_size for path in others}
-    candidates = [path for path in paths if path.stat().st_size in sizes]  # a file is hashed only where one of its size is on the other side
-    sizes = {path.stat().st_size for path in candidates}
-    hashes = {_hash(path) for path in others if path.stat().st_size in sizes}
-    return [path for path in candidates if _hash(path) in hashes]
+    for key in (_size, _tail, _digest):  # the cheap ones first: hardly a file is read whole
+        keys = {path: key(path) for path in {*paths, *others}}
+        both = {keys[path] for path in paths} & {keys[path] for path in others}
+        paths, others = ([path for path in side if keys[path] in both] for side in (paths, others))
+    return paths
 
 
-def _hash(path: Path) -> bytes:
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as opened:
+        opened.seek(max(0, _size(path) - 1024))
+        return opened.read()
+
+
+def _digest(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()

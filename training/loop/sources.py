@@ -4,7 +4,8 @@
     a Common Voice folder            train.tsv, dev.tsv, test.tsv or validated.tsv beside clips/
     an audiofolder                   metadata.csv or metadata.jsonl with file_name, at the top or in train/, validation/, test/
     x.parquet or a folder of them    with an Audio column
-    hub:owner/name, hub:owner/name:config    a dataset on the Hub, streamed: it stops once a language has its minutes
+    hub:owner/name, hub:owner/name:config    a dataset on the Hub, streamed: with its language in front it
+                                     stops once that has its minutes
 
 Data comes from strangers: what a row may open is in recordings.py, what a text table may look like in tables.py.
 """
@@ -15,8 +16,8 @@ import hashlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
 
@@ -120,6 +121,27 @@ def _shared(clips: list[Clip]) -> Iterator[str]:
                 yield f"WARNING: {len(same)} of {len(held_out)} {split} {what} are also in train (such as {example})"
 
 
+class Budget:
+    """How much of one source is wanted.
+
+    Args:
+        minutes: of each language and split; None: all there is.
+        code: the language of the whole source, where that is known.
+    """
+
+    def __init__(self, minutes: Optional[float] = None, code: str = ""):
+        self.minutes, self.code = minutes, code
+        self.heard_s: Counter = Counter()  # (split, language) -> seconds of usable clips
+
+    def spent(self, split: Optional[str], language: str) -> bool:
+        """Whether a language has its minutes; never where texts are yet to be divided into splits."""
+        return self.minutes is not None and split is not None and self.heard_s[split, language] >= 60 * self.minutes
+
+    def ends(self, split: Optional[str]) -> bool:
+        """Whether nothing more of a split is wanted, whatever comes."""
+        return bool(self.code) and self.spent(split, self.code)
+
+
 def read_data(
     sources: list[str], cache: Path, minutes: Optional[float] = None, min_s: float = 0.2, max_s: float = 30.0,
     allow_outside: bool = False, max_download_gb: float = 20.0,
@@ -142,17 +164,13 @@ def read_data(
     report, clips = Report(), []
     for source in sources:
         code, path = _language_and_path(source)
-        heard_s: Counter = Counter()
-        number = 0
+        budget = Budget(minutes, code)
         shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb)
-
-        def enough(language: str, split: Optional[str], heard_s=heard_s) -> bool:
-            return minutes is not None and split is not None and heard_s[language, split] >= 60 * minutes
-
-        rows = _rows(path, shelf, report, lambda split, code=code, enough=enough: bool(code) and enough(code, split))
-        for number, row in enumerate(tqdm(rows, desc=f"reading {path}", unit=" clips", disable=None, leave=False), start=1):
+        rows = 0
+        for row in tqdm(_rows(path, shelf, report, budget), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
+            rows += 1
             language = code or _language(row, source)
-            if enough(language, row.split):
+            if budget.spent(row.split, language):
                 continue
             try:
                 clip = _clip(row, language, report)
@@ -161,9 +179,9 @@ def read_data(
             except LeftOut as error:
                 report.skip(language, error.reason, f"{row.where}: {error.about}" if error.about != "" else row.where)
                 continue
-            heard_s[language, row.split] += clip.duration_s
+            budget.heard_s[row.split, language] += clip.duration_s
             clips.append(clip)
-        if not number:
+        if not rows:
             raise ValueError(f"{path} holds no rows.")
     return clips, report
 
@@ -176,7 +194,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
         FileNotFoundError: if there is no manifest.
     """
     report, clips = Report(), []
-    for row in _rows(str(path), Shelf(str(path), Path(path).parent / "recordings"), report, lambda split: False):
+    for row in _rows(str(path), Shelf(str(path), Path(path).parent / "recordings"), report, Budget()):
         try:
             clips.append(_clip(row, _language(row, str(path)), report))
         except LeftOut as error:
@@ -192,10 +210,10 @@ def _language_and_path(source: str) -> tuple[str, str]:
     return (code, path) if equals and re.fullmatch(r"[\w.-]+", code) and not Path(source).exists() else ("", source)
 
 
-def _rows(path: str, shelf: Shelf, report: Report, enough: Callable[[str], bool]) -> Iterator[Row]:
-    """Rows of one source; a streamed one stops the split of which there is `enough`."""
+def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
+    """Rows of one source."""
     if path.startswith("hub:"):
-        return _from_hub(path, shelf, report, enough)
+        return _from_hub(path, shelf, report, budget)
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(f"No data at {path}. --data takes manifests, Common Voice folders, audiofolders, parquet files and hub:owner/name. "
@@ -235,13 +253,9 @@ def _splits_of(names: dict[Path, str]) -> dict[Path, Optional[str]]:
 def _from_tables(tables: list[Path], shelf: Shelf) -> Iterator[Row]:
     splits = _splits_of({table: table.parent.name for table in tables}) if tables[0].stem == "metadata" else {}
     for table in tables:
-        own = Shelf(**{**_settings(shelf), "folder": table.parent})
+        own = replace(shelf, folder=table.parent)
         for where, raw in read_table(table):
             yield _row(where, raw, own, splits.get(table))
-
-
-def _settings(shelf: Shelf) -> dict:
-    return {name: value for name, value in vars(shelf).items() if not name.startswith("_")}
 
 
 def _row(where: str, raw: dict, shelf: Shelf, split: Optional[str]) -> Row:
@@ -301,7 +315,7 @@ def _from_parquet(files: list[Path], shelf: Shelf) -> Iterator[Row]:
             raise ValueError(f"{file} is no parquet file that can be read ({error}). Fetch it again.") from error
 
 
-def _from_hub(path: str, shelf: Shelf, report: Report, enough: Callable[[str], bool]) -> Iterator[Row]:
+def _from_hub(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
     """Rows of a data set on the Hub, streamed; no code of its repo runs (`datasets` from 4.0 on), and its card names no data but its own.
 
     Raises:
@@ -325,7 +339,7 @@ def _from_hub(path: str, shelf: Shelf, report: Report, enough: Callable[[str], b
     for split in files:
         if str(split) not in unknown:
             for row in _stream(builder, str(split), f"{path}, {split}", shelf):
-                if enough(row.split):
+                if budget.ends(row.split):
                     break
                 yield row
 
@@ -351,6 +365,7 @@ def _stream(builder, split: str, where: str, shelf: Shelf) -> Iterator[Row]:
     if data.features:
         data = data.decode(False)  # bytes as they came: recordings are decoded by us, pictures by nobody
     for number, raw in enumerate(data):
+        shelf.count(sum(len(value.get("bytes") or b"") for value in raw.values() if isinstance(value, dict)))
         yield _row(f"{where}, row {number}", {name.lower(): value for name, value in raw.items()}, shelf, split_named(split))
 
 
