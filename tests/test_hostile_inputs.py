@@ -61,7 +61,8 @@ def read(path, **options):
 READ = [
     ("U+2028 inside a line of JSON", "m.jsonl", line(text="a\u2028b") + line(text="c"), ["a b", "c"]),
     ("U+0085 inside a line of JSON", "m.jsonl", line(text="a\u0085b") + line(text="c"), ["a b", "c"]),
-    ("U+001E inside a line of JSON", "m.jsonl", line(text="a").replace('"a"', '"a \x1e"').replace("\x1e", "\\u001e") + line(text="c"), ["a", "c"]),
+    ("U+001E inside a line of JSON", "m.jsonl", line(text="a|b").replace("|", "\x1e") + line(text="c"), ["a b", "c"]),
+    ("U+001E before every line of JSON", "m.jsonl", "\x1e" + line() + "\x1e" + line(), ["ab", "ab"]),
     ("U+2029 in a field of CSV", "m.csv", csv_of("a.wav,en,a\u2029b,train", "b.wav,en,c,train"), ["a b", "c"]),
     ("a byte order mark before JSON", "m.jsonl", b"\xef\xbb\xbf" + line().encode(), ["ab"]),
     ("a byte order mark before CSV", "m.csv", b"\xef\xbb\xbf" + csv_of("a.wav,en,ab,train").encode(), ["ab"]),
@@ -119,14 +120,15 @@ REFUSED = [
     ("no text in CSV", "m.csv", csv_of("a.wav,en", header="audio,language"), r"line 2 has the columns \['audio', 'language'\]; one of \['text'"),
     ("no language", "m.jsonl", '{"audio": "a.wav", "text": "ab"}', "line 1 names no language. Give it for the whole source: --data xx="),
     ("a number as language", "m.jsonl", line(language=7), "line 1: the language is 7"),
+    ("a path as language", "m.jsonl", line(language="../en"), r"line 1: the language is '\.\./en'; a code is letters"),
     ("an unknown split", "m.jsonl", line(split="holdout"), r"line 1: the split is 'holdout'.*known are .*'train', 'training'.*'test'"),
     ("a number as split", "m.jsonl", line(split=1), "line 1: the split is 1"),
-    ("a path to a file of the system", "m.jsonl", line(audio="/etc/passwd"), "line 1 names /etc/passwd.*not below .*data.*--allow_outside"),
-    ("a path out of the folder", "m.jsonl", line(audio="../private.wav"), "line 1 names ../private.wav.*not below .*--allow_outside"),
-    ("a path out of the folder in CSV", "m.csv", csv_of("../private.wav,en,ab,train"), "line 2 names ../private.wav.*not below"),
-    ("a path in an object", "m.jsonl", line(audio={"path": "../private.wav"}), "names ../private.wav.*not below"),
-    ("a link out of the folder", "m.jsonl", line(audio="link.wav"), "names link.wav.*not below"),
-    ("a folder of links", "m.jsonl", line(audio="up/private.wav"), "names up/private.wav.*not below"),
+    ("a path to a file of the system", "m.jsonl", line(audio="/etc/passwd"), "line 1 names ./etc/passwd.*not below .*data.*--allow_outside"),
+    ("a path out of the folder", "m.jsonl", line(audio="../private.wav"), "line 1 names .../private.wav.*not below .*--allow_outside"),
+    ("a path out of the folder in CSV", "m.csv", csv_of("../private.wav,en,ab,train"), "line 2 names .../private.wav.*not below"),
+    ("a path in an object", "m.jsonl", line(audio={"path": "../private.wav"}), "names .../private.wav.*not below"),
+    ("a link out of the folder", "m.jsonl", line(audio="link.wav"), "names .link.wav.*not below"),
+    ("a folder of links", "m.jsonl", line(audio="up/private.wav"), "names .up/private.wav.*not below"),
 ]  # fmt: skip
 
 
@@ -160,16 +162,19 @@ LEFT_OUT = [
     ("bytes as JSON", {"audio": {"bytes": "UklGRg==", "path": None}}, "the recording is bytes as text: a path is read"),
     ("an address as audio", {"audio": "http://127.0.0.1/a.wav"}, "no recording"),
     ("words as audio", {"audio": "m.jsonl"}, "cannot be decoded"),
+    ("raw samples as audio", {"audio": "a.raw"}, "cannot be decoded"),
+    ("signs that steer a terminal", {"audio": "\x1b]0;owned\x07.wav"}, "no recording"),
     ("a declared hour", {"duration_s": 3600}, "not 0.2 to 30.0 s long"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("changes, reason", [case[1:] for case in LEFT_OUT], ids=[case[0] for case in LEFT_OUT])
 def test_a_row_that_cannot_be_used_costs_that_row_and_is_named(folder, changes, reason):
+    write(folder / "a.raw", bytes(16_000))
     path = write(folder / "m.jsonl", line(**changes) + line(audio="b.wav", text="good"))
     clips, report = read(path)
     assert [clip.text for clip in clips] == ["good"]
-    assert f"skipped 1: {reason}" in report and ("m.jsonl, line 1" in report), report
+    assert f"skipped 1: {reason}" in report and ("m.jsonl, line 1" in report) and "\x1b" not in report, report
     if "long" not in reason:
         with pytest.raises(ValueError, match=f"m.jsonl, line 1.*{reason}"):
             read_manifest(path)
@@ -190,6 +195,29 @@ def test_a_duration_that_is_none_is_measured_and_said(folder, declared):
 def test_a_split_is_known_by_its_usual_spellings(folder, name, split):
     clips, _ = read(write(folder / "m.jsonl", line(split=name)))
     assert [clip.split for clip in clips] == [split]
+
+
+@pytest.mark.parametrize("name, split", [
+    ("test.jsonl", "test"), ("Dev.jsonl", "validation"), ("train_clean.jsonl", "train"), ("test/m.jsonl", None), ("m.jsonl", None),
+])  # fmt: skip
+def test_a_manifest_without_splits_is_the_split_that_its_file_is_called(folder, name, split):
+    (folder / "test").mkdir()
+    rows = [json.dumps({"audio": str(folder / "a.wav"), "text": f"word {'abcdefghij'[i % 10] * (i // 10 + 1)}", "language": "en"}) for i in range(50)]
+    clips, report = read(write(folder / name, "\n".join(rows)), allow_outside=True)
+    assert {clip.split for clip in clips} == ({split} if split else {"train", "validation", "test"})
+    assert (f"{name}: {split} by its name, where a row says nothing else" in report) == bool(split)
+
+
+@pytest.mark.parametrize("form", ["metadata.csv", "parquet"])
+def test_a_folder_called_test_is_test_however_deep(folder, form):
+    for split in ("train", "test"):
+        if form == "parquet":
+            (folder / f"sets/{split}/en").mkdir(parents=True)
+            parquet(folder, {"bytes": b"WAV", "path": None}).rename(folder / f"sets/{split}/en/0000.parquet")
+        else:
+            write(folder / f"sets/{split}/en/metadata.csv", "file_name,language,text\na.wav,en,ab\n")
+            (folder / f"sets/{split}/en/a.wav").write_bytes((folder / "a.wav").read_bytes())
+    assert sorted(clip.split for clip in read(folder / "sets")[0]) == ["test", "train"]
 
 
 def test_a_table_of_an_unknown_split_beside_known_ones_is_refused(folder):
@@ -282,18 +310,19 @@ def test_a_damaged_or_unnamed_parquet_file_is_named(folder):
     write(folder / "p/train-0.parquet", b"PAR1 nothing")
     with pytest.raises(ValueError, match="train-0.parquet is no parquet file that can be read"):
         read(folder / "p")
+    (folder / "p/train-0.parquet").unlink()
     parquet(folder, {"bytes": b"WAV", "path": None}, "train-0.parquet")
     parquet(folder, {"bytes": b"WAV", "path": None}, "holdout.parquet")
     with pytest.raises(ValueError, match=r"holdout.parquet.*is no split.*known are"):
         read(folder)
 
 
-def dataset_on(hub, folder, files: dict) -> str:
+def dataset_on(hub, folder, files: dict, name: str = "tester/set") -> str:
     api = HfApi(token="a-token")
-    api.create_repo("tester/set", repo_type="dataset")
-    for name, content in files.items():
-        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="tester/set", repo_type="dataset")
-    return "hub:tester/set"
+    api.create_repo(name, repo_type="dataset")
+    for path, content in files.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=name, repo_type="dataset")
+    return f"hub:{name}"
 
 
 REMOTE = [
@@ -329,6 +358,31 @@ def test_a_row_of_the_hub_may_name_a_file_of_its_own_repo(folder, hub):
     assert [clip.text for clip in clips] == ["ab"] and clips[0].audio.read_bytes() == (folder / "a.wav").read_bytes()
 
 
+def test_a_row_of_the_hub_may_name_its_file_by_itself(folder, hub):
+    """`datasets` neither opens nor encodes what an Audio column names: it could not here, without torchcodec."""
+    sound = (folder / "a.wav").read_bytes()
+    features = "".join(f"  - name: {name}\n    dtype: {kind}\n" for name, kind in (("path", "audio"), ("language", "string"), ("text", "string")))
+    for name, typed in (("plain", ""), ("typed", f"dataset_info:\n  features:\n{features}")):
+        paths = ("sounds/a.wav", "sounds/none.wav", "/etc/passwd.pcm")
+        rows = "".join(json.dumps({"path": path, "language": "en", "text": "ab"}) + "\n" for path in paths).encode()
+        card = f"---\n{typed}configs:\n- config_name: default\n  data_files: train.jsonl\n---\n".encode()
+        source = dataset_on(hub, folder, {"train.jsonl": rows, "sounds/a.wav": sound, "README.md": card}, f"tester/{name}")
+        clips, report = read_data([source], folder / "cache")
+        assert [clip.audio.read_bytes() == sound for clip in clips] == [True]
+        assert report.skipped["en"] == {"no recording": 1, "names a file that is not of the data set: not opened": 1}
+
+
+def test_a_stream_ends_where_its_language_has_its_minutes(folder, hub):
+    sound = {"bytes": (folder / "a.wav").read_bytes(), "path": "a.wav"}
+    rows = [{"audio": sound, "text": "ab", "split": "train"}] * 2 + [{"audio": sound, "text": "ab", "split": "never read"}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    source = dataset_on(hub, folder, {"data/train-00000-of-00001.parquet": (folder / "rows.parquet").read_bytes()})
+    with pytest.raises(ValueError, match="the split is 'never read'"):
+        read_data([f"en={source}"], folder / "cache")
+    clips, _ = read_data([f"en={source}"], folder / "cache", minutes=0.4 / 60)
+    assert len(clips) == 1
+
+
 def test_a_card_on_the_hub_cannot_name_local_data(folder, hub):
     (folder / "private").mkdir()
     local = parquet(folder, {"bytes": b"WAV", "path": None}).rename(folder / "private/train-0.parquet")
@@ -346,9 +400,13 @@ def test_only_files_of_the_data_set_itself_are_its_data(file):
         _own_files(builder, "tester/set")
 
 
-def test_a_set_of_another_kind_of_files_is_refused(folder, hub):
-    source = dataset_on(hub, folder, {"data/train-0.h5": b"\x89HDF\r\n\x1a\n"})
-    with pytest.raises(ValueError, match="hub:tester/set holds hdf5 files; those that are read: parquet"):
+@pytest.mark.parametrize("form, files", [
+    ("hdf5", {"data/train-0.h5": b"\x89HDF\r\n\x1a\n"}),
+    ("audiofolder", {"train/a.wav": b"RIFF", "train/metadata.csv": b"file_name,language,text\na.wav,en,ab\n"}),
+])  # fmt: skip
+def test_a_set_of_another_form_is_refused_with_the_way_to_read_it(folder, hub, form, files):
+    source = dataset_on(hub, folder, files)
+    with pytest.raises(ValueError, match=f"hub:tester/set is of the form {form}; .*hf download tester/set --repo-type dataset"):
         read_data([source], folder / "cache")
 
 

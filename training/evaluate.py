@@ -69,6 +69,7 @@ def main(argv=None) -> None:
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
     parser.add_argument("--allow_outside", action="store_true", help="manifests may name recordings outside of their folder")
+    parser.add_argument("--max_download_gb", type=float, default=20, help="of recordings, from one data set of the Hub")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
     parser.add_argument("--out", required=True, type=Path)
@@ -79,7 +80,7 @@ def main(argv=None) -> None:
         model.load_assembly(source)
     check_languages(args.languages or [], model, args.model)
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
-    clips, report = read_data(args.data, args.out.parent / "recordings", allow_outside=args.allow_outside)
+    clips, report = read_data(args.data, args.out.parent / "recordings", allow_outside=args.allow_outside, max_download_gb=args.max_download_gb)
     if accelerator.is_main_process:
         print("\n".join(report.lines(clips)))
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))

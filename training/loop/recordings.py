@@ -31,6 +31,11 @@ def kind(value: object) -> str:
     return KINDS.get(type(value), f"a {type(value).__name__}")
 
 
+def printable(value: object) -> str:
+    """Words of a stranger for the terminal: control characters, which could rewrite what stands there, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
 @dataclass
 class Shelf:
     """What the rows of one source may open: bytes they hold, and files of their own data set. Nothing else.
@@ -87,7 +92,7 @@ class Shelf:
             raise LeftOut("no recording", name[:100]) from error
         if not inside:
             raise ValueError(
-                f"{where} names {name}, which is not below {self.root} (links resolved): data from others may open no other file. "
+                f"{where} names {name!r}, which is not below {self.root} (links resolved): data from others may open no other file. "
                 "If it is yours, pass --allow_outside (allow_outside=True), or move the recordings."
             )
         if not there:
@@ -95,8 +100,10 @@ class Shelf:
         return path
 
     def _own_file(self, name: str) -> bytes:
-        """Bytes of `hf://datasets/owner/name[@revision]/file` of this data set."""
+        """Bytes of a file of this data set: `hf://datasets/owner/name[@revision]/file`, or `file` alone."""
         own = f"hf://datasets/{self.repo}"
+        if "://" not in name and not name.startswith(("/", "~")):
+            name = f"{own}/{name}"
         if not name.startswith((f"{own}/", f"{own}@")) or "::" in name or ".." in name.split("/") or "%" in name:
             raise LeftOut("names a file that is not of the data set: not opened", name[:200])
         from huggingface_hub import HfFileSystem
@@ -119,7 +126,7 @@ class Shelf:
         if self._received > self.max_download_gb * 1e9:
             raise ValueError(
                 f"{self.name} has sent more than {self.max_download_gb:g} GB of recordings. Ask for fewer minutes, or raise the limit: "
-                "max_download_gb."
+                "--max_download_gb (max_download_gb=)."
             )
 
     def _keep(self, content: bytes, name: object) -> Path:
@@ -146,12 +153,12 @@ def seconds_of(path: Path) -> float:
         info = soundfile.info(str(path))
         if info.frames > 0:
             return info.duration
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # TypeError: a file called .raw
         pass
     # CHOICE: decoded once more, not asked of the container: a webm from a browser declares no duration, and `decode_audio` is the one guarded way
     try:
         return len(decode_audio(path, RATE_HZ)) / RATE_HZ
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError) as error:
         raise LeftOut("cannot be decoded", path) from error
 
 

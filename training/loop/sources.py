@@ -23,7 +23,7 @@ from typing import Optional
 
 from tqdm import tqdm
 
-from training.loop.recordings import LeftOut, Shelf, copies, kind, seconds_of
+from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, seconds_of
 from training.loop.tables import COLUMNS, TABLES, pick, read_table
 from training.loop.text import build_vocab, letters_beside, main_script, normalize
 
@@ -33,7 +33,8 @@ SPLITS = {
     # CHOICE: "eval" is what Trainer calls it; some mean test by it. Held out from training either way
     "eval": "validation", "evaluation": "validation",
 }  # fmt: skip
-FORMS = ("parquet", "arrow", "audiofolder", "csv", "json")  # of the Hub's data sets: plain rows, nothing that runs or unpickles
+CODE = r"\w[\w-]*"  # of a language
+FORMS = ("parquet", "arrow", "csv", "json")  # of the Hub's data sets: tables; `datasets` itself opens files that rows of other forms name
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Report:
                 out.append(f"    dropped characters {dict(self.dropped_characters[language].most_common(12))}")
             for word, counts in (("skipped", self.skipped), ("noted", self.noted)):
                 for reason, count in counts[language].items():
-                    out.append(f"    {word} {count}: {reason} (such as {self.examples[reason]})")
+                    out.append(f"    {word} {count}: {reason} (such as {printable(self.examples[reason])})")
             out += [f"    {line}" for line in [*_second_scripts(mine), *_shared(mine)]]
         return out
 
@@ -117,7 +118,7 @@ def _shared(clips: list[Clip]) -> Iterator[str]:
         texts = [clip.text for clip in held_out if clip.text in trained]
         for what, same in (("recordings", copies([c.audio for c in held_out], [c.audio for c in training])), ("texts", texts)):
             if same:
-                example = str(same[0]) if what == "recordings" else repr(same[0])
+                example = printable(same[0]) if what == "recordings" else repr(same[0])
                 yield f"WARNING: {len(same)} of {len(held_out)} {split} {what} are also in train (such as {example})"
 
 
@@ -207,7 +208,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
 def _language_and_path(source: str) -> tuple[str, str]:
     """`sr=PATH` divided at its first `=`; a path may hold others."""
     code, equals, path = source.partition("=")
-    return (code, path) if equals and re.fullmatch(r"[\w.-]+", code) and not Path(source).exists() else ("", source)
+    return (code, path) if equals and re.fullmatch(CODE, code) and not Path(source).exists() else ("", source)
 
 
 def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
@@ -220,15 +221,15 @@ def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[R
                                 "A corpus to start with: python -m training.prepare_speech --out data.")  # fmt: skip
     shelf.folder = shelf.root = place.parent if place.is_file() else place
     if place.is_file() and place.suffix.lower() in TABLES:
-        return _from_tables([place], shelf)
+        return _from_tables([place], shelf, report)
     files = [place] if place.suffix.lower() == ".parquet" and place.is_file() else sorted(place.rglob("*.parquet"))
     if files:
-        return _from_parquet(files, shelf)
+        return _from_parquet(files, shelf, report)
     if (place / "clips").is_dir():
         return _common_voice(place, shelf)
     tables = sorted([*place.rglob("metadata.csv"), *place.rglob("metadata.jsonl")]) if place.is_dir() else []
     if tables:
-        return _from_tables(tables, shelf)
+        return _from_tables(tables, shelf, report)
     raise ValueError(f"{path} is no manifest (.jsonl, .csv), Common Voice folder (clips/), audiofolder (metadata.csv) or parquet file.")
 
 
@@ -237,25 +238,32 @@ def split_named(name: str) -> Optional[str]:
     return SPLITS.get(re.split(r"[^a-z]", name.strip().lower())[0])
 
 
-def _splits_of(names: dict[Path, str]) -> dict[Path, Optional[str]]:
-    """The split of every file by its name; all None where no name is one.
+def _splits_of(files: list[Path], root: Path, report: Report) -> dict[Path, Optional[str]]:
+    """The split of every file by its own name or its folders'; all None where no name is one.
+
+    # CHOICE: test.csv without a split column is test. By their texts, most of its clips would go to training.
 
     Raises:
-        ValueError: if some are and others are not: they would be put into splits by their texts, test data among them.
+        ValueError: if some are and others are not: these would be put into splits by their texts, test data among them.
     """
-    splits = {file: split_named(name) for file, name in names.items()}
+    splits = {}
+    for file in files:
+        of_names = map(split_named, [file.stem, *reversed(file.relative_to(root).parts[:-1])])
+        of_root = SPLITS.get(root.resolve().name.lower()) if file.stem == "metadata" or file.suffix == ".parquet" else None
+        splits[file] = next((split for split in of_names if split), of_root)
     unknown = [str(file) for file, split in splits.items() if split is None]
     if unknown and len(unknown) < len(splits):
         raise ValueError(f"{unknown} is no split by name, and files beside it are; known are {list(SPLITS)}. Rename it, or name the files one by one.")
+    report.sources += [f"{file}: {split} by its name, where a row says nothing else" for file, split in splits.items() if split]
     return splits
 
 
-def _from_tables(tables: list[Path], shelf: Shelf) -> Iterator[Row]:
-    splits = _splits_of({table: table.parent.name for table in tables}) if tables[0].stem == "metadata" else {}
+def _from_tables(tables: list[Path], shelf: Shelf, report: Report) -> Iterator[Row]:
+    splits = _splits_of(tables, shelf.root, report)
     for table in tables:
         own = replace(shelf, folder=table.parent)
         for where, raw in read_table(table):
-            yield _row(where, raw, own, splits.get(table))
+            yield _row(where, raw, own, splits[table])
 
 
 def _row(where: str, raw: dict, shelf: Shelf, split: Optional[str]) -> Row:
@@ -294,15 +302,15 @@ def _common_voice(folder: Path, shelf: Shelf) -> Iterator[Row]:
             yield row
 
 
-def _from_parquet(files: list[Path], shelf: Shelf) -> Iterator[Row]:
+def _from_parquet(files: list[Path], shelf: Shelf, report: Report) -> Iterator[Row]:
     """Rows of local parquet files, a few at a time."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    named = {file: file.stem if split_named(file.stem) else file.parent.name for file in files}
-    splits = _splits_of(named)
+    splits = _splits_of(files, shelf.root, report)
     wanted = {column for columns in COLUMNS.values() for column in columns}
     for file in files:
+        own = replace(shelf, folder=file.parent)
         try:
             opened = ParquetFile(file)
             columns = [name for name in opened.schema_arrow.names if name.lower() in wanted]
@@ -310,7 +318,7 @@ def _from_parquet(files: list[Path], shelf: Shelf) -> Iterator[Row]:
             batches = (row for batch in opened.iter_batches(batch_size=16, columns=columns) for row in batch.to_pylist())
             for number, raw in enumerate(batches):
                 where = f"{file}, {splits[file] or 'no split'}, row {number}"
-                yield _row(where, {name.lower(): value for name, value in raw.items()}, shelf, splits[file])
+                yield _row(where, {name.lower(): value for name, value in raw.items()}, own, splits[file])
         except (ArrowException, OSError) as error:
             raise ValueError(f"{file} is no parquet file that can be read ({error}). Fetch it again.") from error
 
@@ -356,7 +364,8 @@ def _own_files(builder, name: str) -> dict[str, list[str]]:
         raise ValueError(f"hub:{name} names data that is not its own: {foreign[:3]}. Nothing of it was opened.")
     form = type(builder).__module__.rpartition(".")[2]
     if form not in FORMS:
-        raise ValueError(f"hub:{name} holds {form} files; those that are read: {', '.join(FORMS)}.")
+        raise ValueError(f"hub:{name} is of the form {form}; those that are streamed: {', '.join(FORMS)}. Download it, and pass the folder: "
+                         f"hf download {name} --repo-type dataset --local-dir FOLDER")  # fmt: skip
     return files
 
 
@@ -374,7 +383,9 @@ def _language(row: Row, source: str) -> str:
     if not code or (isinstance(code, str) and not code.strip()):
         raise ValueError(f"{row.where} names no language. Give it for the whole source: --data xx={source}.")
     if not isinstance(code, str):
-        raise ValueError(f"{row.where}: the language is {code!r}, {kind(code)}; a code is wanted, such as 'en'.")
+        raise ValueError(f"{row.where}: the language is {code!r}, {kind(code)}; a code is wanted, such as 'en' or 'pa-IN'.")
+    if not re.fullmatch(CODE, code.strip()):
+        raise ValueError(f"{row.where}: the language is {code!r}; a code is letters, digits and -, such as 'en' or 'pa-IN'.")
     return code.strip()
 
 
