@@ -22,8 +22,7 @@ from modeling_master_asr import MasterASRProcessor
 from training import evaluate
 from training.loop import recordings
 from training.loop.sources import _own_files, read_data, read_manifest
-from training.loop.text import main_script
-from training.prepare_speech import Entry, convert, refusal
+from training.prepare_speech import drop_other_scripts, split_by_text
 
 ROW = {"audio": "a.wav", "language": "en", "text": "ab", "split": "train"}
 
@@ -271,6 +270,25 @@ def test_m4a_and_webm_are_measured_where_no_duration_is_declared(folder, form, c
     assert [clip.duration_s for clip in clips] == [pytest.approx(1.0, abs=0.1)]
 
 
+def test_a_common_voice_folder_opens_nothing_outside_and_says_what_it_lacks(folder):
+    voice = folder.parent / "cv/en"
+    write(voice / "clips/a.wav", (folder / "a.wav").read_bytes())
+    with pytest.raises(ValueError, match="en has clips/, but neither train.tsv nor validated.tsv"):
+        read(voice)
+    write(voice / "validated.tsv", "path\tsentence\na.wav\tab\u2028c\n")
+    write(voice / "clip_durations.tsv", "clip\tduration[ms]\na.wav\tlong\n")
+    assert [(clip.text, clip.duration_s) for clip in read(voice)[0]] == [("ab c", 0.5)]
+    write(voice / "validated.tsv", "path\tsentence\n../../../private.wav\tab\n")
+    with pytest.raises(ValueError, match="validated.tsv, line 2 names .*private.wav.*not below .*cv/en"):
+        read(voice)
+    (voice / "clips/a.wav").unlink()
+    (voice / "clips").rmdir()
+    (voice / "clips").symlink_to(folder)
+    write(voice / "validated.tsv", "path\tsentence\na.wav\tab\n")
+    with pytest.raises(ValueError, match="validated.tsv, line 2 names 'a.wav', which is not below"):
+        read(voice)
+
+
 # what is given as audio of a row in a parquet file, what is said
 PARQUET = [
     ("bytes", {"bytes": b"WAV", "path": "x.wav"}, None),
@@ -445,15 +463,14 @@ def test_a_name_on_the_hub_is_never_a_local_file(folder, hub, monkeypatch, sourc
         read_data([source], folder / "cache")
 
 
-@pytest.mark.parametrize("text, refused", [
-    ("привет", ""), ("сайт asterisk", "words in another script"), ("первoe", "words in another script"), ("нажмите 7", ""), ("да!", ""),
-])  # fmt: skip
-def test_clips_with_words_in_another_script_are_refused_by_the_corpus(folder, text, refused):
-    entry = Entry("ru", folder / "a.wav", "a", text, "CC BY 3.0", "package")
-    assert refusal(entry, main_script(["привет asterisk мир"])) == refused
+def test_the_corpus_drops_clips_with_words_in_another_script_and_no_other_clip_changes_its_split():
+    texts = [f"слово {'абвгдежзик'[i % 10] * (i // 10 + 1)}" for i in range(40)] + ["первoe", "сайт asterisk"]
+    clips = [{"text": text, "duration_s": 20.0} for text in texts]
+    split_by_text(clips)
     skipped = Counter()
-    clips = convert([entry, Entry("ru", folder / "b.wav", "b", "добрый день", "CC BY 3.0", "package")], folder / "out", skipped, Counter())
-    assert dict(skipped) == ({refused: 1} if refused else {}) and len(clips) == 2 - bool(refused)
+    assert drop_other_scripts(clips, skipped) == clips[:-2] and skipped == {"words in another script": 2}
+    assert drop_other_scripts(clips[:-2], Counter()) == clips[:-2]
+    assert Counter(clip["split"] for clip in clips) == {"test": 10, "validation": 10, "train": 22}
 
 
 def test_a_language_that_the_model_lacks_is_said_before_data_is_read(folder, capsys):

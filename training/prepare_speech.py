@@ -20,7 +20,6 @@ import subprocess
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import soundfile
 from num2words import num2words
@@ -106,8 +105,8 @@ def spell_digits(text: str, language: str) -> str:
     return re.sub(r"(?<![\d.,:-])\d(?![\d:]|[.,]\d)", lambda digit: f" {num2words(int(digit[0]), lang=language)} ", text)
 
 
-def refusal(entry: Entry, script: Optional[str]) -> str:
-    """Why a clip is unusable by its transcript, or ''; `script` is its language's."""
+def refusal(entry: Entry) -> str:
+    """Why a clip is unusable by its transcript, or ''."""
     if not entry.source.exists():
         return "no recording"
     if re.search(r"[\[\]<>(){}]", entry.raw_text):
@@ -118,8 +117,6 @@ def refusal(entry: Entry, script: Optional[str]) -> str:
         return "symbols that are spoken as words"
     if not normalize(entry.raw_text):
         return "empty transcript"
-    if letters_beside(normalize(entry.raw_text), script):  # names left as they are written elsewhere, or letters that look alike
-        return "words in another script"
     return ""
 
 
@@ -137,12 +134,24 @@ def split_by_text(clips: list[dict]) -> None:
                 held_s[split] += clip["duration_s"]
 
 
+def drop_other_scripts(clips: list[dict], skipped: Counter) -> list[dict]:
+    """One language's clips without those that hold a letter of another script than its own: names left as they are written
+    elsewhere, letters that look alike. Each would add letters to the alphabet that are hardly ever heard.
+
+    After `split_by_text`, so that every other clip keeps the split that it had.
+    """
+    script = main_script(clip["text"] for clip in clips)
+    kept = [clip for clip in clips if not letters_beside(clip["text"], script)]
+    if len(kept) < len(clips):
+        skipped["words in another script"] += len(clips) - len(kept)
+    return kept
+
+
 def convert(entries: list[Entry], out: Path, skipped: Counter, dropped: Counter) -> list[dict]:
     """Decodes one language's usable clips to FLAC and returns their manifest lines."""
     clips = []
-    script = main_script(normalize(entry.raw_text) for entry in entries)
     for entry in tqdm(entries, desc=entries[0].language if entries else "", leave=False):
-        reason = refusal(entry, script)
+        reason = refusal(entry)
         if not reason:
             samples = decode_audio(entry.source, SAMPLING_RATE_HZ)
             duration_s = len(samples) / SAMPLING_RATE_HZ
@@ -180,6 +189,7 @@ def main(argv=None) -> None:
         entries = (dialogue_entries if language in DIALOGUE else prompt_entries)(root, language)
         clips = convert(entries, args.out, skipped, dropped)
         split_by_text(clips)
+        clips = drop_other_scripts(clips, skipped)
         report(language, clips, skipped, dropped)
         lines += clips
     manifest = args.out / "manifest.jsonl"
