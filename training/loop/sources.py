@@ -123,7 +123,7 @@ def _shared(clips: list[Clip]) -> Iterator[str]:
 
 
 class Budget:
-    """How much of one source is wanted.
+    """How much of a streamed source is wanted; of the others all is read, and a seed chooses.
 
     Args:
         minutes: of each language and split; None: all there is.
@@ -134,13 +134,10 @@ class Budget:
         self.minutes, self.code = minutes, code
         self.heard_s: Counter = Counter()  # (split, language) -> seconds of usable clips
 
-    def spent(self, split: Optional[str], language: str) -> bool:
-        """Whether a language has its minutes; never where texts are yet to be divided into splits."""
-        return self.minutes is not None and split is not None and self.heard_s[split, language] >= 60 * self.minutes
-
-    def ends(self, split: Optional[str]) -> bool:
-        """Whether nothing more of a split is wanted, whatever comes."""
-        return bool(self.code) and self.spent(split, self.code)
+    def spent(self, row: Row) -> bool:
+        """Whether a row's language has its minutes; never where texts are yet to be divided into splits."""
+        language = self.code or row.fields["language"]
+        return self.minutes is not None and row.split is not None and self.heard_s[row.split, language] >= 60 * self.minutes
 
 
 def read_data(
@@ -171,8 +168,6 @@ def read_data(
         for row in tqdm(_rows(path, shelf, report, budget), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
             rows += 1
             language = code or _language(row, source)
-            if budget.spent(row.split, language):
-                continue
             try:
                 clip = _clip(row, language, report)
                 if not min_s <= clip.duration_s <= max_s:
@@ -224,7 +219,7 @@ def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[R
         return _from_tables([place], shelf, report)
     files = [place] if place.suffix.lower() == ".parquet" and place.is_file() else sorted(place.rglob("*.parquet"))
     if files:
-        return _from_parquet(files, shelf, report)
+        return _from_parquet(files, shelf, report, budget)
     if (place / "clips").is_dir():
         return _common_voice(place, shelf)
     tables = sorted([*place.rglob("metadata.csv"), *place.rglob("metadata.jsonl")]) if place.is_dir() else []
@@ -302,7 +297,7 @@ def _common_voice(folder: Path, shelf: Shelf) -> Iterator[Row]:
             yield row
 
 
-def _from_parquet(files: list[Path], shelf: Shelf, report: Report) -> Iterator[Row]:
+def _from_parquet(files: list[Path], shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
     """Rows of local parquet files, a few at a time."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -318,7 +313,9 @@ def _from_parquet(files: list[Path], shelf: Shelf, report: Report) -> Iterator[R
             batches = (row for batch in opened.iter_batches(batch_size=16, columns=columns) for row in batch.to_pylist())
             for number, raw in enumerate(batches):
                 where = f"{file}, {splits[file] or 'no split'}, row {number}"
-                yield _row(where, {name.lower(): value for name, value in raw.items()}, own, splits[file])
+                row = _row(where, {name.lower(): value for name, value in raw.items()}, own, splits[file])
+                if not budget.spent(row):
+                    yield row
         except (ArrowException, OSError) as error:
             raise ValueError(f"{file} is no parquet file that can be read ({error}). Fetch it again.") from error
 
@@ -347,9 +344,10 @@ def _from_hub(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterat
     for split in files:
         if str(split) not in unknown:
             for row in _stream(builder, str(split), f"{path}, {split}", shelf):
-                if budget.ends(row.split):
+                if not budget.spent(row):
+                    yield row
+                elif budget.code:  # else another language may follow
                     break
-                yield row
 
 
 def _own_files(builder, name: str) -> dict[str, list[str]]:
