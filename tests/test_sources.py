@@ -39,8 +39,7 @@ def mix(tmp_path):
     for split in ("train", "validation"):
         record(tmp_path / f"folder/{split}/a.wav")
         (tmp_path / f"folder/{split}/metadata.csv").write_text('file_name,transcription\na.wav,"Kaixo, mundua"\n')
-    rows = {"audio": [str(record(tmp_path / f"p{i}.flac")) for i in range(3)], "sentence": ["ngā", "kupu", "e toru"], "language": ["mi"] * 3}
-    (tmp_path / "parquet").mkdir()
+    rows = {"audio": [str(record(tmp_path / f"parquet/p{i}.flac")) for i in range(3)], "sentence": ["ngā", "kupu", "e toru"], "language": ["mi"] * 3}
     Dataset.from_dict(rows).cast_column("audio", Audio(decode=False)).to_parquet(tmp_path / "parquet/train-0.parquet")
     table = tmp_path / "table.csv"
     with table.open("w", newline="") as opened:
@@ -64,9 +63,12 @@ def test_every_kind_of_source_mixes_and_what_is_left_out_is_counted_and_named(mi
         assert words in text, text
 
 
-def test_a_streamed_source_stops_at_its_minutes(mix, tmp_path):
+def test_a_streamed_source_stops_at_its_minutes_and_no_other_does(mix, tmp_path):
     clips, _ = read_data([mix[2]], tmp_path / "cache", minutes=0.9 / 60)
     assert len(clips) == 2  # 0.5 s each: the third is not needed
+    manifest = tmp_path / "three.jsonl"
+    manifest.write_text("\n".join(json.dumps({"audio": f"parquet/p{i}.flac", "language": "mi", "text": "a", "split": "train"}) for i in range(3)))
+    assert len(read_data([str(manifest)], tmp_path / "cache", minutes=0.9 / 60)[0]) == 3  # a seed chooses among all of them
 
 
 @pytest.mark.parametrize("source, error, message", [

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from training.loop.text import build_vocab, normalize
+from training.loop.text import build_vocab, letters_beside, main_script, normalize
 
 
 @pytest.mark.parametrize("raw, clean", [
@@ -19,6 +19,12 @@ from training.loop.text import build_vocab, normalize
     ("'quoted' don't", "'quoted' don't"),
     ("ﬁne", "fine"),
     ("‘ ’", ""),
+    ("ab \u2764\ufe0f c", "ab c"),  # an emoji's variation selector is a mark by category
+    ("a\ufe0fb\U000e0101c", "abc"),
+    ("1\ufe0f\u20e3 a", "a"),  # a keycap
+    ("a\u034fb \u115fc \u3164", "ab c"),  # a joiner, and fillers that are letters by category
+    ("\u0301a + \u0302b", "a b"),  # marks on nothing
+    ("e\u0301 q\u0307", "é q\u0307"),  # letters' own marks stay
 ])  # fmt: skip
 def test_letters_marks_and_apostrophes_survive(raw, clean):
     import unicodedata
@@ -34,3 +40,12 @@ def test_every_dropped_character_is_counted():
 
 def test_a_vocab_has_its_special_tokens_and_every_character_once():
     assert build_vocab(["ab ba", "ñ'"]) == {"[PAD]": 0, "[UNK]": 1, "|": 2, "'": 3, "a": 4, "b": 5, "ñ": 6}
+
+
+@pytest.mark.parametrize("text, script, beside", [
+    ("привет", "CYRILLIC", {}), ("сайт www", "CYRILLIC", {"LATIN": {"w"}}), ("первoe", "CYRILLIC", {"LATIN": {"o", "e"}}),
+    ("où l'été", "LATIN", {}), ("हिन्दी में", "DEVANAGARI", {}), ("東京へ行くメール 々", "CJK", {}), ("한국 漢字", "CJK", {}),
+    ("oʻzbek", "LATIN", {}), ("สวัสดีค่ะ", "THAI", {}), ("", None, {}), ("' '", None, {}),
+])  # fmt: skip
+def test_letters_of_another_script_are_found_and_marks_belong_to_any(text, script, beside):
+    assert main_script([text]) == script and letters_beside(text, script) == beside

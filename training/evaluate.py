@@ -43,12 +43,33 @@ def row_swap(model, processor, features, clips, left_out=()) -> dict[str, dict[s
     return table
 
 
+def check_languages(asked: list[str], model, model_id: str) -> None:
+    """Stops, before data is read, at languages that the model lacks."""
+    missing = [code for code in asked if code not in model.languages]
+    if missing:
+        raise SystemExit(f"{model_id} has no assembly for {missing}. It has {model.languages}. Load theirs with --assembly FOLDER_OR_ID, "
+                         "or train them: training/adapt_language.py.")  # fmt: skip
+
+
+def languages_there(clips, split: str, model) -> list[str]:
+    """The model's languages that have clips in a split; stops where there are none."""
+    there = sorted({clip.language for clip in clips if clip.split == split})
+    common = [code for code in model.languages if code in there]
+    if not common:
+        raise SystemExit(f"--data has {split} clips of {there}, the model has {model.languages}: no language in common.")
+    if set(there) - set(common):
+        print(f"Not scored, the model lacks them: {sorted(set(there) - set(common))}")
+    return common
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--assembly", nargs="*", default=[], help="folders or hub ids of further languages")
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
+    parser.add_argument("--allow_outside", action="store_true", help="manifests may name recordings outside of their folder")
+    parser.add_argument("--max_download_gb", type=float, default=20, help="of recordings, from one data set of the Hub")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
     parser.add_argument("--out", required=True, type=Path)
@@ -57,10 +78,12 @@ def main(argv=None) -> None:
     model = MasterASRForCTC.from_pretrained(args.model).to(accelerator.device)
     for source in args.assembly:
         model.load_assembly(source)
+    check_languages(args.languages or [], model, args.model)
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
-    clips, _ = read_data(args.data, args.out.parent / "recordings")
-    there = {clip.language for clip in clips if clip.split == args.split}
-    clips = select(clips, args.split, args.languages or [code for code in model.languages if code in there])
+    clips, report = read_data(args.data, args.out.parent / "recordings", allow_outside=args.allow_outside, max_download_gb=args.max_download_gb)
+    if accelerator.is_main_process:
+        print("\n".join(report.lines(clips)))
+    clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))
     features = Features(processor)
     rates = evaluate_clips(model, processor, features, clips, accelerator)
     if not accelerator.is_main_process:

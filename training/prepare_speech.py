@@ -26,7 +26,7 @@ from num2words import num2words
 from tqdm import tqdm
 
 from modeling_master_asr.processing_master_asr import decode_audio
-from training.loop.text import normalize
+from training.loop.text import letters_beside, main_script, normalize
 
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
 DIALOGUE = ("cs", "nl")
@@ -134,6 +134,19 @@ def split_by_text(clips: list[dict]) -> None:
                 held_s[split] += clip["duration_s"]
 
 
+def drop_other_scripts(clips: list[dict], skipped: Counter) -> list[dict]:
+    """One language's clips without those that hold a letter of another script than its own: names left as they are written
+    elsewhere, letters that look alike. Each would add letters to the alphabet that are hardly ever heard.
+
+    After `split_by_text`, so that every other clip keeps the split that it had.
+    """
+    script = main_script(clip["text"] for clip in clips)
+    kept = [clip for clip in clips if not letters_beside(clip["text"], script)]
+    if len(kept) < len(clips):
+        skipped["words in another script"] += len(clips) - len(kept)
+    return kept
+
+
 def convert(entries: list[Entry], out: Path, skipped: Counter, dropped: Counter) -> list[dict]:
     """Decodes one language's usable clips to FLAC and returns their manifest lines."""
     clips = []
@@ -176,6 +189,7 @@ def main(argv=None) -> None:
         entries = (dialogue_entries if language in DIALOGUE else prompt_entries)(root, language)
         clips = convert(entries, args.out, skipped, dropped)
         split_by_text(clips)
+        clips = drop_other_scripts(clips, skipped)
         report(language, clips, skipped, dropped)
         lines += clips
     manifest = args.out / "manifest.jsonl"

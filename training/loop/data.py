@@ -1,4 +1,4 @@
-"""Clips from a JSONL manifest, their features, and one-language batches bucketed by seconds of audio."""
+"""Clips, their features, and one-language batches bucketed by seconds of audio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -19,7 +18,9 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr.processing_master_asr import check_audio, decode_audio, resample
-from training.loop.text import normalize
+from training.loop.sources import Clip, read_manifest
+
+__all__ = ["Clip", "read_manifest"]  # handed on
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation of training clips
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
@@ -27,48 +28,6 @@ MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops:
 
 DURATION_SLACK, DURATION_SLACK_S = 0.1, 0.5  # by which a recording may outlast its entry: rounding, an encoder's padding
 DIGEST_BYTES = 32
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One line of a manifest."""
-
-    audio: Path
-    language: str
-    text: str
-    duration_s: float
-    split: str
-
-
-def read_manifest(path: str | Path) -> list[Clip]:
-    """Reads a JSONL manifest: `audio` (relative to it), `language`, `text`, `duration_s`, `split` a line.
-
-    Raises:
-        ValueError: for a broken line, by its number.
-        FileNotFoundError: if there is no manifest.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No manifest at {path}. Build one: python -m training.prepare_speech --out data.")
-    clips = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-            clip = Clip(
-                path.parent / fields["audio"], fields["language"], normalize(fields["text"]),
-                float(fields["duration_s"]), fields["split"],
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number} is broken ({type(error).__name__}: {error}). A line is a JSON object with "
-                "audio, language, text, duration_s and split."
-            ) from error
-        if not clip.text:
-            raise ValueError(f"{path}, line {number}: the transcript {fields['text']!r} is empty after normalisation. Drop it.")
-        clips.append(clip)
-    return clips
 
 
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:

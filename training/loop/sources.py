@@ -4,50 +4,81 @@
     a Common Voice folder            train.tsv, dev.tsv, test.tsv or validated.tsv beside clips/
     an audiofolder                   metadata.csv or metadata.jsonl with file_name, at the top or in train/, validation/, test/
     x.parquet or a folder of them    with an Audio column
-    hub:owner/name, hub:owner/name:config    a dataset on the Hub, streamed: it stops once a language has its minutes
+    hub:owner/name, hub:owner/name:config    a dataset on the Hub, streamed: with its language in front it
+                                     stops once that has its minutes
+
+Data comes from strangers: what a row may open is in recordings.py, what a text table may look like in tables.py.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-import os
+import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
 
-import soundfile
 from tqdm import tqdm
 
-from training.loop.data import Clip
-from training.loop.text import build_vocab, normalize
+from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, seconds_of
+from training.loop.tables import COLUMNS, TABLES, pick, read_table
+from training.loop.text import build_vocab, letters_beside, main_script, normalize
 
-COLUMNS = {
-    "audio": ("audio", "path", "file_name", "file"), "text": ("text", "sentence", "transcription", "transcript"),
-    "language": ("language", "locale", "lang"), "duration_s": ("duration_s", "duration"), "split": ("split",),
+SPLITS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "development": "validation", "test": "test", "testing": "test",
+    # CHOICE: "eval" is what Trainer calls it; some mean test by it. Held out from training either way
+    "eval": "validation", "evaluation": "validation",
 }  # fmt: skip
-SPLITS = {"train": "train", "dev": "validation", "validation": "validation", "valid": "validation", "test": "test"}
+CODE = r"\w[\w-]*"  # of a language
+FORMS = ("parquet", "arrow", "csv", "json")  # of the Hub's data sets: tables; `datasets` itself opens files that rows of other forms name
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording and what is said in it."""
+
+    audio: Path
+    language: str
+    text: str
+    duration_s: float
+    split: str
+
+
+@dataclass
+class Row:
+    """One row of a source before it is a clip."""
+
+    where: str  # "x.csv, line 3"
+    fields: dict  # audio, text, language, duration_s, split; None where it has none
+    shelf: Shelf
+    split: Optional[str] = None  # of its source, where that has one
 
 
 @dataclass
 class Report:
-    """What was read, and what was left out and why."""
+    """What was read, what was left out and why, and what looks wrong."""
 
     skipped: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # language -> reason -> clips
+    noted: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # the same of clips that were kept
     examples: dict[str, str] = field(default_factory=dict)  # reason -> one clip
     dropped_characters: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
+    sources: list[str] = field(default_factory=list)  # a line about a whole source
 
-    def skip(self, language: Optional[str], reason: str, name: str) -> None:
-        self.skipped[language or "?"][reason] += 1
+    def skip(self, language: str, reason: str, name: str) -> None:
+        self.skipped[language][reason] += 1
+        self.examples.setdefault(reason, name)
+
+    def note(self, language: str, reason: str, name: str) -> None:
+        self.noted[language][reason] += 1
         self.examples.setdefault(reason, name)
 
     def lines(self, clips: list[Clip]) -> list[str]:
-        """A line a language: hours and clips a split, alphabet, dropped characters, skipped clips with the reason."""
-        out = []
+        """A line a language: hours and clips a split, alphabet; then what was dropped, skipped, noted, and what train shares with test."""
+        out = list(self.sources)
         for language in sorted({clip.language for clip in clips} | set(self.skipped)):
             mine = [clip for clip in clips if clip.language == language]
             amounts = []
@@ -59,14 +90,60 @@ class Report:
             out.append(f"{language}: {', '.join(amounts) or 'nothing'}; alphabet {letters}")
             if self.dropped_characters[language]:
                 out.append(f"    dropped characters {dict(self.dropped_characters[language].most_common(12))}")
-            for reason, count in self.skipped[language].items():
-                out.append(f"    skipped {count}: {reason} (such as {self.examples[reason]})")
+            for word, counts in (("skipped", self.skipped), ("noted", self.noted)):
+                for reason, count in counts[language].items():
+                    out.append(f"    {word} {count}: {reason} (such as {printable(self.examples[reason])})")
+            out += [f"    {line}" for line in [*_second_scripts(mine), *_shared(mine)]]
         return out
 
 
+def _second_scripts(clips: list[Clip]) -> Iterator[str]:
+    """Letters in an alphabet that another script than its main one owns: names left as they were, or letters that look alike."""
+    script = main_script(clip.text for clip in clips)
+    letters, texts = defaultdict(set), defaultdict(list)
+    for clip in clips:
+        for other, found in letters_beside(clip.text, script).items():
+            letters[other] |= found
+            texts[other].append(clip.text)
+    for other, found in sorted(letters.items()):
+        yield f"letters beside {script}: {other} {''.join(sorted(found))!r} in {len(texts[other])} of {len(clips)} clips (such as {texts[other][0]!r})"
+
+
+def _shared(clips: list[Clip]) -> Iterator[str]:
+    """What a language's held-out splits share with its training clips: figures on them would flatter."""
+    training = [clip for clip in clips if clip.split == "train"]
+    trained = {clip.text for clip in training}
+    for split in ("validation", "test"):
+        held_out = [clip for clip in clips if clip.split == split]
+        texts = [clip.text for clip in held_out if clip.text in trained]
+        for what, same in (("recordings", copies([c.audio for c in held_out], [c.audio for c in training])), ("texts", texts)):
+            if same:
+                example = printable(same[0]) if what == "recordings" else repr(same[0])
+                yield f"WARNING: {len(same)} of {len(held_out)} {split} {what} are also in train (such as {example})"
+
+
+class Budget:
+    """How much of a streamed source is wanted; of the others all is read, and a seed chooses.
+
+    Args:
+        minutes: of each language and split; None: all there is.
+        code: the language of the whole source, where that is known.
+    """
+
+    def __init__(self, minutes: Optional[float] = None, code: str = ""):
+        self.minutes, self.code = minutes, code
+        self.heard_s: Counter = Counter()  # (split, language) -> seconds of usable clips
+
+    def spent(self, row: Row) -> bool:
+        """Whether a row's language has its minutes; never where texts are yet to be divided into splits."""
+        language = self.code or row.fields["language"]
+        return self.minutes is not None and row.split is not None and self.heard_s[row.split, language] >= 60 * self.minutes
+
+
 def read_data(
-    sources: list[str], cache: Path, minutes: Optional[float] = None, min_s: float = 0.2, max_s: float = 30.0
-) -> tuple[list[Clip], Report]:
+    sources: list[str], cache: Path, minutes: Optional[float] = None, min_s: float = 0.2, max_s: float = 30.0,
+    allow_outside: bool = False, max_download_gb: float = 20.0,
+) -> tuple[list[Clip], Report]:  # fmt: skip
     """Clips of all sources. A broken clip costs that clip, is counted and named, never the run.
 
     Args:
@@ -74,158 +151,271 @@ def read_data(
         cache: folder for recordings that come inside parquet files.
         minutes: where a streamed source may stop, for each language and split.
         min_s, max_s: clips of another duration are skipped.
+        allow_outside: manifests and local parquet files may name recordings that do not lie below their folder.
+        max_download_gb: of recordings, from one data set of the Hub.
 
     Raises:
         FileNotFoundError: for a source that is not there.
-        ValueError: for one of no known kind, or that names no language.
+        ValueError: for one of no known kind, without rows, or that names no language; for a table that is broken, by its line;
+            for a row that names a file outside.
     """
     report, clips = Report(), []
     for source in sources:
-        code, _, path = source.rpartition("=") if "=" in source and not Path(source).exists() else ("", "", source)
-        for row in tqdm(_rows(path, cache, minutes), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
-            clip = _clip(row, code, path, report)
-            if clip is None:
+        code, path = _language_and_path(source)
+        budget = Budget(minutes, code)
+        shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb)
+        rows = 0
+        for row in tqdm(_rows(path, shelf, report, budget), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
+            rows += 1
+            language = code or _language(row, source)
+            try:
+                clip = _clip(row, language, report)
+                if not min_s <= clip.duration_s <= max_s:
+                    raise LeftOut(f"not {min_s} to {max_s} s long", f"{clip.audio}: {clip.duration_s:.1f} s")
+            except LeftOut as error:
+                report.skip(language, error.reason, f"{row.where}: {error.about}" if error.about != "" else row.where)
                 continue
-            if not min_s <= clip.duration_s <= max_s:
-                report.skip(clip.language, f"not {min_s} to {max_s} s long", str(clip.audio))
-                continue
+            budget.heard_s[row.split, language] += clip.duration_s
             clips.append(clip)
+        if not rows:
+            raise ValueError(f"{path} holds no rows.")
     return clips, report
 
 
-def _rows(path: str, cache: Path, minutes: Optional[float]) -> Iterator:
-    """Rows `{audio, text, language, duration_s, split}` of one source."""
+def read_manifest(path: str | Path) -> list[Clip]:
+    """Clips of a manifest, or another local source, that has to be whole: the first row that cannot be used is an error.
+
+    Raises:
+        ValueError: naming the line and the cause.
+        FileNotFoundError: if there is no manifest.
+    """
+    report, clips = Report(), []
+    for row in _rows(str(path), Shelf(str(path), Path(path).parent / "recordings"), report, Budget()):
+        try:
+            clips.append(_clip(row, _language(row, str(path)), report))
+        except LeftOut as error:
+            raise ValueError(f"{row.where}: {error}. Mend or drop the line.") from error
+    if not clips:
+        raise ValueError(f"{path} holds no rows.")
+    return clips
+
+
+def _language_and_path(source: str) -> tuple[str, str]:
+    """`sr=PATH` divided at its first `=`; a path may hold others."""
+    code, equals, path = source.partition("=")
+    return (code, path) if equals and re.fullmatch(CODE, code) and not Path(source).exists() else ("", source)
+
+
+def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
+    """Rows of one source."""
     if path.startswith("hub:"):
-        return _from_datasets(path, cache, minutes)
+        return _from_hub(path, shelf, report, budget)
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(f"No data at {path}. --data takes manifests, Common Voice folders, audiofolders, parquet files and hub:owner/name. "
                                 "A corpus to start with: python -m training.prepare_speech --out data.")  # fmt: skip
-    if place.suffix in (".jsonl", ".csv", ".tsv"):
-        return _table(place, place.parent, None)
-    if place.suffix == ".parquet" or (place.is_dir() and any(place.rglob("*.parquet"))):
-        return _from_datasets(path, cache, minutes)
+    shelf.folder = shelf.root = place.parent if place.is_file() else place
+    if place.is_file() and place.suffix.lower() in TABLES:
+        return _from_tables([place], shelf, report)
+    files = [place] if place.suffix.lower() == ".parquet" and place.is_file() else sorted(place.rglob("*.parquet"))
+    if files:
+        return _from_parquet(files, shelf, report, budget)
     if (place / "clips").is_dir():
-        return _common_voice(place)
+        return _common_voice(place, shelf)
     tables = sorted([*place.rglob("metadata.csv"), *place.rglob("metadata.jsonl")]) if place.is_dir() else []
     if tables:
-        return (row for table in tables for row in _table(table, table.parent, SPLITS.get(table.parent.name)))
+        return _from_tables(tables, shelf, report)
     raise ValueError(f"{path} is no manifest (.jsonl, .csv), Common Voice folder (clips/), audiofolder (metadata.csv) or parquet file.")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            row.get("audio")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number} is broken ({error}). A line is a JSON object with audio, language and text.") from error
-        yield number, row
+def split_named(name: str) -> Optional[str]:
+    """The split that `TEST`, `dev` or `train.clean.100` mean, or None."""
+    return SPLITS.get(re.split(r"[^a-z]", name.strip().lower())[0])
 
 
-def _table(path: Path, folder: Path, split: Optional[str]) -> Iterator[dict]:
-    if path.suffix == ".jsonl":
-        rows = _json_rows(path)
-    else:
-        tab = path.suffix == ".tsv"
-        text = path.read_text(encoding="utf-8-sig")
-        # Common Voice's tsv files quote nothing: a lone " is part of the sentence
-        read = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.DictReader(io.StringIO(text))
-        rows = enumerate(read, start=2)
-    for number, row in rows:
-        fields = {name: next((row[c] for c in columns if row.get(c) not in (None, "")), None) for name, columns in COLUMNS.items()}
-        fields["where"] = f"{path}, line {number}"
-        fields["audio"] = None if fields["audio"] is None else folder / fields["audio"]
-        yield {**fields, "split": fields["split"] or split}
+def _splits_of(files: list[Path], root: Path, report: Report) -> dict[Path, Optional[str]]:
+    """The split of every file by its own name or its folders'; all None where no name is one.
+
+    # CHOICE: test.csv without a split column is test. By their texts, most of its clips would go to training.
+
+    Raises:
+        ValueError: if some are and others are not: these would be put into splits by their texts, test data among them.
+    """
+    splits = {}
+    for file in files:
+        of_names = map(split_named, [file.stem, *reversed(file.relative_to(root).parts[:-1])])
+        of_root = SPLITS.get(root.resolve().name.lower()) if file.stem == "metadata" or file.suffix == ".parquet" else None
+        splits[file] = next((split for split in of_names if split), of_root)
+    unknown = [str(file) for file, split in splits.items() if split is None]
+    if unknown and len(unknown) < len(splits):
+        raise ValueError(f"{unknown} is no split by name, and files beside it are; known are {list(SPLITS)}. Rename it, or name the files one by one.")
+    report.sources += [f"{file}: {split} by its name, where a row says nothing else" for file, split in splits.items() if split]
+    return splits
 
 
-def _common_voice(folder: Path) -> Iterator[dict]:
+def _from_tables(tables: list[Path], shelf: Shelf, report: Report) -> Iterator[Row]:
+    splits = _splits_of(tables, shelf.root, report)
+    for table in tables:
+        own = replace(shelf, folder=table.parent)
+        for where, raw in read_table(table):
+            yield _row(where, raw, own, splits[table])
+
+
+def _row(where: str, raw: dict, shelf: Shelf, split: Optional[str]) -> Row:
+    """A row with its split.
+
+    Raises:
+        ValueError: for a split of no known name.
+    """
+    fields = pick(raw, where)
+    named = fields["split"]
+    if named is not None and str(named).strip():
+        split = split_named(named) if isinstance(named, str) else None
+        if split is None:
+            raise ValueError(f"{where}: the split is {named!r}; known are {list(SPLITS)}. Rename it, or leave the column out: texts are then divided by a hash.")
+    return Row(where, fields, shelf, split)
+
+
+def _common_voice(folder: Path, shelf: Shelf) -> Iterator[Row]:
+    shelf.folder = folder / "clips"
     durations = {}
     listed = folder / "clip_durations.tsv"
     if listed.is_file():
-        for line in listed.read_text(encoding="utf-8").splitlines()[1:]:
-            name, _, milliseconds = line.partition("\t")
-            durations[name] = float(milliseconds) / 1000
-    official = [name for name in ("train", "dev", "test") if (folder / f"{name}.tsv").is_file()]
-    for name in official if "train" in official else ["validated"]:
-        for row in _table(folder / f"{name}.tsv", folder / "clips", SPLITS.get(name)):
-            row["language"] = row["language"] or folder.name
-            row["duration_s"] = row["duration_s"] or (durations.get(row["audio"].name) if row["audio"] else None)
+        for _, row in read_table(listed):
+            name, milliseconds = [*row.values(), None][:2]
+            durations[name] = int(milliseconds) / 1000 if str(milliseconds).isdecimal() else None
+    tables = {name: folder / f"{name}.tsv" for name in ("train", "dev", "test") if (folder / f"{name}.tsv").is_file()}
+    if "train" not in tables:
+        tables = {"validated": folder / "validated.tsv"}
+    for name, table in tables.items():
+        if not table.is_file():
+            raise ValueError(f"{folder} has clips/, but neither train.tsv nor validated.tsv beside it.")
+        for where, raw in read_table(table):
+            row = _row(where, raw, shelf, split_named(name))
+            row.fields["language"] = row.fields["language"] or folder.resolve().name
+            row.fields["duration_s"] = row.fields["duration_s"] or durations.get(row.fields["audio"])
             yield row
 
 
-def _from_datasets(path: str, cache: Path, minutes: Optional[float]) -> Iterator[dict]:
-    """Rows of parquet files or of a Hub data set; recordings are written to `cache` as they came, once."""
-    from datasets import Audio, get_dataset_split_names, load_dataset
+def _from_parquet(files: list[Path], shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
+    """Rows of local parquet files, a few at a time."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
-    if path.startswith("hub:"):
-        name, _, config = path.removeprefix("hub:").partition(":")
-        arguments, splits = {"path": name, "name": config or None}, get_dataset_split_names(name, config or None)
-    else:
-        files = [path] if Path(path).is_file() else [str(p) for p in sorted(Path(path).rglob("*.parquet"))]
-        by_split = defaultdict(list)
-        for file in files:
-            by_split[next((s for s in SPLITS if Path(file).name.startswith(s) or Path(file).parent.name == s), "train")].append(file)
-        arguments, splits = {"path": "parquet", "data_files": dict(by_split)}, list(by_split)
-    for split in splits:
-        data = load_dataset(**arguments, split=split, streaming=True)
-        column = next((c for c in COLUMNS["audio"] if c in data.features), None)
-        if column is None:
-            raise ValueError(f"{path} has the columns {list(data.features)}; one of {list(COLUMNS['audio'])} has to hold audio.")
-        if isinstance(data.features[column], Audio):
-            data = data.cast_column(column, Audio(decode=False))
-        seconds: Counter = Counter()
-        for number, row in enumerate(data):
-            fields = {name: next((row[c] for c in columns if row.get(c) is not None), None) for name, columns in COLUMNS.items()}
-            code = fields["language"]
-            if minutes is not None and seconds[code] >= 60 * minutes:
-                if len(seconds) == 1 and code is None:
+    splits = _splits_of(files, shelf.root, report)
+    wanted = {column for columns in COLUMNS.values() for column in columns}
+    for file in files:
+        own = replace(shelf, folder=file.parent)
+        try:
+            opened = ParquetFile(file)
+            columns = [name for name in opened.schema_arrow.names if name.lower() in wanted]
+            pick(dict.fromkeys(name.lower() for name in opened.schema_arrow.names), str(file))
+            batches = (row for batch in opened.iter_batches(batch_size=16, columns=columns) for row in batch.to_pylist())
+            for number, raw in enumerate(batches):
+                where = f"{file}, {splits[file] or 'no split'}, row {number}"
+                row = _row(where, {name.lower(): value for name, value in raw.items()}, own, splits[file])
+                if not budget.spent(row):
+                    yield row
+        except (ArrowException, OSError) as error:
+            raise ValueError(f"{file} is no parquet file that can be read ({error}). Fetch it again.") from error
+
+
+def _from_hub(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
+    """Rows of a data set on the Hub, streamed; no code of its repo runs (`datasets` from 4.0 on), and its card names no data but its own.
+
+    Raises:
+        ValueError: for another name than `owner/name`; for a set that names other data, or has no split of a known name.
+    """
+    from datasets import load_dataset_builder
+
+    name, _, config = path.removeprefix("hub:").partition(":")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise ValueError(f"{path} is no data set of the Hub: it is named hub:owner/name, or hub:owner/name:config.")
+    if Path(name).exists():
+        raise ValueError(f"{path}: a folder of that name is here, and would be read in its place. Start from another folder.")
+    shelf.repo = name
+    builder = load_dataset_builder(name, config or None)
+    files = _own_files(builder, name)
+    unknown = [str(split) for split in files if split_named(str(split)) is None]
+    if len(unknown) == len(files):
+        raise ValueError(f"{path} has the splits {unknown}; known are {list(SPLITS)}.")
+    if unknown:
+        report.sources.append(f"{path}: splits not read: {unknown} (known are {', '.join(SPLITS)})")
+    for split in files:
+        if str(split) not in unknown:
+            for row in _stream(builder, str(split), f"{path}, {split}", shelf):
+                if not budget.spent(row):
+                    yield row
+                elif budget.code:  # else another language may follow
                     break
-                continue
-            audio = row[column]
-            content = audio["bytes"] if audio.get("bytes") else Path(audio["path"]).read_bytes()
-            kept = _keep(content, cache, Path(audio.get("path") or "clip").suffix)
-            fields |= {"audio": kept, "split": SPLITS.get(fields["split"] or split, split), "where": f"{path}, {split}, row {number}"}
-            try:
-                fields["duration_s"] = soundfile.info(str(kept)).duration
-                seconds[code] += fields["duration_s"]
-            except RuntimeError:
-                fields["duration_s"] = None  # counted as broken by `_clip`
-            yield fields
 
 
-def _keep(content: bytes, cache: Path, suffix: str) -> Path:
-    path = Path(cache) / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix or '.audio'}"
-    if not path.exists():  # written beside and renamed: two processes may do it at once
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_bytes(content)
-        os.replace(part, path)
-    return path
+def _own_files(builder, name: str) -> dict[str, list[str]]:
+    """`{split: files}` of a data set on the Hub.
+
+    Raises:
+        ValueError: if its card names files of another place, or they are of a kind that is not read.
+    """
+    files = {split: [str(file) for file in of_split] for split, of_split in (builder.config.data_files or {}).items()}
+    foreign = [file for of_split in files.values() for file in of_split if not file.startswith(f"hf://datasets/{name}@")]
+    if foreign:
+        raise ValueError(f"hub:{name} names data that is not its own: {foreign[:3]}. Nothing of it was opened.")
+    form = type(builder).__module__.rpartition(".")[2]
+    if form not in FORMS:
+        raise ValueError(f"hub:{name} is of the form {form}; those that are streamed: {', '.join(FORMS)}. Download it, and pass the folder: "
+                         f"hf download {name} --repo-type dataset --local-dir FOLDER")  # fmt: skip
+    return files
 
 
-def _clip(row: dict, code: str, source: str, report: Report) -> Optional[Clip]:
-    """A Clip of a row, or None after counting why not."""
-    language = code or row["language"]
-    if not language:
-        raise ValueError(f"{row['where']} names no language. Give it for the whole source: --data xx={source}.")
-    name = str(row["audio"] or row["where"])
-    if row["audio"] is None or not Path(row["audio"]).is_file():
-        report.skip(language, "no recording", name)
-        return None
-    text = normalize(row["text"] or "", report.dropped_characters[language])
+def _stream(builder, split: str, where: str, shelf: Shelf) -> Iterator[Row]:
+    data = builder.as_streaming_dataset(split=split)
+    if data.features:
+        data = data.decode(False)  # bytes as they came: recordings are decoded by us, pictures by nobody
+    for number, raw in enumerate(data):
+        shelf.count(sum(len(value.get("bytes") or b"") for value in raw.values() if isinstance(value, dict)))
+        yield _row(f"{where}, row {number}", {name.lower(): value for name, value in raw.items()}, shelf, split_named(split))
+
+
+def _language(row: Row, source: str) -> str:
+    code = row.fields["language"]
+    if not code or (isinstance(code, str) and not code.strip()):
+        raise ValueError(f"{row.where} names no language. Give it for the whole source: --data xx={source}.")
+    if not isinstance(code, str):
+        raise ValueError(f"{row.where}: the language is {code!r}, {kind(code)}; a code is wanted, such as 'en' or 'pa-IN'.")
+    if not re.fullmatch(CODE, code.strip()):
+        raise ValueError(f"{row.where}: the language is {code!r}; a code is letters, digits and -, such as 'en' or 'pa-IN'.")
+    return code.strip()
+
+
+def _clip(row: Row, language: str, report: Report) -> Clip:
+    """A Clip of a row.
+
+    Raises:
+        LeftOut: if it cannot be used.
+    """
+    audio = row.shelf.file_of(row.fields["audio"], row.where)
+    raw = row.fields["text"]
+    if raw is not None and not isinstance(raw, str):  # CHOICE: refused: digits are no letters, and nobody knows how they were spoken
+        raise LeftOut(f"the transcript is {kind(raw)}, not text", audio)
+    text = normalize(raw or "", report.dropped_characters[language])
     if not text:
-        report.skip(language, "empty transcript", name)
-        return None
+        raise LeftOut("empty transcript", audio)
+    declared = row.fields["duration_s"]
+    duration_s = _seconds(declared)
+    if duration_s is None:
+        duration_s = seconds_of(audio)
+        if declared is not None:
+            report.note(language, "a declared duration that is no number of seconds, measured", f"{row.where}: {declared!r}")
+    return Clip(audio, language, text, duration_s, row.split or split_of(text))
+
+
+def _seconds(declared: object) -> Optional[float]:
+    """A declared duration, or None if it is none: not a number, not finite, not above 0."""
     try:
-        duration_s = float(row["duration_s"]) if row["duration_s"] else soundfile.info(str(row["audio"])).duration
-    except (RuntimeError, ValueError) as error:
-        report.skip(language, f"cannot be decoded ({type(error).__name__})", name)
+        seconds = float(declared) if isinstance(declared, (int, float, str)) and not isinstance(declared, bool) else math.nan
+    except (ValueError, OverflowError):
         return None
-    split = SPLITS.get(row["split"] or "", None) or split_of(text)
-    return Clip(Path(row["audio"]), language, text, duration_s, split)
+    return seconds if 0 < seconds < math.inf else None
 
 
 def split_of(text: str) -> str:

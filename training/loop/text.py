@@ -1,4 +1,4 @@
-"""Text normalisation and alphabets."""
+"""Text normalisation, alphabets and their scripts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from typing import Optional
 from modeling_master_asr.configuration_master_asr import SPECIAL_TOKENS
 
 APOSTROPHES = "'\u2018\u2019\u02bc\u02b9\u00b4`"
+# Unicode's default ignorables that are no format characters (category Cf): letters and marks by category, and nothing to be seen or heard
+INVISIBLE = frozenset(
+    chr(code)
+    for first, last in ((0x34F, 0x34F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x3164, 0x3164), (0xFE00, 0xFE0F),
+                        (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF))  # fmt: skip
+    for code in range(first, last + 1)
+)
+ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together
 
 
 def normalize(text: str, dropped: Optional[Counter] = None) -> str:
-    """Lower-cased NFKC text of letters, marks (Indic vowel signs are marks), apostrophes and single spaces.
+    """Lower-cased NFKC text of letters, their marks (Indic vowel signs are marks), apostrophes and single spaces.
 
     Args:
         dropped: counts every character that is left out, if given.
@@ -23,15 +31,15 @@ def normalize(text: str, dropped: Optional[Counter] = None) -> str:
     kept = []
     for character in unicodedata.normalize("NFKC", text).lower():
         kind = unicodedata.category(character)
-        if kind[0] in "LM" or character == "'":
+        without_gap = kind in ("Cf", "Me") or character in INVISIBLE  # joiners, direction marks, variation selectors stand inside words
+        stray = kind[0] == "M" and kept[-1:] in ([], [" "])  # a mark on a sign that was dropped, such as an emoji's
+        if (kind[0] in "LM" or character == "'") and not (without_gap or stray):
             kept.append(character)
-        elif kind == "Cf":  # joiners and direction marks stand inside words: dropped without a gap
-            if dropped is not None:
-                dropped[character] += 1
-        else:
+            continue
+        if not (without_gap or stray):
             kept.append(" ")
-            if dropped is not None and not character.isspace():
-                dropped[character] += 1
+        if dropped is not None and not character.isspace():
+            dropped[character] += 1
     words = "".join(kept).split()
     words = [word.strip("'") if not word.strip("'") else word for word in words]  # a lone apostrophe is a quote
     return " ".join(word for word in words if word)
@@ -41,3 +49,31 @@ def build_vocab(texts: Iterable[str]) -> dict[str, int]:
     """`{token: id}` of the characters of normalised texts, after blank, unknown and space."""
     characters = sorted({character for text in texts for character in text} - {" "})
     return {token: row for row, token in enumerate([*SPECIAL_TOKENS, *characters])}
+
+
+def script_of(letter: str) -> Optional[str]:
+    """The script of a letter by its Unicode name, `LATIN` or `CYRILLIC`; None for what belongs to none (marks, modifiers)."""
+    if unicodedata.category(letter)[0] != "L":
+        return None
+    name = unicodedata.name(letter, "").partition(" ")[0]
+    return None if name in ("", "MODIFIER") else ONE_SCRIPT.get(name, name)
+
+
+def main_script(texts: Iterable[str]) -> Optional[str]:
+    """The script of most letters, or None where there are no letters."""
+    counts = Counter(letter for text in texts for letter in text)
+    scripts: Counter = Counter()
+    for letter, count in counts.items():
+        scripts[script_of(letter)] += count
+    del scripts[None]
+    return scripts.most_common(1)[0][0] if scripts else None
+
+
+def letters_beside(text: str, script: Optional[str]) -> dict[str, set[str]]:
+    """Letters of `text` that another script than `script` owns: `{script: letters}`."""
+    others: dict[str, set[str]] = {}
+    for letter in set(text):
+        of_letter = script_of(letter)
+        if of_letter not in (None, script):
+            others.setdefault(of_letter, set()).add(letter)
+    return others

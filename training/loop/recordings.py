@@ -1,0 +1,185 @@
+"""Recordings of data from strangers: which files a row may open, what is kept in the cache, how long one is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import soundfile
+
+from modeling_master_asr.processing_master_asr import decode_audio
+
+MAX_RECORDING_BYTES = 256 << 20  # of one recording inside a data set
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".aiff", ".au")
+KINDS = {bool: "true or false", int: "a number", float: "a number", str: "words", list: "a list", dict: "an object"}
+RATE_HZ = 16_000
+
+
+class LeftOut(Exception):
+    """Why one row cannot be used, and the recording or value it is about."""
+
+    def __init__(self, reason: str, about: object = ""):
+        super().__init__(f"{reason} ({about})" if about != "" else reason)
+        self.reason, self.about = reason, about
+
+
+def kind(value: object) -> str:
+    """What a value from JSON is, in words."""
+    return KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def printable(value: object) -> str:
+    """Words of a stranger for the terminal: control characters, which could rewrite what stands there, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+@dataclass
+class Shelf:
+    """What the rows of one source may open: bytes they hold, and files of their own data set. Nothing else.
+
+    Args:
+        name: of the source, for messages.
+        cache: where bytes are kept, once, under a name of their hash.
+        folder: of a local source: paths are relative to it.
+        root: of a local source: a file has to lie below it, links and `..` resolved.
+        allow_outside: a local source may name any file.
+        repo: of a data set on the Hub: `owner/name`.
+        max_download_gb: of recordings from the Hub, for the whole source.
+    """
+
+    name: str
+    cache: Path
+    folder: Optional[Path] = None
+    root: Optional[Path] = None
+    allow_outside: bool = False
+    repo: Optional[str] = None
+    max_download_gb: float = 20.0
+    _received: int = field(default=0, init=False)
+
+    def file_of(self, audio: object, where: str) -> Path:
+        """The file of a row's recording.
+
+        Raises:
+            LeftOut: if there is none that may be opened.
+            ValueError: if a local row names a file outside; if a data set sends more than it may.
+        """
+        if isinstance(audio, dict):
+            content, name = audio.get("bytes"), audio.get("path")
+            if content and not isinstance(content, bytes):
+                raise LeftOut(f"the recording is bytes as {'text' if isinstance(content, str) else kind(content)}: a path is read")
+            if not content and not name and set(audio) - {"bytes", "path"}:
+                raise LeftOut(f"the recording is an object with {', '.join(map(str, audio))}: a path is read")
+            audio = content or name
+            if content:
+                return self._keep(content, name)
+        if isinstance(audio, bytes) and audio:
+            return self._keep(audio, None)
+        if not audio and audio in (None, "", b""):
+            raise LeftOut("no recording")
+        if not isinstance(audio, str):
+            raise LeftOut(f"the recording is {kind(audio)}: a path is read")
+        return self._local(audio, where) if self.repo is None else self._keep(self._own_file(audio), audio)
+
+    def _local(self, name: str, where: str) -> Path:
+        path = self.folder / name
+        try:
+            inside = self.allow_outside or path.resolve().is_relative_to(self.root.resolve())
+            there = path.is_file()
+        except (OSError, ValueError) as error:  # a name that no file can have
+            raise LeftOut("no recording", name[:100]) from error
+        if not inside:
+            raise ValueError(
+                f"{where} names {name!r}, which is not below {self.root} (links resolved): data from others may open no other file. "
+                "If it is yours, pass --allow_outside (allow_outside=True), or move the recordings."
+            )
+        if not there:
+            raise LeftOut("no recording", path)
+        return path
+
+    def _own_file(self, name: str) -> bytes:
+        """Bytes of a file of this data set: `hf://datasets/owner/name[@revision]/file`, or `file` alone."""
+        own = f"hf://datasets/{self.repo}"
+        if "://" not in name and not name.startswith(("/", "~")):
+            name = f"{own}/{name}"
+        if not name.startswith((f"{own}/", f"{own}@")) or "::" in name or ".." in name.split("/") or "%" in name:
+            raise LeftOut("names a file that is not of the data set: not opened", name[:200])
+        from huggingface_hub import HfFileSystem
+
+        try:
+            with HfFileSystem().open(name, "rb") as opened:
+                content = opened.read(MAX_RECORDING_BYTES + 1)
+        except FileNotFoundError as error:
+            raise LeftOut("no recording", name[:200]) from error
+        self.count(len(content))
+        return content
+
+    def count(self, received: int) -> None:
+        """Counts bytes that a data set has sent.
+
+        Raises:
+            ValueError: if they are too many.
+        """
+        self._received += received
+        if self._received > self.max_download_gb * 1e9:
+            raise ValueError(
+                f"{self.name} has sent more than {self.max_download_gb:g} GB of recordings. Ask for fewer minutes, or raise the limit: "
+                "--max_download_gb (max_download_gb=)."
+            )
+
+    def _keep(self, content: bytes, name: object) -> Path:
+        if len(content) > MAX_RECORDING_BYTES:
+            raise LeftOut(f"more than {MAX_RECORDING_BYTES} bytes (MAX_RECORDING_BYTES)", str(name)[:100])
+        suffix = Path(name).suffix.lower() if isinstance(name, str) else ""
+        # of the name that a row gives nothing but a known suffix is used
+        path = Path(self.cache) / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix if suffix in SUFFIXES else '.audio'}"
+        if not path.exists():  # written beside and renamed: two processes may do it at once
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.{os.getpid()}.part")
+            part.write_bytes(content)
+            os.replace(part, path)
+        return path
+
+
+def seconds_of(path: Path) -> float:
+    """The length of a recording: from its header, or decoded where soundfile knows none (m4a, webm).
+
+    Raises:
+        LeftOut: if it cannot be decoded.
+    """
+    try:
+        info = soundfile.info(str(path))
+        if info.frames > 0:
+            return info.duration
+    except (RuntimeError, TypeError):  # TypeError: a file called .raw
+        pass
+    # CHOICE: decoded once more, not asked of the container: a webm from a browser declares no duration, and `decode_audio` is the one guarded way
+    try:
+        return len(decode_audio(path, RATE_HZ)) / RATE_HZ
+    except (ValueError, OSError, TypeError) as error:
+        raise LeftOut("cannot be decoded", path) from error
+
+
+def copies(paths: list[Path], others: list[Path]) -> list[Path]:
+    """Those of `paths` whose bytes are also in one of `others`."""
+    for key in (_size, _tail, _digest):  # the cheap ones first: hardly a file is read whole
+        keys = {path: key(path) for path in {*paths, *others}}
+        both = {keys[path] for path in paths} & {keys[path] for path in others}
+        paths, others = ([path for path in side if keys[path] in both] for side in (paths, others))
+    return paths
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as opened:
+        opened.seek(max(0, _size(path) - 1024))
+        return opened.read()
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
