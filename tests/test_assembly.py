@@ -9,7 +9,8 @@ from conftest import VOCABS, inputs_for, tiny_model, vocab
 from safetensors.torch import load_file
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.assembly_master_asr import fingerprint, parameter_kilobytes
+from modeling_master_asr.assembly_master_asr import parameter_kilobytes
+from modeling_master_asr.base_master_asr import fingerprint
 
 ALL = ("mapping", "head", "specialist", "delta")
 
