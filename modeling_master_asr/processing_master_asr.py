@@ -157,9 +157,11 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """As `from_model`, from a config alone."""
         if feature_extractor is None:
             feature_extractor = default_feature_extractor(config.backbone_config)
-            if config.base_model:
+            own = config.name_or_path if Path(config.name_or_path or "").is_dir() else None  # base_model names no folder once it is saved
+            for source in filter(None, (config.base_model, own)):
                 try:
-                    feature_extractor = AutoFeatureExtractor.from_pretrained(config.base_model)
+                    feature_extractor = AutoFeatureExtractor.from_pretrained(source)
+                    break
                 except (OSError, ValueError):
                     pass  # a repo or folder without processor files: the family's own settings serve
         vocabs = {language: config.vocab(language) for language in config.languages}
