@@ -101,8 +101,9 @@ class BaseMixin:
         Loaded in a smaller type (`dtype=torch.bfloat16`), it is still the base it was loaded from: the files are hashed.
         """
         tensors = self.base_tensors()
-        if self._kept.stamp is None or not self._kept.stamp.holds(tensors.values()):
-            stamp, found = Stamp(tensors.values()), fingerprint(tensors)
+        own = [value.to_local() if hasattr(value, "to_local") else value for value in tensors.values()]  # this process's share (FSDP2)
+        if self._kept.stamp is None or not self._kept.stamp.holds(own):
+            stamp, found = Stamp(own), fingerprint(tensors)
             self._kept = Kept(stamp, self._fingerprint_before_cast(tensors, found) or found)
         return self._kept.value
 

@@ -26,7 +26,8 @@ def check_publishable(files: dict[str, Path]) -> None:
     Raises:
         ValueError: naming the file and what was found in it (of a token only its start).
     """
-    places = {str(Path(place).resolve()) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())} - {"/"}
+    places = [Path(place) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())]
+    places = {str(path) for place in places for path in (place, place.resolve())} - {"/"}
     path = re.compile("|".join(rf"(?<![\w/.~-]){re.escape(place)}(?:[/\\][^\s\"'`)]*)?(?![\w-])" for place in sorted(places, reverse=True)))
     for name, file in files.items():
         if file.suffix not in TEXT_FILES or file.stat().st_size > MAX_TEXT_BYTES:

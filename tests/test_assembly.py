@@ -1,7 +1,9 @@
 """A language is one file: round trips, and refusals that say what to do."""
 
+import copy
 import json
 import logging
+import pickle
 import shutil
 from pathlib import Path
 
@@ -323,6 +325,18 @@ def test_values_are_hashed_once_for_many_loads_and_anew_for_every_save(base, tmp
     other.save_assembly("en", tmp_path / "again")
     other.save_assembly("fr", tmp_path / "again")
     assert len(hashed) == 3
+
+
+@pytest.mark.parametrize("event", [
+    lambda model: model.train(), lambda model: model.double(), lambda model: model.load_state_dict(model.state_dict()),
+])  # fmt: skip
+def test_what_may_write_drops_the_kept_fingerprint_and_a_copy_starts_without_one(base, event):
+    model = MasterASRForCTC.from_pretrained(base).eval()
+    found = model.master_asr.base_fingerprint()
+    assert model.master_asr._kept.value == found and copy.deepcopy(model).master_asr._kept.value is None
+    assert pickle.loads(pickle.dumps(model.master_asr._kept)).value is None  # a stock wav2vec2 as a whole cannot be pickled
+    event(model)
+    assert model.master_asr._kept.value is None and model.master_asr.base_fingerprint() == found
 
 
 @torch.no_grad()
