@@ -1,4 +1,4 @@
-"""A language is one module: LanguageAssembly, the table of its parts, and its file format. Never imports modeling."""
+"""A language is one module, LanguageAssembly with its table of parts, and one file. Never imports modeling, asks no hub."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from typing import Optional
 from urllib.parse import quote, unquote
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import cached_file
 
 from .configuration_master_asr import MasterASRConfig
 
 ASSEMBLY_CONFIG_NAME = "assembly_config.json"
-ASSEMBLY_CARD_NAME = "README.md"
+FORMAT_VERSION = "1.0"  # of assembly_config.json: a reader refuses a later major, and ignores what it does not know
 FACTS = ("vocab", "parts", "rank", "num_specialists", "sparsity", "base", "fingerprint")  # what every assembly says of itself
 MAPPING_STD = 0.01  # CHOICE: rows of T start undecided, close to the gates' threshold, half of the gates open
 
@@ -57,6 +56,9 @@ class LowRank(nn.Module):
 
     def __init__(self, shapes: list[tuple[int, int]], rank: int, down_std: float):
         super().__init__()
+        smallest = min(min(shape) for shape in shapes)
+        if rank > smallest:  # said before any memory is taken
+            raise ValueError(f"rank is {rank}; the smallest matrix it is for has {smallest} rows or columns, so it is 1 to {smallest}.")
         self.down_std = down_std
         self.up = nn.ParameterList([torch.zeros(rows, rank) for rows, _ in shapes])
         self.down = nn.ParameterList([torch.zeros(rank, columns) for _, columns in shapes])
@@ -206,37 +208,67 @@ class Assemblies(nn.ModuleDict):
         return [(language, self[language]) for language in self]
 
 
-def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 values, so a lossless cast on load (fp16 -> fp32) keeps it."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.float().cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
 def file_name(language: str) -> str:
     return f"assembly.{quote(language, safe='')}.safetensors"
 
 
+def vocab_digest(vocab: dict[str, int]) -> str:
+    """SHA-256 of an alphabet, tokens in the order of their ids: kept in the tensor file, so that a permuted one is seen."""
+    return hashlib.sha256(json.dumps(sorted(vocab, key=vocab.get), ensure_ascii=False).encode()).hexdigest()
+
+
+def read_listed(path: Path) -> dict[str, dict]:
+    """`{language: facts}` of an `assembly_config.json`; fields that this version does not know stay as they are.
+
+    Raises:
+        ValueError: if it is no such file, lacks facts, or was written by a later version of the format.
+    """
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        listed, version = whole["assemblies"], str(whole.get("format_version", "1.0"))
+        major = int(version.split(".")[0])
+        lacking = {code: missing for code, facts in listed.items() if (missing := [name for name in FACTS if name not in facts])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a whole {ASSEMBLY_CONFIG_NAME} ({error!r}). Download or save it again.") from error
+    if major > int(FORMAT_VERSION.split(".")[0]):
+        raise ValueError(
+            f"{path} has format version {version}; this release of modeling-master-asr reads up to {FORMAT_VERSION}. Update it: "
+            "pip install -U modeling-master-asr."
+        )
+    if lacking or not listed:
+        raise ValueError(f"{path} lacks {lacking or 'any language'}. Save the assembly again with model.save_assembly(...).")
+    return listed
+
+
 def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Tensor], facts: dict) -> Path:
-    """Writes `assembly.{lang}.safetensors`, its entry in `assembly_config.json` and the card, each beside and then renamed."""
+    """Writes `assembly.{lang}.safetensors` and its entry in `assembly_config.json`, each beside and then renamed.
+
+    Raises:
+        ValueError: if the folder holds other languages of another base.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(language)
+    path, config_path = folder / file_name(language), folder / ASSEMBLY_CONFIG_NAME
+    listed = read_listed(config_path) if config_path.exists() else {}
+    foreign = {code: other["base"] for code, other in listed.items() if code != language and other["fingerprint"] != facts["fingerprint"]}
+    if foreign:
+        raise ValueError(
+            f"{folder} holds languages of another base, {foreign}; {language!r} was made for {facts['base']!r} (fingerprint "
+            f"{facts['fingerprint'][:12]}). One folder or repo serves one base: name another."
+        )
     part = path.with_name(path.name + ".part")
-    save_file(state, part, metadata={"format": "pt"})
+    save_file(state, part, metadata={"format": "pt", "vocab_sha256": vocab_digest(facts["vocab"])})
     os.replace(part, path)
-    config_path = folder / ASSEMBLY_CONFIG_NAME
-    listed = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {"assemblies": {}}
-    listed["assemblies"][language] = {**facts, **sizes(state)}
-    texts = {config_path: json.dumps(listed, indent=2, ensure_ascii=False), folder / ASSEMBLY_CARD_NAME: assembly_card(listed["assemblies"])}
-    for target, text in texts.items():
-        part = target.with_name(target.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, target)
+    listed[language] = {**facts, **sizes(state)}
+    replace_text(config_path, json.dumps({"format_version": FORMAT_VERSION, "assemblies": listed}, indent=2, ensure_ascii=False))
     return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file beside and then renames it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def sizes(state: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -249,87 +281,35 @@ def sizes(state: dict[str, torch.Tensor]) -> dict[str, float]:
     }
 
 
-def assembly_card(listed: dict[str, dict]) -> str:
-    """The card of an assembly repo, from its `assembly_config.json`."""
-    first = next(iter(listed.values()))
-    lines = ["---", "library_name: transformers", "pipeline_tag: automatic-speech-recognition", "tags: [master-asr, assembly]"]
-    lines += [f"language: {json.dumps([code.split('-')[0] for code in listed])}"]
-    if "/" in first["base"]:
-        lines += [f"base_model: {first['base']}", "base_model_relation: adapter"]
-    lines += ["---", "# Master-ASR assemblies", "", f"Languages for the base model `{first['base']}`:", ""]
-    lines += ["| language | parts | test CER, % | minutes | mapping, bits | head, KB | whole, KB |", "|---|---|---|---|---|---|---|"]
-    for code, facts in listed.items():
-        cer = facts.get("cer")
-        minutes = facts.get("minutes")
-        minutes = sum(minutes.values()) if isinstance(minutes, dict) else minutes
-        lines += [
-            f"| `{code}` | {' '.join(facts['parts'])} | {'?' if cer is None else f'{cer:.1f}'} | "
-            f"{'?' if minutes is None else f'{minutes:.1f}'} | {facts['gate_bits']} | {facts['head_kilobytes']} | {facts['kilobytes']} |"
-        ]
-    code = next(iter(listed))
-    lines += [
-        "", "```python", "from transformers import AutoModelForCTC", "",
-        f'model = AutoModelForCTC.from_pretrained("{first["base"]}", trust_remote_code=True)',
-        f'model.load_assembly("THIS_REPO", language="{code}")', "```", "",
-        f"They fit that base alone (fingerprint `{first['fingerprint'][:12]}`): any other refuses them.", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _fetch(id_or_path: str | Path, name: str, **hub_kwargs) -> Path:
-    """One file of a folder or hub repo.
-
-    Raises:
-        OSError: saying what is missing and what the repo should hold.
-    """
-    try:
-        return Path(cached_file(str(id_or_path), name, **hub_kwargs))
-    except OSError as error:
-        if "does not appear to have a file named" not in str(error):
-            raise  # no such repo or revision, no access, no connection: Transformers' own words
-        raise OSError(
-            f"{id_or_path} holds no {name}, so it is no Master-ASR assembly: one is made by model.save_assembly(...) or "
-            "push_assembly_to_hub(...). A whole model loads with from_pretrained, a PEFT adapter with PeftModel.from_pretrained."
-        ) from error
-
-
-def _listed(id_or_path: str | Path, **hub_kwargs) -> dict[str, dict]:
-    path = _fetch(id_or_path, ASSEMBLY_CONFIG_NAME, **hub_kwargs)
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["assemblies"]
-        lacking = {code: missing for code, facts in listed.items() if (missing := [name for name in FACTS if name not in facts])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole {ASSEMBLY_CONFIG_NAME} ({error}). Download or save it again.") from error
-    if lacking:
-        raise ValueError(f"{path} lacks {lacking}. Save the assembly again with model.save_assembly(...).")
-    return listed
-
-
-def languages_in(id_or_path: str | Path, **hub_kwargs) -> list[str]:
-    """Codes of the assemblies in a folder or hub repo."""
-    return list(_listed(id_or_path, **hub_kwargs))
-
-
-def read_assembly(id_or_path: str | Path, language: Optional[str], **hub_kwargs) -> tuple[str, dict[str, torch.Tensor], dict]:
-    """Reads one language's tensors and facts from a folder or a hub repo.
+def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], vocab: dict[str, int], source: str) -> dict[str, torch.Tensor]:
+    """The tensors of one language, once the file's header has said that they are the wanted ones.
 
     Args:
-        language: which one, or None where the repo holds a single language.
-        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+        wanted: `{name: shape}` by the language's facts and its base.
+        vocab: its alphabet by its facts.
+        source: what the messages call it.
 
     Raises:
-        OSError: if the repo or a file is not there.
-        ValueError: if `language` is needed or not there, or the file is damaged, pickled or not finite.
+        ValueError: if the file is damaged, pickled, of other names, shapes or types, not finite, or of another alphabet.
     """
-    listed = _listed(id_or_path, **hub_kwargs)
-    if language is None and len(listed) != 1:
-        raise ValueError(f"{id_or_path} holds the languages {sorted(listed)}; name one: load_assembly(..., language=...).")
-    language = language or next(iter(listed))
-    if language not in listed:
-        raise ValueError(f"{id_or_path} has no language {language!r}. It holds {sorted(listed)}.")
-    path = _fetch(id_or_path, file_name(language), **hub_kwargs)
     try:
-        state = load_file(path)
+        with safe_open(path, "pt") as opened:
+            headers = {name: opened.get_slice(name) for name in opened.keys()}
+            found = {name: tuple(header.get_shape()) for name, header in headers.items()}
+            if found != wanted:
+                differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+                listed = "; ".join(f"{name}: {found.get(name, 'missing')}, not {wanted.get(name, 'wanted')}" for name in differing[:3])
+                raise ValueError(
+                    f"{source} does not fit its own {ASSEMBLY_CONFIG_NAME} on this model, in {len(differing)} tensors: {listed}. "
+                    "Download or save it again."
+                )
+            said = (opened.metadata() or {}).get("vocab_sha256")
+            if said is not None and said != vocab_digest(vocab):
+                raise ValueError(
+                    f"The alphabet of {source} in {ASSEMBLY_CONFIG_NAME} is not the one its head was saved with: its letters would come out as "
+                    "others. Download or save both files again."
+                )
+            state = {name: opened.get_tensor(name) for name in found}
     except (SafetensorError, OSError) as error:
         with path.open("rb") as opened:
             pickled = opened.read(2) in (b"PK", b"\x80\x02")
@@ -337,30 +317,10 @@ def read_assembly(id_or_path: str | Path, language: Optional[str], **hub_kwargs)
             f"{path} is {'a pickle, which can run code and is refused' if pickled else 'not a whole safetensors file'} ({error}). "
             "Download or save it again: model.save_assembly(...) writes safetensors."
         ) from error
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    broken = [name for name, value in state.items() if not value.is_floating_point() or not value.float().isfinite().all()]
     if broken:
-        raise ValueError(f"{path} holds values that are NaN or infinite in {broken}. Train or save it again.")
-    return language, state, listed[language]
-
-
-def check_base(facts: dict, config: MasterASRConfig, source: str) -> None:
-    """Refuses an assembly made for another base.
-
-    Raises:
-        ValueError: saying what was found, what was wanted and what to do.
-    """
-    for name, found in (("num_specialists", config.num_specialists), ("sparsity", config.sparsity)):
-        if facts[name] != found:
-            raise ValueError(
-                f"{source} was made with {name}={facts[name]}, this model has {name}={found}. Load it into its own base: "
-                f"{facts['base']!r}."
-            )
-    if facts["fingerprint"] != config.fingerprint:
-        raise ValueError(
-            f"{source} was made for the base {facts['base']!r} (fingerprint {facts['fingerprint'][:12]}); this model is "
-            f"{config.name_or_path or config.base_model!r} (fingerprint {str(config.fingerprint)[:12]}). "
-            "Load that base, or train the language again on this one."
-        )
+        raise ValueError(f"{source} holds values that are NaN, infinite or no floats in {broken}. Train or save it again.")
+    return state
 
 
 def parameter_kilobytes(state: dict[str, torch.Tensor]) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -28,14 +31,24 @@ def check_vocab(vocab: dict[str, int], language: str) -> dict[str, int]:
     Raises:
         ValueError: naming the language and what is wrong.
     """
+    if not isinstance(vocab, dict):
+        raise ValueError(f"The vocab of '{language}' must be {{token: id}}; got {type(vocab).__name__}.")
+    wrong = {token: i for token, i in vocab.items() if not isinstance(token, str) or not token or type(i) is not int}
+    if wrong:
+        raise ValueError(f"The vocab of '{language}' must give each token, a text, a whole number; got {dict(list(wrong.items())[:5])}.")
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
         raise ValueError(f"The vocab of '{language}' lacks {missing}. It needs {list(SPECIAL_TOKENS)}: blank, unknown, space.")
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise ValueError(
-            f"The ids of the vocab of '{language}' must be 0..{len(vocab) - 1}, each once; got {sorted(vocab.values())}."
+            f"The ids of the vocab of '{language}' must be 0..{len(vocab) - 1}, each once; got {shortened(sorted(vocab.values()))}."
         )
     return dict(vocab)
+
+
+def shortened(items: list, most: int = 20) -> str:
+    """A list in words, without the middle of a long one."""
+    return str(items) if len(items) <= most else f"[{', '.join(map(str, items[: most // 2]))}, ..., {', '.join(map(str, items[-most // 2 :]))}]"
 
 
 def check_parts(parts) -> list[str]:
@@ -80,6 +93,17 @@ def copy_code(folder: Union[str, Path]) -> None:
             target.write_bytes(source.read_bytes())
 
 
+def is_path(name: str) -> bool:
+    """Whether a model's name is a folder of this machine (or of another), and no hub id."""
+    return bool(name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_dir())
+
+
+def without_paths(config: dict) -> dict:
+    """The dict of a config, sub-configs included, in which no model is named by a folder."""
+    names = {k for k in ("base_model", "_name_or_path", "name_or_path") if isinstance(config.get(k), str) and is_path(config[k])}
+    return {k: without_paths(v) if isinstance(v, dict) else v for k, v in config.items() if k not in names}
+
+
 class MasterASRConfig(PreTrainedConfig):
     """Configuration of a Master-ASR model.
 
@@ -93,7 +117,7 @@ class MasterASRConfig(PreTrainedConfig):
         default_language: the language of calls that name none, or None.
         ctc_zero_infinity: clips whose loss is infinite count as zero (and are named in a warning).
         fingerprint: SHA-256 of W and M as saved; what an assembly file is checked against.
-        base_model: hub id or path of the pretrained backbone.
+        base_model: hub id or path of the pretrained backbone; a path is not written to files.
         language_order: codes in the order they were added; written on save.
         inputs_to_logits_ratio: audio samples a logits frame; set by the model from its backbone.
     """
@@ -132,7 +156,14 @@ class MasterASRConfig(PreTrainedConfig):
         self.sparsity = sparsity
         self.artisan_targets = artisan_targets
         self.assemblies = {}
-        for language in language_order or (assemblies or {}):
+        assemblies = assemblies or {}
+        order = list(language_order or assemblies)
+        if sorted(order) != sorted(assemblies):
+            raise ValueError(
+                f"language_order is {order}, but assemblies holds {sorted(assemblies)}: each language has one place in it. "
+                "Write it whole, or leave it out."
+            )
+        for language in order:
             self.add_assembly(language, **assemblies[language])
         self.character_bank = character_bank
         self.default_language = default_language
@@ -165,8 +196,8 @@ class MasterASRConfig(PreTrainedConfig):
         return config, {**unused, "assemblies": sources}
 
     def to_dict(self) -> dict[str, Any]:
-        """As in Transformers, plus the languages' order: JSON files are written with sorted keys."""
-        return {**super().to_dict(), "language_order": self.languages}
+        """As in Transformers, plus the languages' order (JSON files are written with sorted keys), without paths of this machine."""
+        return without_paths({**super().to_dict(), "language_order": self.languages})
 
     @property
     def languages(self) -> list[str]:
@@ -200,10 +231,12 @@ class MasterASRConfig(PreTrainedConfig):
         """Registers what a language owns.
 
         Raises:
-            ValueError: for a language that is already there, a vocab with gaps, unknown parts or targets.
+            ValueError: for a language that is already there, a vocab with gaps, unknown parts or targets, a rank that is no number above 0.
         """
         if targets not in TARGETS:
             raise ValueError(f"targets must be one of {list(TARGETS)}; got {targets!r}.")
+        if type(rank) is not int or rank < 1:
+            raise ValueError(f"rank is a whole number, at least 1; got {rank!r}.")
         if not language or not isinstance(language, str):
             raise ValueError(f"A language is a non-empty code such as 'sr' or 'pa-IN'; got {language!r}.")
         if language in self.assemblies:
@@ -212,3 +245,29 @@ class MasterASRConfig(PreTrainedConfig):
             "vocab": check_vocab(vocab, language), "parts": check_parts(parts), "rank": rank, "targets": targets,
             "shares_bank": shares_bank,
         }  # fmt: skip
+
+    def entry_of(self, facts: dict) -> dict[str, Any]:
+        """What `add_assembly` takes of the facts of an assembly file."""
+        names = set(signature(self.add_assembly).parameters) - {"language", "shares_bank"}
+        return {name: facts[name] for name in names if name in facts}
+
+    @contextmanager
+    def adding(self, language: str, entry: dict, source: str = "") -> Iterator[None]:
+        """Registers a language for what is done inside; if that fails, it was never there.
+
+        Args:
+            entry: arguments of `add_assembly`.
+            source: where they come from, for the message.
+
+        Raises:
+            ValueError: as `add_assembly`.
+        """
+        try:
+            self.add_assembly(language, **entry)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source}: {error}" if source else str(error)) from error
+        try:
+            yield
+        except BaseException:
+            del self.assemblies[language]
+            raise

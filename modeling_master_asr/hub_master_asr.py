@@ -2,59 +2,211 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Optional, Union
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+import torch
+from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import cached_file, logging
 
-from .assembly_master_asr import (
-    ASSEMBLY_CARD_NAME,
-    ASSEMBLY_CONFIG_NAME,
-    check_base,
-    languages_in,
-    read_assembly,
-    write_assembly,
-)
-from .configuration_master_asr import PIPELINE_TASK
+from .assembly_master_asr import ASSEMBLY_CONFIG_NAME, file_name, read_listed, read_tensors, replace_text, write_assembly
+from .base_master_asr import HUB_KWARGS, StoredBase, check_base
+from .configuration_master_asr import PIPELINE_TASK, is_path
 from .processing_master_asr import MasterASRProcessor
+from .upload_master_asr import repo_for, upload
 
-HUB_KWARGS = ("token", "cache_dir", "local_files_only")
+logger = logging.get_logger(__name__)
+
+CARD_NAME = "README.md"
+BEGIN, END = "<!-- master-asr assemblies: written anew by every save, write outside of it -->", "<!-- /master-asr assemblies -->"
+PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img[^>]*?\ssrc=[\"']([^\"']+)", re.IGNORECASE)
+PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
+
+Source = Union[str, Path]
+
+
+# ---------------------------------------------------------------------- fetching
+
+
+def id_and_revision(source: Source, revision: Optional[str] = None) -> tuple[str, Optional[str]]:
+    """`me/x@v1` -> `("me/x", "v1")`; a folder keeps its name, whatever is in it.
+
+    Raises:
+        ValueError: if `revision` names another one.
+    """
+    source = str(source)
+    if "@" not in source or Path(source).exists():
+        return source, revision
+    name, found = source.rsplit("@", 1)
+    if revision not in (None, found):
+        raise ValueError(f"{source!r} names the revision {found!r}, revision={revision!r} another. Name one.")
+    return name, found
+
+
+def fetch(source: str, name: str, **hub_kwargs) -> Path:
+    """One file of a folder or hub repo.
+
+    Raises:
+        OSError: saying what is missing and what the repo should hold.
+    """
+    try:
+        return Path(cached_file(source, name, **hub_kwargs))
+    except OSError as error:
+        if "does not appear to have a file named" not in str(error):
+            raise  # no such repo or revision, no access, no connection: Transformers' own words
+        raise OSError(
+            f"{source} holds no {name}, so it is no Master-ASR assembly: one is made by model.save_assembly(...) or "
+            "push_assembly_to_hub(...). A whole model loads with from_pretrained, a PEFT adapter with PeftModel.from_pretrained."
+        ) from error
+
+
+def languages_in(source: Source, **hub_kwargs) -> list[str]:
+    """Codes of the assemblies in a folder or hub repo."""
+    source, hub_kwargs["revision"] = id_and_revision(source, hub_kwargs.get("revision"))
+    return list(read_listed(fetch(source, ASSEMBLY_CONFIG_NAME, **hub_kwargs)))
+
+
+def fetch_assembly(source: Source, language: Optional[str], **hub_kwargs) -> tuple[str, dict, Path]:
+    """`(language, its facts, its file)` of a folder or hub repo; no tensor is read yet.
+
+    Args:
+        language: which one, or None where there is a single language.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        OSError: if the repo or a file is not there.
+        ValueError: if `language` is needed or not there.
+    """
+    source, hub_kwargs["revision"] = id_and_revision(source, hub_kwargs.get("revision"))
+    listed = read_listed(fetch(source, ASSEMBLY_CONFIG_NAME, **hub_kwargs))
+    if language is None and len(listed) != 1:
+        raise ValueError(f"{source} holds the languages {sorted(listed)}; name one: load_assembly(..., language=...).")
+    language = language or next(iter(listed))
+    if language not in listed:
+        raise ValueError(f"{source} has no language {language!r}. It holds {sorted(listed)}.")
+    return language, listed[language], fetch(source, file_name(language), **hub_kwargs)
+
+
+# ---------------------------------------------------------------------- cards
+
+
+def code_span(text: object) -> str:
+    """A text from anywhere as Markdown code, in a table too: nothing in it is read as Markdown, HTML or another line."""
+    return f"`{' '.join(str(text).replace('`', chr(39)).replace('|', '/').split()) or '?'}`"
+
+
+def figure(value: object) -> str:
+    """A number with one digit; of `{source: minutes}` the sum; else a question mark."""
+    value = sum(value.values()) if isinstance(value, dict) and all(isinstance(v, (int, float)) for v in value.values()) else value
+    return f"{value:.1f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "?"
+
+
+def on_hub(name: Optional[str]) -> Optional[str]:
+    """`name` if it is a hub id of the form owner/name, else None."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return None
+    return name if "/" in name and not is_path(name) else None
+
+
+def card_data(languages: Iterable[str], **facts) -> ModelCardData:
+    return ModelCardData(
+        library_name="transformers", pipeline_tag=PIPELINE_TASK, language=list(dict.fromkeys(c.split("-")[0] for c in languages)), **facts
+    )
 
 
 def default_card(config) -> str:
     """A model card that says what is known from the config alone; `training.model_card` writes the full one."""
-    base = config.base_model if config.base_model and not Path(config.base_model).is_dir() else None
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag=PIPELINE_TASK, language=[code.split("-")[0] for code in config.languages],
-        base_model=base, tags=["master-asr", "ctc", "multilingual"],
-    )  # fmt: skip
-    listed = ", ".join(f"`{code}`" for code in config.languages)
+    data = card_data(config.languages, base_model=on_hub(config.base_model), tags=["master-asr", "ctc", "multilingual"])
+    listed = ", ".join(code_span(code) for code in config.languages)
     body = (
         f"# Master-ASR\n\nLanguages: {listed}. K = {config.num_specialists} specialists, sparsity {config.sparsity}.\n\n"
         "```python\nfrom transformers import pipeline\n\n"
         'asr = pipeline("automatic-speech-recognition", model="THIS_REPO", trust_remote_code=True)\n'
-        f'asr("clip.wav", language="{next(iter(config.languages), "xx")}")\n```\n'
+        f'asr("clip.wav", language={json.dumps(next(iter(config.languages), "xx"))})\n```\n'
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
-class HubVerbs:
-    """The verbs of `MasterASRForCTC` that write or read folders and hub repos."""
+def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
+    """The part of an assembly repo's card that its `assembly_config.json` says."""
+    code, first = next(iter(listed.items()))
+    lines = [f"Languages for the base model {code_span(first['base'])}:", ""]
+    lines += ["| language | parts | test CER, % | minutes | mapping, bits | head, KB | whole, KB |", "|---|---|---|---|---|---|---|"]
+    for language, facts in listed.items():
+        cells = [code_span(language), code_span(" ".join(map(str, facts["parts"]))), *(figure(facts.get(name)) for name in ("cer", "minutes"))]
+        lines += [f"| {' | '.join([*cells, *(str(facts.get(n, '?')) for n in ('gate_bits', 'head_kilobytes', 'kilobytes'))])} |"]
+    revision = f", revision={json.dumps(first['base_revision'])}" if first.get("base_revision") else ""
+    lines += [
+        "", "```python", "from transformers import AutoModelForCTC", "",
+        f"model = AutoModelForCTC.from_pretrained({json.dumps(first['base'])}{revision}, trust_remote_code=True)",
+        f"model.load_assembly({json.dumps(repo_id)}, language={json.dumps(code)})", "```", "",
+        f"They fit that base alone (fingerprint {code_span(first['fingerprint'][:12])}): any other refuses them.",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def assembly_card(listed: dict[str, dict], repo_id: str, before: Optional[str] = None) -> Optional[str]:
+    """The card of an assembly repo: new, or `before` with our part written anew; None where `before` has no such part.
+
+    The metadata of an older card stay, but for the list of languages.
+    """
+    part = f"{BEGIN}\n{assembly_part(listed, repo_id)}\n{END}"
+    if before is None:
+        base = on_hub(next(iter(listed.values()))["base"])
+        data = card_data(listed, tags=["master-asr", "assembly"], base_model=base, base_model_relation="adapter" if base else None)
+        return f"---\n{data.to_yaml()}\n---\n# Master-ASR assemblies\n\n{part}\n"
+    if BEGIN not in before or END not in before:
+        return None
+    start, end = before.index(BEGIN), before.rindex(END) + len(END)
+    card = ModelCard(before[:start] + part + before[end:], ignore_metadata_errors=True)
+    card.data.language = list(dict.fromkeys(code.split("-")[0] for code in listed))
+    return str(card)
+
+
+def write_assembly_card(folder: Path, repo_id: str) -> None:
+    """Writes or renews the card beside `assembly_config.json`; one that people wrote without our part stays as it is."""
+    path = folder / CARD_NAME
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    card = assembly_card(read_listed(folder / ASSEMBLY_CONFIG_NAME), repo_id, before)
+    if card is None:
+        logger.warning(f"{CARD_NAME} of {repo_id} stays as it is: it is not ours. To have our table in it, add the lines\n{BEGIN}\n{END}")
+    else:
+        replace_text(path, card)
+
+
+def pictures_of(card: str, beside: Path) -> dict[str, Path]:
+    """`{name: file}` of the pictures that a card shows and that lie beside it, or in a folder below."""
+    names = {a or b for a, b in PICTURE.findall(card)}
+    files = {name: beside / name for name in names if "://" not in name and Path(name).suffix.lower() in PICTURE_TYPES}
+    return {n: f for n, f in files.items() if f.is_file() and f.resolve().is_relative_to(beside.resolve())}
+
+
+# ---------------------------------------------------------------------- the model's methods
+
+
+class HubMixin:
+    """The methods of `MasterASRForCTC` that write or read folders and hub repos."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, assemblies=(), **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, assemblies: Union[Source, Iterable[Source]] = (), **kwargs):
         """As in Transformers; `assemblies` names folders or hub ids whose languages are loaded on top.
 
         Args:
-            assemblies: ids or paths; of a repo with several languages, all of them.
+            assemblies: ids (`me/x`, or `me/x@revision`) or paths, or one of them; of a repo with several languages, all of them.
         """
         model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         target = model[0] if isinstance(model, tuple) else model
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
-        for source in assemblies:
+        for source in [assemblies] if isinstance(assemblies, (str, Path)) else assemblies:
             for language in languages_in(source, **hub_kwargs):
                 target.load_assembly(source, language, **hub_kwargs)
         return model
@@ -62,22 +214,30 @@ class HubVerbs:
     # ------------------------------------------------------------------ languages
 
     def _assembly_facts(self, language: str, facts: dict) -> dict:
+        """What an assembly's file says of itself and of its base.
+
+        Raises:
+            ValueError: if the values of W and M are not those of a stored base.
+        """
         entry = self.config.assemblies[self.config.check_language(language)]
-        stored = self.master_asr.stored_fingerprint()
-        if stored is None:
+        fingerprint = self.master_asr.stored_fingerprint()
+        if fingerprint is None:
             raise ValueError(
                 "The base (W and M) was never saved, or has been trained since: an assembly saved now would fit no base. "
                 "Save it first: model.save_pretrained(folder)."
             )
-        base = self.config.name_or_path or self.config.base_model or ""
+        base = self.master_asr.stored
         return {
-            "language": language, "vocab": entry["vocab"], "parts": entry["parts"], "rank": entry["rank"],
-            "num_specialists": self.config.num_specialists, "sparsity": self.config.sparsity,
-            "base": Path(base).name if Path(base).is_dir() else base,  # a published file names no folder of this machine
-            "base_revision": getattr(self.config, "_commit_hash", None), "fingerprint": stored, **facts,
+            **{name: value for name, value in entry.items() if name != "shares_bank"},
+            "language": language, "num_specialists": self.config.num_specialists, "sparsity": self.config.sparsity,
+            "base": base.name if base.on_hub else Path(base.name).resolve().name,  # a file for others names no folder of this machine
+            "base_revision": base.revision, "fingerprint": fingerprint, **facts,
         }  # fmt: skip
 
-    def save_assembly(self, language: str, folder: Union[str, Path], **facts) -> Path:
+    def _write_assembly(self, language: str, folder: Path, facts: dict) -> Path:
+        return write_assembly(folder, language, self.assemblies[language].complete_state_dict(), facts)
+
+    def save_assembly(self, language: str, folder: Source, **facts) -> Path:
         """Writes one language into `folder`: its tensors, `assembly_config.json` with the base it belongs to, and a card.
 
         Args:
@@ -85,15 +245,18 @@ class HubVerbs:
 
         Raises:
             KeyError: if it is not loaded.
-            ValueError: if the base was trained since it was saved, or never saved: nobody could load the file.
+            ValueError: if the base was trained since it was saved, or never saved: nobody could load the file; if the folder
+                holds languages of another base.
         """
-        facts = self._assembly_facts(language, facts)
-        return write_assembly(folder, language, self.assemblies[language].complete_state_dict(), facts)
+        path = self._write_assembly(language, Path(folder), self._assembly_facts(language, facts))
+        write_assembly_card(Path(folder), "THIS_REPO")
+        return path
 
-    def load_assembly(self, id_or_path: Union[str, Path], language: Optional[str] = None, **hub_kwargs) -> str:
-        """Adds a language from a folder or hub repo and returns its code.
+    def load_assembly(self, id_or_path: Source, language: Optional[str] = None, **hub_kwargs) -> str:
+        """Adds a language from a folder or hub repo and returns its code; if anything is wrong, nothing is added.
 
         Args:
+            id_or_path: `me/x`, `me/x@revision`, or a folder.
             language: which one, where the repo holds several.
             hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
 
@@ -101,16 +264,15 @@ class HubVerbs:
             OSError: for a repo, revision or file that is not there, or that this token may not see.
             ValueError: for another base, K or sparsity, a damaged file, or a language already there.
         """
-        language, state, facts = read_assembly(id_or_path, language, **hub_kwargs)
-        if language in self.config.assemblies:
-            raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
-        check_base(facts, self.config, f"{id_or_path} ({language})")
-        assembly = self.add_language(language, facts["vocab"], parts=facts["parts"], rank=facts["rank"])
-        try:
-            assembly.load_state_dict(state)
-        except RuntimeError as error:
-            self.remove_language(language)
-            raise ValueError(f"{id_or_path} ({language}) does not fit its own assembly_config.json: {error}") from error
+        language, facts, path = fetch_assembly(id_or_path, language, **hub_kwargs)
+        source = f"{id_or_path} ({language})"
+        with self.config.adding(language, self.config.entry_of(facts), source):
+            with torch.device("meta"):  # names and shapes alone, no memory
+                assembly = self.master_asr._new_assembly(language)
+            wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
+            check_base(facts, self.master_asr, source)
+            assembly.load_state_dict(read_tensors(path, wanted, facts["vocab"], source), assign=True)
+            self.assemblies[language] = assembly.to(device=self.device, dtype=self.dtype)
         return language
 
     def push_assembly_to_hub(
@@ -120,33 +282,69 @@ class HubVerbs:
         private: Optional[bool] = None,
         token: Union[str, bool, None] = None,
         commit_message: Optional[str] = None,
+        base: Optional[str] = None,
+        base_revision: Optional[str] = None,
         **facts,
     ) -> CommitInfo:
-        """Uploads one language in one commit; languages that the repo already holds stay.
+        """Uploads one language in one commit; languages that the repo already holds stay, and so does what people wrote in its card.
 
         Args:
+            base: hub id of the base that it was made for, where the model was loaded from a folder; `owner/name@revision` too.
+            base_revision: the base's commit, tag or branch.
             facts: as in `save_assembly`.
 
         Raises:
-            ValueError, KeyError: as `save_assembly`.
+            ValueError: as `save_assembly`; if the base is in a folder of this machine alone, or not the one named; if the repo
+                holds languages of another base, or is public while `private` is asked for.
+            KeyError: if the language is not loaded.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
+        facts = self._assembly_facts(language, facts)  # refuse before anything is created
+        facts |= self._base_for_others(facts["fingerprint"], base, base_revision, token)
         api = HfApi(token=token)
+        repo_id = repo_for(api, repo_id, private)
+        head = api.model_info(repo_id).sha
         with TemporaryDirectory() as folder:
-            self._assembly_facts(language, facts)  # refuse before anything is created
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            head = api.model_info(repo_id).sha
-            try:  # so that its other languages stay listed
-                api.hf_hub_download(repo_id, ASSEMBLY_CONFIG_NAME, revision=head, local_dir=folder)
-            except (EntryNotFoundError, RevisionNotFoundError):
-                pass
-            path = self.save_assembly(language, folder, **facts)
-            card = path.with_name(ASSEMBLY_CARD_NAME)
-            card.write_text(card.read_text(encoding="utf-8").replace("THIS_REPO", repo_id), encoding="utf-8")
-            return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=commit_message or f"Assembly of {language}",
-                parent_commit=head, allow_patterns=[path.name, ASSEMBLY_CONFIG_NAME, ASSEMBLY_CARD_NAME],
-            )  # fmt: skip
+            for name in (ASSEMBLY_CONFIG_NAME, CARD_NAME):  # so that its other languages stay listed
+                try:
+                    api.hf_hub_download(repo_id, name, revision=head, local_dir=folder)
+                except (EntryNotFoundError, RevisionNotFoundError):
+                    pass
+            path = self._write_assembly(language, Path(folder), facts)
+            write_assembly_card(Path(folder), repo_id)
+            names = [path.name, ASSEMBLY_CONFIG_NAME, CARD_NAME]
+            return upload(api, folder, repo_id, commit_message or f"Assembly of {language}", names, parent=head)
+
+    def _base_for_others(self, fingerprint: str, base: Optional[str], revision: Optional[str], token) -> dict:
+        """`base` and `base_revision` of an assembly that is published.
+
+        Raises:
+            ValueError: if nobody else could find it, or if what lies there has another fingerprint.
+        """
+        stored = self.master_asr.stored
+        if base is None and stored.on_hub:
+            return {"base": stored.name, "base_revision": revision or stored.revision}
+        if base is None:
+            raise ValueError(
+                f"The base of this model is the folder {Path(stored.name).name!r}, which nobody else can find. Push it first, "
+                "model.push_to_hub('owner/name'), or say where it lies: push_assembly_to_hub(..., base='owner/name'), on the command line "
+                "--base owner/name."
+            )
+        base, revision = id_and_revision(base, revision)
+        if on_hub(base) is None:
+            raise ValueError(f"base must be a hub id such as 'owner/name', which others can find; got {base!r}.")
+        try:
+            path = hf_hub_download(base, "config.json", revision=revision, token=token)
+            found = json.loads(Path(path).read_text(encoding="utf-8")).get("fingerprint")
+        except (OSError, HfHubHTTPError, ValueError, AttributeError) as error:
+            logger.warning(f"The base {base!r} could not be looked at ({type(error).__name__}), so it is recorded as you name it.")
+            return {"base": base, "base_revision": revision}
+        if found != fingerprint:
+            raise ValueError(
+                f"The base {base!r} has the fingerprint {str(found)[:12]}, this model's is {fingerprint[:12]}: the assembly would not load "
+                "there. Name the base it was made for, or push that one: model.push_to_hub('owner/name')."
+            )
+        return {"base": base, "base_revision": Path(path).parent.name}  # files lie under their commit in the cache
 
     # ------------------------------------------------------------------ the whole model
 
@@ -166,30 +364,40 @@ class HubVerbs:
 
         Args:
             processor: None: the model's own, `MasterASRProcessor.from_model(model)`.
-            card: text of README.md, or its path (the pictures beside it go along); None keeps the repo's, or writes a short one.
+            card: text of README.md, or its path (the pictures that it shows go along); None keeps the repo's, or writes a short one.
             save_kwargs: of `save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            HfHubHTTPError: if the upload fails; the repo is then as it was.
+            ValueError: if what would be uploaded holds a token or a path of this machine, or for `private` on a public repo.
+            HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
-        if card is None and not api.file_exists(repo_id, "README.md", revision=revision):
+        api = HfApi(token=token)
+        repo_id = repo_for(api, repo_id, private)
+        head = None if revision is not None else api.model_info(repo_id).sha
+        if card is None and not api.file_exists(repo_id, CARD_NAME, revision=head):
             card = default_card(self.config)
+        before = self.master_asr.stored, self.config.fingerprint
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **save_kwargs)
-            processor.save_pretrained(folder)
-            if isinstance(card, Path):
-                for picture in card.parent.glob("*.png"):
-                    shutil.copy(picture, folder)
-                card = card.read_text(encoding="utf-8")
-            if card is not None:
-                ModelCard(card.replace("THIS_REPO", repo_id), ignore_metadata_errors=True).save(Path(folder) / "README.md")
-            info = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, create_pr=create_pr,
-                commit_message=commit_message or f"Master-ASR with {', '.join(self.config.languages)}",
-            )  # fmt: skip
-        self.config.name_or_path = repo_id  # assemblies saved from now on name the published base
+            try:
+                self.save_pretrained(folder, **save_kwargs)
+                written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["fingerprint"]
+                processor.save_pretrained(folder)
+                if isinstance(card, Path):
+                    beside, card = card.parent, card.read_text(encoding="utf-8")
+                    for name, picture in pictures_of(card, beside).items():
+                        (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copy(picture, Path(folder) / name)
+                if card is not None:
+                    ModelCard(card.replace("THIS_REPO", repo_id), ignore_metadata_errors=True).save(Path(folder) / CARD_NAME)
+                message = commit_message or f"Master-ASR with {', '.join(self.config.languages)}"
+                info = upload(api, folder, repo_id, message, parent=head, revision=revision, create_pr=create_pr)
+            except BaseException:
+                self.master_asr.remember(before[0])
+                self.config.fingerprint = before[1]
+                raise
+        self.config.fingerprint = written
+        self.master_asr.remember(StoredBase(repo_id, info.oid, written, on_hub=True))  # assemblies saved from now on name it
+        self.config.name_or_path = repo_id
         return info

@@ -17,8 +17,8 @@ from .backbone_master_asr import family_of
 from .configuration_master_asr import DEFAULT_PRESET, SPECIAL_TOKENS, from_preset
 
 
-class LanguageVerbs:
-    """The verbs of `MasterASRForCTC` that change which languages it has, and what of them trains."""
+class LanguageMixin:
+    """The methods of `MasterASRForCTC` that change which languages it has, and what of them trains."""
 
     @property
     def assemblies(self) -> Assemblies:
@@ -70,15 +70,14 @@ class LanguageVerbs:
             losses = self.rank_assemblies(batches, vocab)
             init = min(losses, key=losses.get)
         source = None if init == "random" else self.assemblies[self.config.check_language(init)]
-        self.config.add_assembly(language, vocab, **from_preset(preset, parts, rank, targets))
-        assembly = self.master_asr._new_assembly(language)
-        with torch.no_grad():
+        with self.config.adding(language, {"vocab": vocab, **from_preset(preset, parts, rank, targets)}), torch.no_grad():
+            assembly = self.master_asr._new_assembly(language)
             for module in assembly.modules():
                 self._init_weights(module)
             if source is not None:
                 assembly.mapping.copy_(source.mapping)
             self._start_head(assembly.head, vocab, None if source is None else init)
-        self.assemblies[language] = assembly.to(device=self.device, dtype=self.dtype)
+            self.assemblies[language] = assembly.to(device=self.device, dtype=self.dtype)
         return assembly
 
     def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
@@ -108,7 +107,7 @@ class LanguageVerbs:
         del self.assemblies[language]
         if self.config.default_language == language:
             self.config.default_language = None
-        self.master_asr._forget()
+        self.master_asr._masks.forget()
 
     def freeze_except(self, language: str) -> None:
         """Stage 2: only what `language` owns trains.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Union
 
 import torch
@@ -23,7 +24,6 @@ from .assembly_master_asr import (
     LanguageAssembly,
     LowRank,
     Vectors,
-    fingerprint,
 )
 from .backbone_master_asr import (
     build_backbone,
@@ -35,9 +35,10 @@ from .backbone_master_asr import (
     padding_leaks,
     samples_per_frame,
 )
-from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, copy_code
-from .hub_master_asr import HubVerbs
-from .languages_master_asr import LanguageVerbs
+from .base_master_asr import BaseMixin, StoredMixin
+from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig
+from .hub_master_asr import HubMixin
+from .languages_master_asr import LanguageMixin
 from .masks_master_asr import MaskStore
 from .weights_master_asr import AssembledWeights, Layout
 
@@ -49,7 +50,7 @@ logger = logging.get_logger(__name__)
 Languages = Union[str, list[str], tuple[str, ...], None]
 
 
-class MasterASRPreTrainedModel(PreTrainedModel):
+class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
     config_class = MasterASRConfig
     base_model_prefix = "master_asr"
     main_input_name = "input_values"
@@ -57,15 +58,6 @@ class MasterASRPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     accepts_loss_kwargs = False  # the loss is a mean already: Trainer then divides by its accumulation steps
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, dtype=None, **kwargs):
-        """As in Transformers, but float32 unless a dtype is asked for, so a checkpoint stored in fp16 runs on any CPU."""
-        dtype = torch.float32 if dtype in (None, "auto") else dtype
-        model = super().from_pretrained(pretrained_model_name_or_path, *args, dtype=dtype, **kwargs)
-        base = model[0] if isinstance(model, tuple) else model
-        base.base_model._mark_base_as_stored()
-        return model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -94,17 +86,8 @@ class MasterASRPreTrainedModel(PreTrainedModel):
             gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=checkpoint_contexts)
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As in Transformers, plus the base's fingerprint in the config and every code file remote loading needs."""
-        base = self.base_model
-        if base.stored_fingerprint() is None:
-            self.config.fingerprint = fingerprint(base.base_tensors())
-        super().save_pretrained(save_directory, *args, **kwargs)
-        base._mark_base_as_stored()
-        copy_code(save_directory)
 
-
-class MasterASRModel(MasterASRPreTrainedModel):
+class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
     """The assembled encoder: backbone, specialists, character bank and assemblies."""
 
     def __init__(self, config: MasterASRConfig):
@@ -118,7 +101,6 @@ class MasterASRModel(MasterASRPreTrainedModel):
         self.assemblies = Assemblies()
         for language in config.languages:
             self.assemblies[language] = self._new_assembly(language)
-        self._stored_versions: Optional[tuple] = None
         self._masks = MaskStore()
         self._is_sharded = False
         self.post_init()
@@ -130,27 +112,6 @@ class MasterASRModel(MasterASRPreTrainedModel):
     def artisan_layers(self) -> list[ArtisanLinear]:
         """The layers that masks reach, in the order of a mapping's rows."""
         return self.layout.artisan
-
-    # ------------------------------------------------------------------ the base: W and M
-
-    def base_tensors(self) -> dict[str, torch.Tensor]:
-        """W and M by name: what assemblies are made for."""
-        return dict(self.backbone.state_dict())
-
-    def _base_versions(self) -> tuple:
-        """Moves when W or M is written to or cast (a cast replaces the values and leaves the version counter)."""
-        parameters = list(self.backbone.parameters())
-        return sum(0 if p.is_inference() else p._version for p in parameters), tuple(p.dtype for p in parameters)
-
-    def _mark_base_as_stored(self) -> None:
-        self._stored_versions = self._base_versions()
-
-    def stored_fingerprint(self) -> Optional[str]:
-        """The fingerprint of the saved base this model still is, or None: never saved, or trained since."""
-        if self.config.fingerprint is not None and self._stored_versions != self._base_versions():
-            if fingerprint(self.base_tensors()) == self.config.fingerprint:  # written to, with the same values: Trainer's best checkpoint
-                self._mark_base_as_stored()
-        return self.config.fingerprint if self._stored_versions == self._base_versions() else None
 
     # ------------------------------------------------------------------ languages of a call
 
@@ -186,8 +147,9 @@ class MasterASRModel(MasterASRPreTrainedModel):
         return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
 
     def _forget(self) -> None:
-        """Drops what was kept of masks and weights: called by everything that may write to what they are made of."""
+        """Drops what was kept of masks, weights and the fingerprint: called by everything that may write to what they are made of."""
         self._masks.forget()
+        self.forget_fingerprint()
 
     def train(self, mode: bool = True):
         """As in PyTorch, but frozen parts stay as they are, and what the other mode has kept is let go."""
@@ -314,7 +276,7 @@ class MasterASROutput(CausalLMOutput):
     frames: Optional[torch.LongTensor] = None
 
 
-class MasterASRForCTC(LanguageVerbs, HubVerbs, MasterASRPreTrainedModel):
+class MasterASRForCTC(LanguageMixin, HubMixin, MasterASRPreTrainedModel):
     """The assembled encoder with a CTC head for every language."""
 
     def __init__(self, config: MasterASRConfig):
@@ -346,6 +308,7 @@ class MasterASRForCTC(LanguageVerbs, HubVerbs, MasterASRPreTrainedModel):
             num_layers: keeps only the encoder's first layers; None: all.
             backbone_kwargs: `revision`, `token`, ... of the encoder's own `from_pretrained`.
         """
+        id_or_path = str(Path(id_or_path).resolve() if Path(id_or_path).is_dir() else id_or_path)  # a folder is known as one ever after
         backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, num_layers, **backbone_kwargs)
         characters = sorted({token for vocab in languages.values() for token in vocab} - set(SPECIAL_TOKENS))
         config = MasterASRConfig(
@@ -355,7 +318,7 @@ class MasterASRForCTC(LanguageVerbs, HubVerbs, MasterASRPreTrainedModel):
             artisan_targets=artisan_targets,
             assemblies={code: {"vocab": vocab, "shares_bank": True} for code, vocab in languages.items()},
             character_bank=[*SPECIAL_TOKENS, *characters],
-            base_model=str(id_or_path),
+            base_model=id_or_path,
         )
         model = cls(config).to(dtype)
         missing, unexpected = model.master_asr.backbone.load_state_dict(weights, strict=False)

@@ -16,7 +16,9 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType, register_peft_method
 from torch import nn
 
-from .assembly_master_asr import Assemblies, LanguageAssembly, check_base, read_assembly
+from .assembly_master_asr import Assemblies, LanguageAssembly, read_tensors
+from .base_master_asr import check_base
+from .hub_master_asr import fetch_assembly
 
 
 def _extend_peft_type(name: str) -> PeftType:
@@ -162,7 +164,7 @@ class AssemblyModel(BaseTuner):
         own = {"num_specialists": model.config.num_specialists, "sparsity": model.config.sparsity, "fingerprint": stored}
         if peft_config.fingerprint is not None:
             found = {name: getattr(peft_config, name) for name in own}
-            check_base({**found, "base": peft_config.base_model_name_or_path}, model.config, f"The adapter of {peft_config.language!r}")
+            check_base({**found, "base": peft_config.base_model_name_or_path}, model.master_asr, f"The adapter of {peft_config.language!r}")
         for name, value in own.items():
             setattr(peft_config, name, value)
         if not isinstance(target, AssemblyAdapters):
@@ -209,13 +211,16 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         language: which one, where the repo holds several.
         adapter_name: None: "default" for the first adapter, as in PEFT, and the language's code for further ones.
     """
-    language, state, facts = read_assembly(id_or_path, language, **hub_kwargs)
+    language, facts, path = fetch_assembly(id_or_path, language, **hub_kwargs)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    check_base(facts, base.config, f"{id_or_path} ({language})")
+    source = f"{id_or_path} ({language})"
+    check_base(facts, base.master_asr, source)
     config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"])
     if isinstance(model, PeftModel):
         model.add_adapter(adapter_name or language, config)
     else:
         model = get_peft_model(model, config, adapter_name=adapter_name or "default")
-    base.assemblies[language].load_state_dict(state)
+    assembly = base.assemblies[language]
+    wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
+    assembly.load_state_dict(read_tensors(path, wanted, facts["vocab"], source))
     return model

@@ -23,10 +23,21 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
-        self._processor = MasterASRProcessor.from_config(self.model.config, self.feature_extractor)
+        self._kept_processor: Optional[tuple[list, MasterASRProcessor]] = None
         vocab = getattr(self.tokenizer, "vocab", None)
         if isinstance(vocab, dict) and any(isinstance(v, dict) for v in vocab.values()):
-            MasterASRProcessor(self.feature_extractor, self.tokenizer).check_model(self.model)
+            given = MasterASRProcessor(self.feature_extractor, self.tokenizer)
+            given.check_model(self.model, [code for code in self.model.config.languages if code in given.languages])
+
+    @property
+    def _processor(self) -> MasterASRProcessor:
+        """The alphabets of the model as it is now: languages come and go while a pipeline lives."""
+        config = self.model.config
+        alphabets = [(code, config.vocab(code)) for code in config.languages]
+        kept = self._kept_processor
+        if kept is None or len(kept[0]) != len(alphabets) or any(a[0] != b[0] or a[1] is not b[1] for a, b in zip(kept[0], alphabets)):
+            self._kept_processor = kept = alphabets, MasterASRProcessor.from_config(config, self.feature_extractor)
+        return kept[1]
 
     def __call__(self, inputs, language: Union[str, list[str], None] = None, **kwargs):
         """Transcribes one input or a list.

@@ -35,6 +35,7 @@ except ImportError:
     av = None
 
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, copy_code
+from .upload_master_asr import UploadMixin
 
 MIN_SAMPLES = 400  # 25 ms: one window of every supported front end
 FEATURE_EXTRACTORS = {
@@ -136,7 +137,7 @@ def default_feature_extractor(backbone_config):
     return extractor()
 
 
-class MasterASRProcessor(ProcessorMixin):
+class MasterASRProcessor(UploadMixin, ProcessorMixin):
     """Feature extractor of the backbone + one alphabet a language, as a stock `Wav2Vec2CTCTokenizer`.
 
     The language is named in every call that touches text; nothing is remembered between calls.
@@ -156,9 +157,11 @@ class MasterASRProcessor(ProcessorMixin):
         """As `from_model`, from a config alone."""
         if feature_extractor is None:
             feature_extractor = default_feature_extractor(config.backbone_config)
-            if config.base_model:
+            own = config.name_or_path if Path(config.name_or_path or "").is_dir() else None  # base_model names no folder once it is saved
+            for source in filter(None, (config.base_model, own)):
                 try:
-                    feature_extractor = AutoFeatureExtractor.from_pretrained(config.base_model)
+                    feature_extractor = AutoFeatureExtractor.from_pretrained(source)
+                    break
                 except (OSError, ValueError):
                     pass  # a repo or folder without processor files: the family's own settings serve
         vocabs = {language: config.vocab(language) for language in config.languages}
@@ -211,14 +214,17 @@ class MasterASRProcessor(ProcessorMixin):
             self._by_language[language] = nested_tokenizer({language: self.vocabs[language]})
         return self._by_language[language]
 
-    def check_model(self, model) -> None:
+    def check_model(self, model, languages: Optional[list[str]] = None) -> None:
         """Refuses a model whose alphabets are not these: its text would be silently wrong.
+
+        Args:
+            languages: which to compare; None: all of the model's.
 
         Raises:
             ValueError: naming the languages that differ.
         """
         config = model.config
-        differing = [code for code in config.languages if self.vocabs.get(code) != config.vocab(code)]
+        differing = [c for c in (config.languages if languages is None else languages) if self.vocabs.get(c) != config.vocab(c)]
         if differing:
             raise ValueError(
                 f"Processor and model disagree on the alphabets of {differing}. Use the model's own: "

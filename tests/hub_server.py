@@ -23,6 +23,7 @@ class Commit:
     oid: str
     files: dict[str, bytes]
     title: str
+    parent: str | None = None  # as the upload named it
 
 
 @dataclass
@@ -256,13 +257,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, repo: Repo, repo_id: str, revision: str, raw: bytes) -> None:
         head = repo.commits[-1]
-        files, title = dict(head.files), ""
+        files, title, parent = dict(head.files), "", None
         for line in raw.splitlines():
             operation = json.loads(line)
             value = operation["value"]
             if operation["key"] == "header":
-                title = value["summary"]
-                if value.get("parentCommit") not in (None, head.oid):
+                title, parent = value["summary"], value.get("parentCommit")
+                if parent not in (None, head.oid):
                     return self.refuse(412, "PreconditionFailed", "The repo has moved on")
             elif operation["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
@@ -272,7 +273,7 @@ class Handler(BaseHTTPRequestHandler):
                 files.pop(value["path"], None)
         listed = sorted((name, git_oid(content)) for name, content in files.items())
         oid = hashlib.sha1(json.dumps([head.oid, title, listed]).encode()).hexdigest()
-        repo.commits.append(Commit(oid, files, title))
+        repo.commits.append(Commit(oid, files, title, parent))
         self.answer(200, {"commitUrl": f"{self.hub.url}/{repo_id}/commit/{oid}", "commitOid": oid, "hookOutput": ""})
 
     def paths_info(self, repo: Repo, repo_id: str, revision: str, raw: bytes) -> None:

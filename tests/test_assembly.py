@@ -1,15 +1,20 @@
 """A language is one file: round trips, and refusals that say what to do."""
 
+import copy
 import json
+import logging
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import VOCABS, inputs_for, tiny_model, vocab
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.assembly_master_asr import fingerprint, parameter_kilobytes
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, base_master_asr
+from modeling_master_asr.assembly_master_asr import parameter_kilobytes
+from modeling_master_asr.base_master_asr import fingerprint
 
 ALL = ("mapping", "head", "specialist", "delta")
 
@@ -27,6 +32,21 @@ def with_spanish(base, parts=ALL):
         for parameter in assembly.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What our rooms have warned of; Transformers' own logger hands nothing on by default."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("modeling_master_asr"), "propagate", True)
+    return lambda: caplog.text
+
+
+def edit(path: Path, change) -> None:
+    """`change` is done to the object of a JSON file."""
+    whole = json.loads(path.read_text())
+    change(whole)
+    path.write_text(json.dumps(whole))
 
 
 @torch.no_grad()
@@ -185,3 +205,267 @@ def test_a_lossy_cast_after_loading_makes_another_base(base, tmp_path):
 def test_the_shipped_checkpoint_carries_its_own_fingerprint():
     shipped = MasterASRForCTC.from_pretrained(Path(__file__).parent.parent / "checkpoints/master-asr-whisper-base")
     assert fingerprint(shipped.master_asr.base_tensors()) == shipped.config.fingerprint
+
+
+# ---------------------------------------------------------------------- the base is known by its values
+
+
+def step_of_a_fused_optimizer(model):
+    model.requires_grad_(True)
+    model(**inputs_for(model), labels=torch.tensor([[3, 4], [5, 3]]), language="fr").loss.backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True).step()
+
+
+def replace_a_parameter(model):
+    layer = model.master_asr.artisan_layers[0]
+    layer.specialists = torch.nn.Parameter(layer.specialists.detach() * 2)
+
+
+def write_through_data(model):
+    model.master_asr.artisan_layers[0]._parameters["weight"].data.flatten()[7].add_(1)
+
+
+def swap_in_an_average(model):
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.data * 0.9)
+
+
+CHANGES = [step_of_a_fused_optimizer, replace_a_parameter, write_through_data, swap_in_an_average, lambda model: model.half().float()]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["fused", "replaced", "data", "average", "half-float"])
+def test_whatever_changed_the_values_an_assembly_is_neither_saved_for_the_old_base_nor_loaded_into_it(base, tmp_path, change):
+    model = with_spanish(base)
+    model.save_assembly("es", tmp_path / "es")  # the fingerprint is known from here on
+    model.remove_language("es")
+    change(model)
+    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+        model.save_assembly("fr", tmp_path / "fr")
+    with pytest.raises(ValueError, match=r"made for the base 'base' .*Load that base, or train"):
+        model.load_assembly(tmp_path / "es")
+    assert model.languages == list(VOCABS)
+    model.save_pretrained(tmp_path / "new")
+    model.save_assembly("fr", tmp_path / "fr")
+    again = MasterASRForCTC.from_pretrained(tmp_path / "new")
+    again.remove_language("fr")
+    assert again.load_assembly(tmp_path / "fr") == "fr"
+
+
+@torch.no_grad()
+def test_weights_exchanged_beside_an_old_config_are_known_by_their_values(base, tmp_path, warnings):
+    with_spanish(base).save_assembly("es", tmp_path / "old-es")
+    other = tiny_model()
+    other.master_asr.artisan_layers[0].specialists.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    other.save_assembly("fr", tmp_path / "new-fr")
+    shutil.copy(tmp_path / "other/model.safetensors", base)
+    model = MasterASRForCTC.from_pretrained(base)
+    model.remove_language("fr")
+    with pytest.raises(ValueError, match="made for the base 'base'"):
+        model.load_assembly(tmp_path / "old-es")
+    old, new = model.config.fingerprint[:12], other.config.fingerprint[:12]
+    assert f"have the fingerprint {new}, its config.json says {old}" in warnings() and "The values count" in warnings()
+    assert model.load_assembly(tmp_path / "new-fr") == "fr"
+    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+        model.save_assembly("fr", tmp_path / "again")
+
+
+def test_a_config_without_a_fingerprint_is_read_by_the_values_and_an_assembly_without_one_is_refused(base, tmp_path):
+    model = with_spanish(base)
+    model.save_assembly("es", tmp_path / "es")
+    edit(base / "config.json", lambda config: config.update(fingerprint=None))
+    assert MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es") == "es"
+    with pytest.raises(ValueError, match="Save it first: model.save_pretrained"):
+        MasterASRForCTC.from_pretrained(base).save_assembly("fr", tmp_path / "fr")
+    edit(tmp_path / "es/assembly_config.json", lambda whole: whole["assemblies"]["es"].update(fingerprint=None))
+    with pytest.raises(ValueError, match=r"es \(es\) names no base \(fingerprint: None\), so it may belong to any. Save it again"):
+        MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es")
+
+
+@torch.no_grad()
+def test_a_base_in_a_smaller_type_is_still_the_base_it_was_loaded_from(base, tmp_path):
+    """`dtype=torch.bfloat16` on a GPU: what was made for the float32 base fits, and what is made here fits there."""
+    with_spanish(base).save_assembly("es", tmp_path / "es")
+    small = MasterASRForCTC.from_pretrained(base, dtype=torch.bfloat16)
+    assert small.load_assembly(tmp_path / "es") == "es"
+    small.save_assembly("fr", tmp_path / "fr")
+    model = MasterASRForCTC.from_pretrained(base)
+    model.remove_language("fr")
+    assert model.load_assembly(tmp_path / "fr") == "fr"
+    write_through_data(small)
+    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+        small.save_assembly("en", tmp_path / "en")
+    small.save_pretrained(tmp_path / "small")  # what is written are the rounded values: another base
+    assert json.loads((tmp_path / "small/config.json").read_text())["fingerprint"] != model.config.fingerprint
+
+
+@torch.no_grad()
+def test_a_given_state_dict_is_what_the_saved_fingerprint_is_of(base, tmp_path):
+    model = with_spanish(base)
+    other = {name: value * 2 if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "other", state_dict=dict(other))
+    saved = MasterASRForCTC.from_pretrained(tmp_path / "other")
+    assert saved.config.fingerprint == fingerprint(saved.master_asr.base_tensors())
+    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+        model.save_assembly("es", tmp_path / "es")  # this model is not what lies there
+    saved.save_assembly("es", tmp_path / "es")
+
+
+def test_values_are_hashed_once_for_many_loads_and_anew_for_every_save(base, tmp_path, monkeypatch):
+    model = with_spanish(base)
+    for code in VOCABS:
+        model.save_assembly(code, tmp_path / "all")
+    hashed = []
+    monkeypatch.setattr(base_master_asr, "fingerprint", lambda tensors: hashed.append(1) or fingerprint(tensors))
+    other = MasterASRForCTC.from_pretrained(base)
+    for code in VOCABS:
+        other.remove_language(code)
+        other.load_assembly(tmp_path / "all", code)
+    assert len(hashed) == 1
+    other.save_assembly("en", tmp_path / "again")
+    other.save_assembly("fr", tmp_path / "again")
+    assert len(hashed) == 3
+
+
+@pytest.mark.parametrize("event", [
+    lambda model: model.train(), lambda model: model.double(), lambda model: model.load_state_dict(model.state_dict()),
+])  # fmt: skip
+def test_what_may_write_drops_the_kept_fingerprint_and_a_copy_starts_without_one(base, event):
+    model = MasterASRForCTC.from_pretrained(base).eval()
+    found = model.master_asr.base_fingerprint()
+    assert model.master_asr._kept.value == found and copy.deepcopy(model).master_asr._kept.value is None
+    assert pickle.loads(pickle.dumps(model.master_asr._kept)).value is None  # a stock wav2vec2 as a whole cannot be pickled
+    event(model)
+    assert model.master_asr._kept.value is None and model.master_asr.base_fingerprint() == found
+
+
+@torch.no_grad()
+def test_the_recorded_base_is_the_one_saved_last(base, tmp_path):
+    model = with_spanish(base)
+    model.master_asr.artisan_layers[0].specialists.add_(1)
+    model.save_pretrained(tmp_path / "second")
+    model.save_assembly("es", tmp_path / "es")
+    facts = json.loads((tmp_path / "es/assembly_config.json").read_text())["assemblies"]["es"]
+    assert facts["base"] == "second" and facts["fingerprint"] == MasterASRForCTC.from_pretrained(tmp_path / "second").config.fingerprint
+
+
+# ---------------------------------------------------------------------- files from strangers
+
+
+def all_or_nothing(model, good: Path) -> None:
+    """After a refusal nothing of the language is left: the good file loads, and the model can be saved and loaded."""
+    assert model.languages == list(VOCABS) and "es" not in model.assemblies
+    model.load_assembly(good)
+    model.remove_language("es")
+    model.save_pretrained(good.parent / "after")
+    assert MasterASRForCTC.from_pretrained(good.parent / "after").languages == list(VOCABS)
+
+
+@pytest.mark.parametrize("field, value, message", [
+    ("rank", -1, r"rank is a whole number, at least 1; got -1"),
+    ("rank", 2.5, r"rank is a whole number, at least 1; got 2.5"),
+    ("rank", 10**12, r"rank is 1000000000000; the smallest matrix it is for has 32 rows or columns, so it is 1 to 32"),
+    ("rank", 4, r"does not fit its own assembly_config.json on this model, in 40 tensors: delta.down.0: \(3, 32\), not \(4, 32\)"),
+    ("parts", ["mapping", "head"], r"does not fit its own assembly_config.json on this model, in 40 tensors: delta.down.0: \(3, 32\), not wanted"),
+    ("parts", ["mapping", "head", "lora"], "parts must hold 'mapping' and 'head'"),
+    ("vocab", {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": "3"}, r"must give each token, a text, a whole number; got \{'a': '3'\}"),
+    ("vocab", {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 7}, "must be 0..3, each once"),
+    ("vocab", ["a"], r"must be \{token: id\}; got list"),
+    ("vocab", vocab("ab"), r"head.bias: \(6,\), not \(5,\)"),
+    ("vocab", vocab("bañ"), r"The alphabet of .* is not the one its head was saved with: its letters would come out as others"),
+])  # fmt: skip
+def test_facts_that_are_wrong_are_named_and_adding_is_all_or_nothing(base, tmp_path, field, value, message):
+    with_spanish(base).save_assembly("es", tmp_path / "good")
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    edit(tmp_path / "bad/assembly_config.json", lambda whole: whole["assemblies"]["es"].update({field: value}))
+    model = MasterASRForCTC.from_pretrained(base)
+    with pytest.raises(ValueError, match=message):
+        model.load_assembly(tmp_path / "bad")
+    all_or_nothing(model, tmp_path / "good")
+
+
+def test_shapes_are_refused_by_the_header_before_a_tensor_is_read(base, tmp_path, monkeypatch):
+    with_spanish(base).save_assembly("es", tmp_path / "good")
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    file = tmp_path / "bad/assembly.es.safetensors"
+    save_file({**load_file(file), "mapping": torch.zeros(9, 4)}, file)
+    read = []
+    from modeling_master_asr import assembly_master_asr
+
+    class Watched:
+        def __init__(self, path, framework):
+            self.opened = assembly_safe_open(path, framework)
+
+        def __enter__(self):
+            self.opened.__enter__()
+            return self
+
+        def __exit__(self, *args):
+            return self.opened.__exit__(*args)
+
+        def __getattr__(self, name):
+            read.append(name)
+            return getattr(self.opened, name)
+
+    assembly_safe_open = assembly_master_asr.safe_open
+    monkeypatch.setattr(assembly_master_asr, "safe_open", Watched)
+    model = MasterASRForCTC.from_pretrained(base)
+    with pytest.raises(ValueError, match=r"in 1 tensors: mapping: \(9, 4\), not \(8, 4\)"):
+        model.load_assembly(tmp_path / "bad")
+    assert "get_slice" in read and "get_tensor" not in read
+    all_or_nothing(model, tmp_path / "good")
+    assert "get_tensor" in read
+
+
+def test_a_bad_rank_or_alphabet_adds_nothing_to_a_model(model):
+    for wrong in ({"rank": 0}, {"rank": 33}, {"rank": True}, {"vocab": {**vocab("a"), "b": 1.5}}, {"init": "de"}):
+        with pytest.raises((ValueError, KeyError)):
+            model.add_language("es", **{"vocab": vocab("ab"), "parts": ALL, **wrong})
+        assert "es" not in model.config.assemblies and "es" not in model.assemblies
+    model.add_language("es", vocab("ab"), parts=ALL)
+
+
+def test_later_formats_are_refused_and_unknown_fields_are_not(base, tmp_path):
+    with_spanish(base).save_assembly("es", tmp_path / "es")
+    facts = tmp_path / "es/assembly_config.json"
+    assert json.loads(facts.read_text())["format_version"] == "1.0"
+    edit(facts, lambda whole: (whole.update(format_version="1.7", extra={}), whole["assemblies"]["es"].update(dialect="x")))
+    assert MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es") == "es"
+    edit(facts, lambda whole: whole.pop("format_version"))  # written before there was one
+    assert MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es") == "es"
+    edit(facts, lambda whole: whole.update(format_version="2.0"))
+    with pytest.raises(ValueError, match="has format version 2.0; this release of modeling-master-asr reads up to 1.0. Update it: pip install -U"):
+        MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es")
+    edit(facts, lambda whole: whole.update(format_version="x"))
+    with pytest.raises(ValueError, match="is not a whole assembly_config.json"):
+        MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es")
+
+
+@torch.no_grad()
+def test_one_folder_serves_one_base(base, tmp_path):
+    model = with_spanish(base)
+    model.save_assembly("es", tmp_path / "both")
+    model.master_asr.artisan_layers[0].specialists.add_(1)
+    model.save_pretrained(tmp_path / "second")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "both").iterdir()}
+    with pytest.raises(ValueError, match=r"holds languages of another base, \{'es': 'base'\}; 'fr' was made for 'second'"):
+        model.save_assembly("fr", tmp_path / "both")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "both").iterdir()} == before
+    model.save_assembly("es", tmp_path / "both")  # the same language, made anew
+
+
+def test_a_language_order_that_drops_a_language_is_refused(base):
+    edit(base / "config.json", lambda config: config.update(language_order=["en", "fr"]))
+    with pytest.raises(ValueError, match=r"language_order is \['en', 'fr'\], but assemblies holds \['en', 'fr', 'ru'\]"):
+        MasterASRForCTC.from_pretrained(base)
+    with pytest.raises(ValueError, match="language_order is"):
+        MasterASRConfig(assemblies={"en": {"vocab": vocab("a")}}, language_order=["en", "en"])
+
+
+def test_tensors_that_a_checkpoint_lacks_are_named(base, warnings):
+    state = load_file(base / "model.safetensors")
+    dropped = {name for name in state if name.endswith("lang_fr.mapping") or name.endswith("0.attention.k_proj.specialists")}
+    assert len(dropped) == 2
+    save_file({name: value for name, value in state.items() if name not in dropped}, base / "model.safetensors", metadata={"format": "pt"})
+    MasterASRForCTC.from_pretrained(base)
+    assert "lacks 2 tensors that its config.json promises" in warnings() and all(name in warnings() for name in dropped)

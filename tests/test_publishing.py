@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import Wav2Vec2ForCTC
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
-from training import model_card, push_to_hub
+from training import compact_checkpoint, model_card, push_to_hub
 from training.export_onnx import export
 from training.loop.pictures import gate_differences
 
@@ -52,7 +52,7 @@ def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path):
     card = ModelCard.load(tmp_path / "card/README.md")
     found = {(r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert found["fr", "cer"] == 12.35 and len(found) == 6 and card.data.base_model == "someone/wav2vec2"
-    assert "| fr | 12.3 | 40.0 | 3.0 |" in card.text
+    assert "| `fr` | 12.3 | 40.0 | 3.0 |" in card.text
     assert (tmp_path / "card/language_similarity.png").stat().st_size > 5_000
 
 
@@ -83,3 +83,50 @@ def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, mo
     push_to_hub.main(["--model", "tester/m", "--assembly", str(tmp_path / "es"), "--repo", "tester/m-es"])
     assert "32 bits of gates" in capsys.readouterr().out
     assert MasterASRForCTC.from_pretrained("tester/m", assemblies=["tester/m-es"]).languages == ["en", "fr", "ru", "es"]
+
+
+def test_the_script_names_the_base_of_a_language_made_on_a_folder(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    model.save_assembly("fr", tmp_path / "fr")
+    model.remove_language("fr")
+    model.save_pretrained(tmp_path / "model")
+    command = ["--model", str(tmp_path / "model"), "--assembly", str(tmp_path / "fr"), "--repo", "tester/m-fr"]
+    with pytest.raises(ValueError, match="the folder 'model', which nobody else can find.*--base owner/name"):
+        push_to_hub.main(command)
+    model.push_to_hub("tester/m")
+    push_to_hub.main([*command, "--base", "tester/m"])
+    card = ModelCard(hub.files("tester/m-fr")["README.md"].decode())
+    assert card.data.base_model == "tester/m" and 'from_pretrained("tester/m", revision="' in card.text
+    assert MasterASRForCTC.from_pretrained("tester/m", assemblies="tester/m-fr").languages == ["en", "ru", "fr"]
+    with pytest.raises(SystemExit):
+        push_to_hub.main(["--model", str(tmp_path / "model"), "--repo", "tester/m", "--base", "tester/m"])
+    assert "--base names the base of an --assembly" in capsys.readouterr().err
+
+
+def test_a_model_is_not_replaced_by_its_lossy_copy(tmp_path, monkeypatch, capsys):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path / "model")
+    before = (tmp_path / "model/model.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for out in (str(tmp_path / "model"), "model", "./other/../model"):
+        with pytest.raises(SystemExit):
+            compact_checkpoint.main(["--model", str(tmp_path / "model"), "--out", out])
+        assert "is --model itself: its weights would be replaced by a lossy copy" in capsys.readouterr().err
+    assert (tmp_path / "model/model.safetensors").read_bytes() == before
+    compact_checkpoint.main(["--model", "model", "--out", "small"])
+    assert (tmp_path / "model/model.safetensors").read_bytes() == before
+    assert MasterASRForCTC.from_pretrained(tmp_path / "small").languages == ["en", "fr", "ru"]
+
+
+def test_a_card_names_no_folder_as_its_base(tmp_path):
+    model = tiny_model()
+    model.config.base_model = str(tmp_path)
+    rate = {"cer": 12.345, "wer": 40.0}
+    evaluation = {"split": "test", "languages": {"en": rate}, "macro": rate, "minutes": {"en": 3.0}}
+    facts = {"title": "T: x", "repo": "me/t", "license": "mit", "dataset": "D: |", "training_data": "X", "limits": "Y", "licences": "Z"}
+    card = model_card.render(model, evaluation, facts, "evaluation.json", "")
+    assert card.data.base_model is None and str(tmp_path) not in str(card) and "None" not in card.text
+    assert ModelCard(str(card)).data.model_name == "T: x"

@@ -29,6 +29,8 @@ def main(argv=None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--base_model", help="hub id to name as the backbone's origin, e.g. openai/whisper-base")
     args = parser.parse_args(argv)
+    if Path(args.model).exists() and args.out.resolve() == Path(args.model).resolve():
+        parser.error(f"--out {args.out} is --model itself: its weights would be replaced by a lossy copy. Name another folder.")
     model = MasterASRForCTC.from_pretrained(args.model)
     processor = MasterASRProcessor.from_pretrained(args.model)
     compact(model)

@@ -16,6 +16,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr.hub_master_asr import code_span, on_hub
 from training.loop.pictures import gate_differences, similarity_figure
 
 TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
@@ -34,6 +35,7 @@ def similarity_words(distances: np.ndarray, languages: list[str]) -> str:
 def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: str) -> ModelCard:
     """The card: template, figures, facts, and `model-index` metadata."""
     config = model.config
+    base = on_hub(config.base_model)  # a folder of this machine is nobody else's
     results = [
         EvalResult(
             task_type="automatic-speech-recognition", dataset_type="custom", dataset_name=facts["dataset"], dataset_config=code,
@@ -43,14 +45,14 @@ def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: st
     ]  # fmt: skip
     data = ModelCardData(
         language=[code.split("-")[0] for code in config.languages], license=facts["license"], library_name="transformers",
-        pipeline_tag="automatic-speech-recognition", base_model=config.base_model, tags=["master-asr", "ctc", "multilingual"],
+        pipeline_tag="automatic-speech-recognition", base_model=base, tags=["master-asr", "ctc", "multilingual"],
         model_name=facts["title"], eval_results=results,
     )  # fmt: skip
-    rows = [{"language": code, "minutes": evaluation["minutes"][code], **rate} for code, rate in evaluation["languages"].items()]
+    rows = [{"language": code_span(code), "minutes": evaluation["minutes"][code], **rate} for code, rate in evaluation["languages"].items()]
     return ModelCard.from_template(
         data, template_path=str(TEMPLATE), **facts, rows=rows, macro=evaluation["macro"], split=evaluation["split"],
-        evaluation_name=evaluation_name, base=config.base_model, languages=", ".join(f"`{code}`" for code in config.languages),
-        first_language=config.languages[0], num_specialists=config.num_specialists, sparsity=config.sparsity,
+        evaluation_name=evaluation_name, base=base, languages=", ".join(map(code_span, config.languages)),
+        first_language=json.dumps(config.languages[0]), num_specialists=config.num_specialists, sparsity=config.sparsity,
         gate_bits=len(model.master_asr.artisan_layers) * config.num_specialists, similarity_words=words,
     )  # fmt: skip
 

@@ -2,16 +2,17 @@
 
     python -m training.push_to_hub --model runs/stage1/model --repo me/master-asr --card model_cards/master-asr-whisper-base/README.md
     python -m training.push_to_hub --model me/master-asr --assembly runs/es/assembly --language es --repo me/master-asr-es
+
+Others load a language into the base it was made for, so its base has to be on a hub: where --model is a folder, --base says where that lies.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
-from modeling_master_asr.assembly_master_asr import ASSEMBLY_CONFIG_NAME
+from modeling_master_asr.hub_master_asr import fetch_assembly
 
 OWN_FACTS = ("cer", "wer", "minutes")  # of a trained assembly, worth carrying to its card
 
@@ -24,11 +25,10 @@ def push_model(model, args) -> str:
 
 
 def push_assembly(model, args) -> str:
-    listed = json.loads((Path(args.assembly) / ASSEMBLY_CONFIG_NAME).read_text(encoding="utf-8"))["assemblies"]
-    language = model.load_assembly(args.assembly, args.language)
-    facts = {name: listed[language][name] for name in OWN_FACTS if name in listed[language]}
-    info = model.push_assembly_to_hub(language, args.repo, private=args.private, **facts)
-    sizes = listed[language]
+    language, sizes, _ = fetch_assembly(args.assembly, args.language)
+    model.load_assembly(args.assembly, language)
+    facts = {name: sizes[name] for name in OWN_FACTS if name in sizes}
+    info = model.push_assembly_to_hub(language, args.repo, private=args.private, base=args.base, **facts)
     return (
         f"Pushed {info.oid}: {sizes['gate_bits']} bits of gates, a head of {sizes['head_kilobytes']} KB, {sizes['kilobytes']} KB in all.\n"
         f"Next: model.load_assembly('{args.repo}', language='{language}')"
@@ -41,9 +41,12 @@ def main(argv=None) -> None:
     parser.add_argument("--repo", required=True, help="owner/name")
     parser.add_argument("--assembly", help="folder of a language to publish instead of the model")
     parser.add_argument("--language", help="which one, where --assembly holds several")
-    parser.add_argument("--card", type=Path, help="README.md of the model; default: the repo's, or a short one")
+    parser.add_argument("--base", help="hub id of the base that --assembly was made for (owner/name or owner/name@revision); default: --model, if that is one")
+    parser.add_argument("--card", type=Path, help="README.md of the model, with the pictures it shows; default: the repo's, or a short one")
     parser.add_argument("--private", action="store_true")
     args = parser.parse_args(argv)
+    if args.base and not args.assembly:
+        parser.error("--base names the base of an --assembly; a model is pushed to --repo.")
     model = MasterASRForCTC.from_pretrained(args.model)
     print(push_assembly(model, args) if args.assembly else push_model(model, args))
 

@@ -1,0 +1,1 @@
+../../modeling_master_asr/base_master_asr.py

@@ -1,0 +1,1 @@
+../../modeling_master_asr/upload_master_asr.py

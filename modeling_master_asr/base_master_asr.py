@@ -1,0 +1,226 @@
+"""The base that assemblies are made for: W and M, their fingerprint, and where others find them.
+
+A fingerprint is always taken from the values, never from a counter or a file's word for it: what is written for others hashes
+them again; what is read is compared with a hash that is kept only while a `Stamp` of the values holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import torch
+from safetensors import safe_open
+from transformers.utils import cached_file, logging
+from transformers.utils.hub import resolve_revision
+
+from .configuration_master_asr import copy_code
+from .masks_master_asr import Stamp
+from .upload_master_asr import UploadMixin
+
+logger = logging.get_logger(__name__)
+
+HUB_KWARGS = ("token", "cache_dir", "local_files_only")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+BACKBONE = "backbone."  # the names of W and M in a state dict begin with this, or with `master_asr.` and this
+
+
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values, so a lossless cast on load (fp16 -> fp32) keeps it."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # sharded (FSDP2)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def base_part(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """W and M of a model's whole state dict, by their names in the backbone."""
+    found = {name.removeprefix("master_asr."): value for name, value in state.items()}
+    return {name.removeprefix(BACKBONE): value for name, value in found.items() if name.startswith(BACKBONE)}
+
+
+@dataclass(frozen=True)
+class StoredBase:
+    """Where a base is stored.
+
+    Attributes:
+        name: hub id, or folder.
+        revision: the commit; None for a folder.
+        fingerprint: of what is stored; None where an old config.json names none.
+        on_hub: whether others can find it.
+    """
+
+    name: str
+    revision: Optional[str]
+    fingerprint: Optional[str]
+    on_hub: bool
+
+
+class Kept:
+    """A fingerprint and the stamp under which it holds; a copy of the model, or a pickle, starts without."""
+
+    def __init__(self, stamp: Optional[Stamp] = None, value: Optional[str] = None):
+        self.stamp, self.value = stamp, value
+
+    def __reduce__(self):
+        return Kept, ()
+
+
+class BaseMixin:
+    """What `MasterASRModel` knows of itself as a base.
+
+    Attributes:
+        stored: the base that was last loaded or saved, or None.
+    """
+
+    stored: Optional[StoredBase] = None
+    _kept = Kept()
+    _cast_files: tuple[Path, ...] = ()  # the files this model was loaded from, if it was loaded in a smaller type than float32
+
+    def base_tensors(self) -> dict[str, torch.Tensor]:
+        """W and M by name: what assemblies are made for."""
+        return dict(self.backbone.state_dict())
+
+    def remember(self, stored: StoredBase) -> None:
+        """What this model is stored as from now on."""
+        self.stored, self._cast_files = stored, ()
+        self.forget_fingerprint()
+
+    def forget_fingerprint(self) -> None:
+        """To be called by whatever may write to W or M: the next question hashes the values again."""
+        self._kept = Kept()
+
+    def base_fingerprint(self) -> str:
+        """The fingerprint of the base that this model is; hashed once, then kept while the values stand still.
+
+        Loaded in a smaller type (`dtype=torch.bfloat16`), it is still the base it was loaded from: the files are hashed.
+        """
+        tensors = self.base_tensors()
+        own = [value.to_local() if hasattr(value, "to_local") else value for value in tensors.values()]  # this process's share (FSDP2)
+        if self._kept.stamp is None or not self._kept.stamp.holds(own):
+            stamp, found = Stamp(own), fingerprint(tensors)
+            self._kept = Kept(stamp, self._fingerprint_before_cast(tensors, found) or found)
+        return self._kept.value
+
+    def stored_fingerprint(self) -> Optional[str]:
+        """The fingerprint of the stored base that this model still is, from the values; None: never saved, or changed since."""
+        self.forget_fingerprint()
+        if self.stored is None or self.stored.fingerprint is None or self.base_fingerprint() != self.stored.fingerprint:
+            return None
+        return self.stored.fingerprint
+
+    def _fingerprint_before_cast(self, tensors: dict[str, torch.Tensor], found: str) -> Optional[str]:
+        """That of the files this model was loaded from, if `tensors` (fingerprint `found`) are theirs in another type."""
+        if not self._cast_files or not all(path.is_file() for path in self._cast_files):
+            return None
+        in_files: dict[str, torch.Tensor] = {}
+        for path in self._cast_files:
+            with safe_open(path, "pt") as opened:
+                names = [name for name in opened.keys() if name.removeprefix("master_asr.").startswith(BACKBONE)]
+                in_files |= base_part({name: opened.get_tensor(name) for name in names})
+        if set(in_files) != set(tensors) or fingerprint({name: v.to(tensors[name].dtype) for name, v in in_files.items()}) != found:
+            return None
+        return fingerprint(in_files)
+
+
+def check_base(facts: dict, base, source: str) -> None:
+    """Refuses an assembly made for another base.
+
+    Args:
+        facts: what the assembly says of its base.
+        base: the `MasterASRModel` it is to be added to.
+
+    Raises:
+        ValueError: saying what was found, what was wanted and what to do.
+    """
+    config = base.config
+    for name, found in (("num_specialists", config.num_specialists), ("sparsity", config.sparsity)):
+        if facts[name] != found:
+            raise ValueError(
+                f"{source} was made with {name}={facts[name]}, this model has {name}={found}. Load it into its own base: "
+                f"{facts['base']!r}."
+            )
+    wanted = facts["fingerprint"]
+    if not isinstance(wanted, str) or not wanted:
+        raise ValueError(
+            f"{source} names no base (fingerprint: {wanted!r}), so it may belong to any. Save it again from its own model, "
+            "saved before: model.save_pretrained(folder), then model.save_assembly(...)."
+        )
+    found, said = base.base_fingerprint(), base.stored and base.stored.fingerprint
+    if said and found != said:
+        logger.warning(
+            f"W and M of this model have the fingerprint {found[:12]}, its config.json says {said[:12]}: they were changed since they were "
+            "saved, or lie beside a config.json that is not theirs. The values count."
+        )
+    if wanted != found:
+        revision = f" at {facts['base_revision'][:12]}" if facts.get("base_revision") else ""
+        raise ValueError(
+            f"{source} was made for the base {facts['base']!r}{revision} (fingerprint {wanted[:12]}); this model is "
+            f"{(base.stored and base.stored.name) or config.base_model or 'never saved'!r} (fingerprint {found[:12]}). "
+            "Load that base, or train the language again on this one."
+        )
+
+
+class StoredMixin(UploadMixin):
+    """`from_pretrained` and `save_pretrained` of the models, which know where their base is stored."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, dtype=None, **kwargs):
+        """As in Transformers, but float32 unless a dtype is asked for, so a checkpoint stored in fp16 runs on any CPU."""
+        dtype = torch.float32 if dtype in (None, "auto") else dtype
+        if pretrained_model_name_or_path is None:  # a config and a state_dict given in memory
+            return super().from_pretrained(None, *args, dtype=dtype, **kwargs)
+        name = str(pretrained_model_name_or_path)
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
+        revision = resolve_revision(name, kwargs.pop("revision", None), **hub_kwargs)
+        kwargs |= {} if revision is None else {"revision": revision}
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(name, *args, dtype=dtype, output_loading_info=True, **kwargs)
+        base, on_hub = model.base_model, not Path(name).exists()
+        base.remember(StoredBase(name, getattr(revision, "resolved", None) if on_hub else None, model.config.fingerprint, on_hub))
+        if dtype not in (torch.float32, "float32"):
+            base._cast_files = _weight_files(name, kwargs.get("subfolder", ""), revision=revision, **hub_kwargs)
+        _warn_of_missing(name, info["missing_keys"])
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: Optional[dict] = None, *args, **kwargs) -> None:
+        """As in Transformers, plus the written base's fingerprint in the config and every code file remote loading needs."""
+        base, before = self.base_model, self.config.fingerprint
+        written = base.base_tensors() if state_dict is None else base_part(state_dict)
+        self.config.fingerprint = fingerprint(written) if set(written) >= set(base.base_tensors()) else None
+        try:
+            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+        except BaseException:
+            self.config.fingerprint = before
+            raise
+        copy_code(save_directory)
+        if base.stored is not None and base.stored.on_hub and base.stored_fingerprint() is not None:
+            self.config.fingerprint = base.stored.fingerprint  # a checkpoint of a base that others find already
+        else:
+            base.remember(StoredBase(str(save_directory), None, self.config.fingerprint, on_hub=False))
+
+    def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+        info = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        self.base_model.remember(StoredBase(repo_id, info.oid, self.config.fingerprint, on_hub=True))
+        return info
+
+
+def _weight_files(name: str, subfolder: str, **hub_kwargs) -> tuple[Path, ...]:
+    """The safetensors files of a folder or repo; all of them are in the cache by now."""
+    found = cached_file(name, WEIGHTS, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    index = None if found else cached_file(name, WEIGHTS_INDEX, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    return (Path(found),) if found else tuple(Path(index).parent.glob("model-*.safetensors")) if index else ()
+
+
+def _warn_of_missing(name: str, missing) -> None:
+    ours = sorted(key for key in missing if key.endswith(".specialists") or ".assemblies." in f".{key}")
+    if ours:
+        logger.warning(
+            f"{name} lacks {len(ours)} tensors that its config.json promises, {', '.join(ours[:3])}{' ...' if len(ours) > 3 else ''}. They "
+            "hold first values now, which know nothing of any language: train them, or download the file again."
+        )

@@ -1,0 +1,118 @@
+"""What leaves this machine: one commit a push, complete with its code, on a named parent, without paths or tokens."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Optional, Union
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from .configuration_master_asr import copy_code
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+TEXT_FILES = (".json", ".md", ".txt", ".yaml", ".yml", ".jinja")
+MAX_TEXT_BYTES = 50_000_000
+
+
+def check_publishable(files: dict[str, Path]) -> None:
+    """Refuses texts that hold an access token or a path of this machine.
+
+    Args:
+        files: `{name in the repo: file}`.
+
+    Raises:
+        ValueError: naming the file and what was found in it (of a token only its start).
+    """
+    places = [Path(place) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())]
+    places = {str(path) for place in places for path in (place, place.resolve())} - {"/"}
+    path = re.compile("|".join(rf"(?<![\w/.~-]){re.escape(place)}(?:[/\\][^\s\"'`)]*)?(?![\w-])" for place in sorted(places, reverse=True)))
+    for name, file in files.items():
+        if file.suffix not in TEXT_FILES or file.stat().st_size > MAX_TEXT_BYTES:
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if found := TOKEN.search(text):
+            raise ValueError(f"{name} holds an access token ({found[0][:6]}...). Take it out, and revoke it: it may have been read already.")
+        if places and (found := path.search(text)):
+            raise ValueError(f"{name} holds a path of this machine, {found[0]!r}, which nobody else can use. Take it out, or name a hub id in its place.")
+
+
+def repo_for(api: HfApi, repo_id: str, private: Optional[bool] = None) -> str:
+    """The full id of a repo that exists from now on.
+
+    Raises:
+        ValueError: if `private` is asked for and the repo is there already, and public.
+    """
+    try:
+        is_private = api.model_info(repo_id).private
+    except RepositoryNotFoundError:
+        is_private = None
+    if private and is_private is False:
+        raise ValueError(
+            f"{repo_id} is there already, and public: private=True would not change that. Push to another repo, or make it private "
+            f"first: huggingface_hub.HfApi().update_repo_settings({repo_id!r}, private=True)."
+        )
+    return api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
+def upload(
+    api: HfApi,
+    folder: Union[str, Path],
+    repo_id: str,
+    message: str,
+    names: Optional[list[str]] = None,
+    parent: Optional[str] = None,
+    revision: Optional[str] = None,
+    description: Optional[str] = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Uploads the files of a folder in one commit.
+
+    Args:
+        names: only these; None: all.
+        parent: the commit that they were made for; None: the branch's newest.
+
+    Raises:
+        ValueError: as `check_publishable`; nothing is uploaded then.
+        HfHubHTTPError: if the upload fails, or the branch has moved past its parent; the repo is then as it was.
+    """
+    folder = Path(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if names is None or name in names}
+    check_publishable(files)
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return api.create_commit(
+        repo_id, [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(files.items())],
+        commit_message=message, commit_description=description, revision=revision, create_pr=create_pr,
+        parent_commit=parent or api.model_info(repo_id, revision=revision).sha,
+    )  # fmt: skip
+
+
+class UploadMixin:
+    """`save_pretrained(push_to_hub=True)` and `push_to_hub` of models and processors: Transformers uploads in here."""
+
+    def _upload_modified_files(
+        self,
+        working_dir,
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        commit_message: Optional[str] = None,
+        token: Union[str, bool, None] = None,
+        create_pr: bool = False,
+        revision: Optional[str] = None,
+        commit_description: Optional[str] = None,
+    ) -> CommitInfo:
+        """Uploads what `working_dir` got since `files_timestamps`, and every code file that remote loading needs."""
+        copy_code(working_dir)
+        names = []
+        for entry in Path(working_dir).iterdir():
+            is_code = entry.name.endswith("_master_asr.py")
+            if is_code or entry.name not in files_timestamps or (entry.is_file() and entry.stat().st_mtime > files_timestamps[entry.name]):
+                names += [path.relative_to(working_dir).as_posix() for path in ([entry] if entry.is_file() else entry.rglob("*"))]
+        return upload(
+            HfApi(token=token), working_dir, repo_id, commit_message or f"Upload {type(self).__name__}", names,
+            revision=revision, create_pr=create_pr, description=commit_description,
+        )  # fmt: skip
