@@ -267,6 +267,8 @@ class MasterASRModel(MasterASRPreTrainedModel):
             found = [name for name, value in given.items() if value is not None]
             raise ValueError(f"This backbone takes {self.main_input_name}; got {found or 'neither'}. Use its own processor.")
         length = inputs.shape[self.family.time_axis]
+        if torch.compiler.is_compiling():  # the number of frames would be a value to wait for
+            return inputs
         if length == 0 or int(self.family.frame_counts(self.backbone, torch.tensor([length]))) < 1:
             raise ValueError(f"The audio is too short: {length} {self.main_input_name} give not one frame of logits.")
         return inputs
@@ -286,8 +288,19 @@ class MasterASRModel(MasterASRPreTrainedModel):
     def _encode(self, inputs, attention_mask, language: str, **kwargs) -> BaseModelOutput:
         asked = {name: getattr(self.config, name, None) for name in ("output_hidden_states", "output_attentions")}
         kwargs = {name: value for name, value in asked.items() if value} | kwargs
+        kwargs |= {"attention_mask": attention_mask, "return_dict": True}
+        if torch.compiler.is_compiling():
+            return torch.func.functional_call(self.backbone, self._assembled_parameters(language), (inputs,), kwargs)
         with assembled_as(self.assembled(language)):
-            return self.backbone(inputs, attention_mask=attention_mask, return_dict=True, **kwargs)
+            return self.backbone(inputs, **kwargs)
+
+    @torch.compiler.disable
+    def _assembled_parameters(self, language: str) -> dict[str, torch.Tensor]:
+        """`{name in the backbone: the language's own}`: torch.compile cannot trace the selection of masks, and need not."""
+        assembled, named = self.assembled(language), dict(self.backbone.named_modules())
+        layers = {name: named[name] for name in named if named[name] in self.layout.place}
+        read = {f"{name}.{kind}": assembled.parameter(layer, kind) for name, layer in layers.items() for kind in ("weight", "bias")}
+        return {name: value for name, value in read.items() if value is not None}
 
     def frame_counts(self, inputs: torch.Tensor, attention_mask: Optional[torch.Tensor]) -> torch.Tensor:
         """Frames of logits of each clip, `(B,)`."""
