@@ -394,7 +394,7 @@ class MasterASRForCTC(Construction, LanguageVerbs, HubVerbs, MasterASRPreTrained
         for code, clips in clips_of.items():
             of_language = hidden_states if len(clips_of) == 1 else hidden_states[clips]
             head = self.assemblies[code].head
-            pieces[code] = head(of_language.to(head.weight.dtype))  # float32 under a half-precision encoder
+            pieces[code] = head(of_language.to(head.bias.dtype))  # float32 under a half-precision encoder
         frames = self.master_asr.frame_counts(inputs, attention_mask)
         loss = None
         if labels is not None:
