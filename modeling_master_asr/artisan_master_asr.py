@@ -241,6 +241,11 @@ def mask_frozen_weight(masked_weight, weight, specialists, mapping_row) -> torch
 _ASSEMBLED: ContextVar = ContextVar("master_asr_assembled", default=None)
 
 
+def _current():
+    """The language of this call; a compiled forward has its weights in their layers' own places, and no context variables."""
+    return None if torch.compiler.is_compiling() else _ASSEMBLED.get()
+
+
 @contextmanager
 def assembled_as(assembled) -> Iterator[None]:
     """Inside, the parameters of assembled layers read as the language's.
@@ -267,7 +272,7 @@ def _assembled_parameter(name: str) -> property:
     """
 
     def read(module: nn.Module) -> Optional[torch.Tensor]:
-        assembled = _ASSEMBLED.get()
+        assembled = _current()
         if assembled is not None:
             return assembled.parameter(module, name)
         try:
@@ -286,7 +291,7 @@ class AssembledLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., in)` -> `(..., out)`: x W_l' + b_l; in training with a delta x (W * B)' + (x down') up' + b_l, the same for less work."""
-        assembled = _ASSEMBLED.get()
+        assembled = _current()
         factors = assembled.factors(self) if assembled is not None else None
         if factors is None:
             return super().forward(x)

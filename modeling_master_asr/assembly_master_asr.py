@@ -181,6 +181,7 @@ class Assemblies(nn.ModuleDict):
     """`{language: LanguageAssembly}` under any legal code: `to`, `pop` and dots, which ModuleDict refuses, are escaped."""
 
     @staticmethod
+    @torch.compiler.assume_constant_result  # the tracer cannot follow `quote`
     def _key(language: str) -> str:
         return "lang_" + quote(language, safe="").replace(".", "%2E")
 

@@ -1,78 +1,31 @@
-"""The one place that knows encoder families: which projections are Artisan, which features, how many frames."""
+"""The one place that knows encoder families: which layers are Artisan, which input, how many frames, what never trains.
+
+Nobody else asks a config for its `model_type`, or a feature extractor for its class: they ask `family_of` or `family_reading`.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     HubertForCTC,
     PreTrainedModel,
+    SeamlessM4TFeatureExtractor,
     Wav2Vec2BertForCTC,
     Wav2Vec2ConformerForCTC,
+    Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     WavLMForCTC,
+    WhisperFeatureExtractor,
     WhisperModel,
 )
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils.output_capturing import capture_outputs
 
-from .artisan_master_asr import ArtisanLinear, as_assembled
-
-
-class TrueLengthWhisperEncoder(WhisperEncoder):
-    """The Whisper encoder at the clip's true length: positions cut to its frames, padding masked.
-
-    Stock Whisper pads every clip to 30 s; a 3 s clip then costs ten times its price. At 3,000 unmasked mel frames the
-    outputs are bit-equal to the stock encoder's.
-    """
-
-    @capture_outputs
-    def forward(self, input_features: torch.Tensor, attention_mask: Optional[torch.Tensor] = None, **kwargs):
-        """Encodes log-mel `input_features` `(B, num_mel_bins, mel_frames)`; `attention_mask` `(B, mel_frames)`, 1 = speech.
-
-        Returns:
-            `last_hidden_state` `(B, ceil(mel_frames / 2), d_model)`.
-
-        Raises:
-            ValueError: for more than 30 s.
-        """
-        num_frames = (input_features.shape[-1] + 1) // 2  # the second convolution has stride 2
-        if num_frames > self.max_source_positions:
-            raise ValueError(
-                f"A Whisper backbone takes at most {2 * self.max_source_positions} mel frames (30 s) at once; got "
-                f"{input_features.shape[-1]}. Cut long audio: pipeline(..., chunk_length_s=30), or training.transcribe."
-            )
-        padded = attention_mask is not None and not bool(attention_mask.all())
-        if padded:  # as if the clip ended here: zeros are what the convolutions pad with
-            speech = attention_mask.to(input_features.dtype)[:, None, :]
-            input_features = input_features * speech
-        hidden_states = nn.functional.gelu(self.conv1(input_features))
-        if padded:
-            hidden_states = hidden_states * speech
-        hidden_states = nn.functional.gelu(self.conv2(hidden_states))
-        hidden_states = hidden_states.permute(0, 2, 1)  # (B, d, T) -> (B, T, d)
-        positions = torch.arange(num_frames, device=hidden_states.device)
-        hidden_states = hidden_states + self.embed_positions(positions)
-        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
-        layer_mask = None
-        if padded:
-            frames_mask = attention_mask[:, ::2]  # (B, mel_frames) -> (B, T)
-            hidden_states = hidden_states * frames_mask[..., None].to(hidden_states.dtype)
-            layer_mask = create_bidirectional_mask(self.config, hidden_states, frames_mask)
-        for layer in self.layers:
-            if self.training and self.layerdrop > 0 and torch.rand([]) < self.layerdrop:
-                continue
-            hidden_states = layer(hidden_states, layer_mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
-
+from .whisper_master_asr import TrueLengthWhisperEncoder, WhisperEncoderForCTC
 
 ATTENTION_PROJ = ("q_proj", "k_proj", "v_proj", "out_proj")
 ATTENTION_LINEAR = ("linear_q", "linear_k", "linear_v", "linear_out")  # not the positional `linear_pos`
@@ -81,22 +34,148 @@ DENSE = ("intermediate_dense", "output_dense")
 
 @dataclass(frozen=True)
 class Family:
-    """What an encoder family needs: its Artisan targets, its feed-forward layers, the model's input, its feature extractor and stock CTC class."""
+    """What is particular to an encoder family. wav2vec 2.0's ways are the default; a family that differs overrides them.
 
-    targets: tuple[str, ...]
-    feed_forward: tuple[str, ...]
-    input_name: str
-    feature_extractor: str
-    ctc_class: Optional[type[PreTrainedModel]]
+    Attributes:
+        ctc_class: the plain CTC model that `materialize` fills, its head named `lm_head`.
+        targets: names of the linear layers that become Artisan.
+        feed_forward: names of the linear layers that a language's `delta` may reach too.
+        feature_extractor: the class that makes this family's input.
+        input_name: the model's input.
+        time_axis: of that input, negative: of a clip and of a batch of clips alike.
+        layer_count_name: the config's number of encoder layers.
+        front_end: modules of the backbone that make frames of audio: what `freeze_feature_encoder` freezes.
+        fixed: modules of the backbone that never train.
+        extraction: keywords of a feature extractor's call that keep a clip at its true length.
+    """
+
+    ctc_class: type[PreTrainedModel]
+    targets: tuple[str, ...] = ATTENTION_PROJ
+    feed_forward: tuple[str, ...] = DENSE
+    feature_extractor: type = Wav2Vec2FeatureExtractor
+    input_name: str = "input_values"
+    time_axis: int = -1
+    layer_count_name: str = "num_hidden_layers"
+    front_end: tuple[str, ...] = ("feature_extractor",)
+    fixed: tuple[str, ...] = ()
+    extraction: dict = field(default_factory=dict)
+    convolutions_see_padding: bool = False
+
+    # ------------------------------------------------------------------ the encoder
+
+    def new_encoder(self, config) -> PreTrainedModel:
+        """A fresh encoder."""
+        return AutoModel.from_config(config)
+
+    def load_encoder(self, id_or_path: str, config, dtype: torch.dtype, **kwargs) -> PreTrainedModel:
+        """The stock pretrained encoder, from the hub or a folder."""
+        return AutoModel.from_pretrained(id_or_path, config=config, dtype=dtype, **kwargs)
+
+    def hidden_size(self, config) -> int:
+        """Width of `last_hidden_state`."""
+        return config.output_hidden_size if getattr(config, "add_adapter", False) else config.hidden_size
+
+    # ------------------------------------------------------------------ audio to input
+
+    def new_feature_extractor(self, config):
+        """The feature extractor an encoder was made for, where its repo names none."""
+        layer_norm = getattr(config, "feat_extract_norm", "layer") == "layer"
+        return self.feature_extractor(return_attention_mask=layer_norm, do_normalize=True)
+
+    def features(self, extractor, samples: np.ndarray) -> np.ndarray:
+        """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`."""
+        made = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np", **self.extraction)
+        return np.asarray(made[self.input_name][0], dtype=np.float32)
+
+    def input_shape(self, config, length_s: float) -> tuple[int, ...]:
+        """Shape of the input of one clip of `length_s` seconds."""
+        return (int(length_s * 16_000),)
+
+    # ------------------------------------------------------------------ input to frames
+
+    def samples_per_frame(self, config) -> int:
+        """Audio samples (at 16 kHz) a frame of logits: what the pipeline's chunks and time stamps are made of."""
+        return math.prod(config.conv_stride) * _adapter_stride(config)
+
+    def frame_counts(self, backbone: PreTrainedModel, input_lengths: torch.Tensor) -> torch.Tensor:
+        """Frames of logits for `input_lengths` (samples, or feature frames where the model takes features), `(B,)` -> `(B,)`."""
+        return backbone._get_feat_extract_output_lengths(input_lengths).to(torch.long)
+
+    def padding_leaks(self, config) -> bool:
+        """Whether padding changes a clip's output: a group-norm feature extractor averages over it and takes no mask, and the
+        conformer's convolutions reach into it.
+        """
+        return self.convolutions_see_padding or getattr(config, "feat_extract_norm", "layer") == "group"
+
+
+@dataclass(frozen=True)
+class Wav2Vec2BertFamily(Family):
+    """Takes filter-bank frames, two stacked in one: no convolutional front end."""
+
+    targets: tuple[str, ...] = ATTENTION_LINEAR
+    feature_extractor: type = SeamlessM4TFeatureExtractor
+    input_name: str = "input_features"
+    time_axis: int = -2
+    front_end: tuple[str, ...] = ()
+
+    def new_feature_extractor(self, config):
+        return self.feature_extractor()
+
+    def input_shape(self, config, length_s: float) -> tuple[int, ...]:
+        return int(length_s * 50), config.feature_projection_input_dim
+
+    def samples_per_frame(self, config) -> int:
+        return 320 * _adapter_stride(config)  # 10 ms hops, stacked in pairs by the feature extractor
+
+    def frame_counts(self, backbone: PreTrainedModel, input_lengths: torch.Tensor) -> torch.Tensor:
+        return super().frame_counts(backbone, input_lengths) if backbone.config.add_adapter else input_lengths
+
+
+@dataclass(frozen=True)
+class WhisperFamily(Family):
+    """The encoder's half of an encoder-decoder; takes log-mel frames, at the clip's true length (see `whisper_master_asr`)."""
+
+    feed_forward: tuple[str, ...] = ("fc1", "fc2")
+    feature_extractor: type = WhisperFeatureExtractor
+    input_name: str = "input_features"
+    layer_count_name: str = "encoder_layers"
+    front_end: tuple[str, ...] = ("conv1", "conv2")
+    fixed: tuple[str, ...] = ("embed_positions",)  # sinusoids
+    extraction: dict = field(default_factory=lambda: {"padding": "do_not_pad", "truncation": False})
+
+    def new_encoder(self, config) -> PreTrainedModel:
+        return TrueLengthWhisperEncoder(config)
+
+    def load_encoder(self, id_or_path: str, config, dtype: torch.dtype, **kwargs) -> PreTrainedModel:
+        return WhisperModel.from_pretrained(id_or_path, config=config, dtype=dtype, **kwargs).encoder
+
+    def hidden_size(self, config) -> int:
+        return config.d_model
+
+    def new_feature_extractor(self, config):
+        return self.feature_extractor(feature_size=config.num_mel_bins)
+
+    def features(self, extractor, samples: np.ndarray) -> np.ndarray:
+        hop = extractor.hop_length
+        return super().features(extractor, np.asarray(samples)[: len(samples) // hop * hop])  # whole hops, each one mel frame
+
+    def input_shape(self, config, length_s: float) -> tuple[int, ...]:
+        return config.num_mel_bins, int(length_s * 100)
+
+    def samples_per_frame(self, config) -> int:
+        return 320  # 10 ms hops, then stride 2
+
+    def frame_counts(self, backbone: PreTrainedModel, input_lengths: torch.Tensor) -> torch.Tensor:
+        return (input_lengths + 1) // 2
 
 
 FAMILIES = {
-    "wav2vec2": Family(ATTENTION_PROJ, DENSE, "input_values", "Wav2Vec2FeatureExtractor", Wav2Vec2ForCTC),
-    "hubert": Family(ATTENTION_PROJ, DENSE, "input_values", "Wav2Vec2FeatureExtractor", HubertForCTC),
-    "wavlm": Family(ATTENTION_PROJ, DENSE, "input_values", "Wav2Vec2FeatureExtractor", WavLMForCTC),
-    "wav2vec2-bert": Family(ATTENTION_LINEAR, DENSE, "input_features", "SeamlessM4TFeatureExtractor", Wav2Vec2BertForCTC),
-    "wav2vec2-conformer": Family(ATTENTION_LINEAR, DENSE, "input_values", "Wav2Vec2FeatureExtractor", Wav2Vec2ConformerForCTC),
-    "whisper": Family(ATTENTION_PROJ, ("fc1", "fc2"), "input_features", "WhisperFeatureExtractor", None),
+    "wav2vec2": Family(Wav2Vec2ForCTC),
+    "hubert": Family(HubertForCTC),
+    "wavlm": Family(WavLMForCTC),
+    "wav2vec2-bert": Wav2Vec2BertFamily(Wav2Vec2BertForCTC),
+    "wav2vec2-conformer": Family(Wav2Vec2ConformerForCTC, ATTENTION_LINEAR, convolutions_see_padding=True),
+    "whisper": WhisperFamily(WhisperEncoderForCTC),
 }
 
 
@@ -112,95 +191,21 @@ def family_of(backbone_config) -> Family:
     return FAMILIES[name]
 
 
-def build_backbone(backbone_config, num_specialists: int, targets: Optional[list[str]] = None) -> PreTrainedModel:
-    """The encoder of `backbone_config`, its targeted linear layers turned into `ArtisanLinear`, and the feed-forward layers and layer
-    norms, which languages may own changes of, into assembled ones.
+def family_reading(feature_extractor) -> Family:
+    """A family that reads what `feature_extractor` makes; those that share a feature extractor read it alike.
+
+    Raises:
+        ValueError: for a feature extractor of no family.
     """
-    family = family_of(backbone_config)
-    if backbone_config.model_type == "whisper":
-        backbone = TrueLengthWhisperEncoder(backbone_config)
-    else:
-        backbone = AutoModel.from_config(backbone_config)
-    names = tuple(targets or family.targets)
-    found = [
-        (parent, name, child)
-        for parent in backbone.modules()
-        for name, child in parent.named_children()
-        if name in names and isinstance(child, nn.Linear)
-    ]
-    missing = sorted(set(names) - {name for _, name, _ in found})
-    if missing:
-        linears = sorted({n.split(".")[-1] for n, m in backbone.named_modules() if isinstance(m, nn.Linear)})
-        raise ValueError(f"artisan_targets {missing} name no linear layer of this backbone. It has: {linears}.")
-    for parent, name, linear in found:
-        setattr(parent, name, ArtisanLinear.from_linear(linear, num_specialists))
-    for path, parent in list(backbone.named_modules()):
-        for name, child in parent.named_children():
-            is_norm = type(child) is nn.LayerNorm and "feature_extractor" not in path
-            if is_norm or (type(child) is nn.Linear and name in family.feed_forward):
-                setattr(parent, name, as_assembled(child))
-    return backbone
+    found = next((family for family in FAMILIES.values() if isinstance(feature_extractor, family.feature_extractor)), None)
+    if found is None:
+        known = sorted({family.feature_extractor.__name__ for family in FAMILIES.values()})
+        raise ValueError(f"No supported encoder reads the features of a {type(feature_extractor).__name__}. Supported: {known}.")
+    return found
 
 
-def load_pretrained_backbone(
-    id_or_path: str, dtype: torch.dtype, num_layers: Optional[int] = None, **kwargs
-) -> tuple[object, dict[str, torch.Tensor]]:
-    """Config and weights W of a pretrained encoder, from the hub or a folder; for Whisper the encoder's half.
-
-    Args:
-        num_layers: keeps only the first layers; None: all.
-
-    Returns:
-        `(backbone_config, state_dict)`.
-    """
-    config = AutoConfig.from_pretrained(id_or_path, **kwargs)
-    family_of(config)
-    if num_layers is not None:
-        setattr(config, "encoder_layers" if config.model_type == "whisper" else "num_hidden_layers", num_layers)
-    loader = WhisperModel if config.model_type == "whisper" else AutoModel
-    stock = loader.from_pretrained(id_or_path, config=config, dtype=dtype, **kwargs)
-    encoder = stock.encoder if config.model_type == "whisper" else stock
-    return config, encoder.state_dict()
-
-
-def hidden_size(backbone_config) -> int:
-    """Width of `last_hidden_state`."""
-    if backbone_config.model_type == "whisper":
-        return backbone_config.d_model
-    if getattr(backbone_config, "add_adapter", False):
-        return backbone_config.output_hidden_size
-    return backbone_config.hidden_size
-
-
-def samples_per_frame(backbone_config) -> int:
-    """Audio samples (at 16 kHz) a frame of logits: what the pipeline's chunks and time stamps are made of."""
-    if backbone_config.model_type == "whisper":
-        return 320  # 10 ms hops, then stride 2
-    if backbone_config.model_type == "wav2vec2-bert":
-        ratio = 320  # 10 ms hops, stacked in pairs by the feature extractor
-    else:
-        ratio = math.prod(backbone_config.conv_stride)
-    if getattr(backbone_config, "add_adapter", False):
-        ratio *= backbone_config.adapter_stride**backbone_config.num_adapter_layers
-    return ratio
-
-
-def frame_counts(backbone: PreTrainedModel, input_lengths: torch.Tensor) -> torch.Tensor:
-    """Frames of logits for `input_lengths` (samples, or feature frames where the model takes features), `(B,)` -> `(B,)`."""
-    config = backbone.config
-    if config.model_type == "whisper":
-        return (input_lengths + 1) // 2
-    if config.model_type == "wav2vec2-bert" and not config.add_adapter:
-        return input_lengths
-    return backbone._get_feat_extract_output_lengths(input_lengths).to(torch.long)
-
-
-def padding_leaks(backbone_config) -> bool:
-    """Whether padding changes a clip's output: a group-norm feature extractor averages over it and takes no mask, and the
-    conformer's convolutions reach into it.
-    """
-    is_conformer = backbone_config.model_type == "wav2vec2-conformer"
-    return is_conformer or getattr(backbone_config, "feat_extract_norm", "layer") == "group"
+def _adapter_stride(config) -> int:
+    return config.adapter_stride**config.num_adapter_layers if getattr(config, "add_adapter", False) else 1
 
 
 def keep_frozen_parts_still(backbone: nn.Module) -> None:

@@ -171,8 +171,12 @@ class StoredMixin(UploadMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, dtype=None, **kwargs):
-        """As in Transformers, but float32 unless a dtype is asked for, so a checkpoint stored in fp16 runs on any CPU."""
-        dtype = torch.float32 if dtype in (None, "auto") else dtype
+        """As in Transformers, but float32 unless a dtype is asked for, so a checkpoint stored in fp16 runs on any CPU.
+
+        Args:
+            dtype: of W and M, "auto": as stored; what languages own stays float32.
+        """
+        dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
         if pretrained_model_name_or_path is None:  # a config and a state_dict given in memory
             return super().from_pretrained(None, *args, dtype=dtype, **kwargs)
         name = str(pretrained_model_name_or_path)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import Assemblies, LanguageAssembly
-from .backbone_master_asr import family_of
+from .backbone_master_asr import keep_frozen_parts_still
 from .configuration_master_asr import DEFAULT_PRESET, SPECIAL_TOKENS, from_preset
 
 
@@ -77,7 +77,7 @@ class LanguageMixin:
             if source is not None:
                 assembly.mapping.copy_(source.mapping)
             self._start_head(assembly.head, vocab, None if source is None else init)
-            self.assemblies[language] = assembly.to(device=self.device, dtype=self.dtype)
+            self.assemblies[language] = assembly.to(self.device)
         return assembly
 
     def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
@@ -133,8 +133,14 @@ class LanguageMixin:
     def unfreeze(self) -> None:
         """Everything trains again, but what the backbone itself keeps fixed (Whisper's sinusoid positions)."""
         self.requires_grad_(True)
-        if self.config.backbone_config.model_type == "whisper":
-            self.master_asr.backbone.embed_positions.requires_grad_(False)
+        for name in self.master_asr.family.fixed:
+            getattr(self.master_asr.backbone, name).requires_grad_(False)
+
+    def freeze_feature_encoder(self) -> None:
+        """Keeps the convolutional front end as it was pretrained, as is usual in fine-tuning; wav2vec2-BERT has none."""
+        for name in self.master_asr.family.front_end:
+            getattr(self.master_asr.backbone, name).requires_grad_(False)
+        keep_frozen_parts_still(self.master_asr.backbone)
 
     @torch.no_grad()
     def rank_assemblies(self, batches: Iterable[dict], vocab: dict[str, int]) -> dict[str, float]:
@@ -171,19 +177,17 @@ class LanguageMixin:
 
     @torch.no_grad()
     def materialize(self, language: str) -> PreTrainedModel:
-        """A stock CTC model of the backbone's family with `language`'s assembled weights baked in: no custom code.
+        """A plain CTC model with `language`'s assembled weights baked in: the same logits, and nothing of ours in the way.
+
+        Returns:
+            The stock class of the backbone's family, no custom code; Transformers has none for Whisper's encoder, so there
+            a `WhisperEncoderForCTC`, whose saved folder holds the one file it needs. Each exports: `training.export_onnx`.
 
         Raises:
             KeyError: if the language is not loaded.
-            NotImplementedError: for a backbone without a stock CTC class (Whisper).
         """
         assembly = self.assemblies[self.config.check_language(language)]
-        ctc_class = family_of(self.config.backbone_config).ctc_class
-        if ctc_class is None:
-            raise NotImplementedError(
-                f"Transformers has no CTC class for a {self.config.backbone_config.model_type!r} encoder. Serve the model "
-                "itself (trust_remote_code=True), or train on a wav2vec 2.0, HuBERT, WavLM, -BERT or -conformer backbone."
-            )
+        ctc_class = self.master_asr.family.ctc_class
         config = deepcopy(self.config.backbone_config)
         vocab = self.config.vocab(language)
         config.vocab_size, config.pad_token_id, config.architectures = len(vocab), vocab["[PAD]"], [ctc_class.__name__]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Union
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
 
 from .artisan_master_asr import ArtisanLinear, assembled_as, checkpoint_contexts
 from .assembly_master_asr import (
@@ -25,18 +25,10 @@ from .assembly_master_asr import (
     LowRank,
     Vectors,
 )
-from .backbone_master_asr import (
-    build_backbone,
-    family_of,
-    frame_counts,
-    hidden_size,
-    keep_frozen_parts_still,
-    load_pretrained_backbone,
-    padding_leaks,
-    samples_per_frame,
-)
+from .backbone_master_asr import family_of, keep_frozen_parts_still
 from .base_master_asr import BaseMixin, StoredMixin
-from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig
+from .configuration_master_asr import MasterASRConfig
+from .construction_master_asr import Construction, build_backbone
 from .hub_master_asr import HubMixin
 from .languages_master_asr import LanguageMixin
 from .masks_master_asr import MaskStore
@@ -86,18 +78,27 @@ class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
             gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=checkpoint_contexts)
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
+    def _replicate_for_data_parallel(self):
+        raise RuntimeError(
+            "nn.DataParallel copies a model for every call, and a list of languages cannot be split among the copies. "
+            "Start one process a GPU: torchrun --nproc_per_node=NUM_GPUS train.py (or accelerate launch train.py), or show "
+            "Trainer one GPU alone: CUDA_VISIBLE_DEVICES=0 python train.py."
+        )
+
 
 class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
     """The assembled encoder: backbone, specialists, character bank and assemblies."""
 
     def __init__(self, config: MasterASRConfig):
         super().__init__(config)
-        config.inputs_to_logits_ratio = samples_per_frame(config.backbone_config)
-        self.main_input_name = family_of(config.backbone_config).input_name
+        self.family = family_of(config.backbone_config)
+        config.inputs_to_logits_ratio = self.family.samples_per_frame(config.backbone_config)
+        self.main_input_name = self.family.input_name
         self.backbone = build_backbone(config.backbone_config, config.num_specialists, config.artisan_targets)
         self.layout = Layout(self.backbone)
-        hidden = hidden_size(config.backbone_config)
-        self.character_bank = nn.Linear(hidden, len(config.character_bank)) if config.character_bank else None
+        hidden = self.family.hidden_size(config.backbone_config)
+        # What languages own stays float32 when the model is made in half precision: T moves by less than bfloat16 can say.
+        self.character_bank = nn.Linear(hidden, len(config.character_bank), dtype=torch.float32) if config.character_bank else None
         self.assemblies = Assemblies()
         for language in config.languages:
             self.assemblies[language] = self._new_assembly(language)
@@ -106,7 +107,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         self.post_init()
 
     def _new_assembly(self, language: str) -> LanguageAssembly:
-        return LanguageAssembly(self.config, language, self.layout, hidden_size(self.config.backbone_config), self.character_bank)
+        hidden = self.family.hidden_size(self.config.backbone_config)
+        return LanguageAssembly(self.config, language, self.layout, hidden, self.character_bank).float()
 
     @property
     def artisan_layers(self) -> list[ArtisanLinear]:
@@ -170,6 +172,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
 
     # ------------------------------------------------------------------ forward
 
+    @can_return_tuple
     def forward(
         self,
         input_values: Optional[torch.Tensor] = None,
@@ -185,9 +188,10 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             input_features: `(B, mels, frames)` (Whisper) or `(B, frames, features)` (wav2vec2-BERT).
             attention_mask: `(B, samples or frames)`, 1 where there is speech.
             language: one code, or one for each clip; None: the default, or the only one loaded.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as the encoder's stock class takes them.
 
         Returns:
-            `last_hidden_state` `(B, T, hidden)`.
+            `last_hidden_state` `(B, T, hidden)`, and what else the stock class returns, in the batch's order.
 
         Raises:
             ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame.
@@ -203,7 +207,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             mask = None if attention_mask is None else attention_mask[index]
             piece = inputs[index]
             if length is not None:  # equal lengths: no padding at all
-                piece, mask = piece[:, :length], None if mask is None else mask[:, :length]
+                piece, mask = piece.narrow(self.family.time_axis, 0, length), mask[:, :length]
             pieces.append(self._encode(piece, mask, codes[clips[0]], **kwargs))
             order += clips
         return _merge(pieces, order)
@@ -219,15 +223,17 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         if inputs is None:
             found = [name for name, value in given.items() if value is not None]
             raise ValueError(f"This backbone takes {self.main_input_name}; got {found or 'neither'}. Use its own processor.")
-        length = inputs.shape[-1 if self.config.backbone_config.model_type != "wav2vec2-bert" else 1]
-        if length == 0 or int(frame_counts(self.backbone, torch.tensor([length]))) < 1:
+        length = inputs.shape[self.family.time_axis]
+        if torch.compiler.is_compiling():  # the number of frames would be a value to wait for
+            return inputs
+        if length == 0 or int(self.family.frame_counts(self.backbone, torch.tensor([length]))) < 1:
             raise ValueError(f"The audio is too short: {length} {self.main_input_name} give not one frame of logits.")
         return inputs
 
     def _groups(self, codes: list[str], attention_mask) -> list[tuple[list[int], Optional[int]]]:
         """Clips to encode together: one language, and one length where padding would change the result."""
         lengths = [None] * len(codes)
-        if attention_mask is not None and padding_leaks(self.config.backbone_config) and not self.training:
+        if attention_mask is not None and self.family.padding_leaks(self.config.backbone_config) and not self.training:
             lengths = attention_mask.sum(-1).tolist()
             if set(lengths) == {attention_mask.shape[1]}:
                 lengths = [None] * len(codes)
@@ -237,32 +243,55 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         return [(clips, length) for (_, length), clips in groups.items()]
 
     def _encode(self, inputs, attention_mask, language: str, **kwargs) -> BaseModelOutput:
+        asked = {name: getattr(self.config, name, None) for name in ("output_hidden_states", "output_attentions")}
+        kwargs = {name: value for name, value in asked.items() if value} | kwargs
+        kwargs |= {"attention_mask": attention_mask, "return_dict": True}
+        if torch.compiler.is_compiling():
+            return torch.func.functional_call(self.backbone, self._assembled_parameters(language), (inputs,), kwargs)
         with assembled_as(self.assembled(language)):
-            return self.backbone(inputs, attention_mask=attention_mask, **kwargs)
+            return self.backbone(inputs, **kwargs)
+
+    @torch.compiler.disable
+    def _assembled_parameters(self, language: str) -> dict[str, torch.Tensor]:
+        """`{name in the backbone: the language's own}`: torch.compile cannot trace the selection of masks, and need not."""
+        assembled, named = self.assembled(language), dict(self.backbone.named_modules())
+        layers = {name: named[name] for name in named if named[name] in self.layout.place}
+        read = {f"{name}.{kind}": assembled.parameter(layer, kind) for name, layer in layers.items() for kind in ("weight", "bias")}
+        return {name: value for name, value in read.items() if value is not None}
 
     def frame_counts(self, inputs: torch.Tensor, attention_mask: Optional[torch.Tensor]) -> torch.Tensor:
         """Frames of logits of each clip, `(B,)`."""
         if attention_mask is None:
-            axis = 1 if self.config.backbone_config.model_type == "wav2vec2-bert" else -1
-            lengths = torch.full((len(inputs),), inputs.shape[axis], device=inputs.device)
+            lengths = torch.full((len(inputs),), inputs.shape[self.family.time_axis], device=inputs.device)
         else:
             lengths = attention_mask.sum(-1)
-        return frame_counts(self.backbone, lengths).to(torch.long)
+        return self.family.frame_counts(self.backbone, lengths).to(torch.long)
 
 
 def _merge(pieces: list[BaseModelOutput], order: list[int]) -> BaseModelOutput:
-    """Puts the groups' outputs back into the batch's order, `(b, t, hidden)` each -> `(B, T, hidden)`."""
-    back = torch.tensor(order).argsort()
-    longest = max(piece.last_hidden_state.shape[1] for piece in pieces)
+    """Puts the groups' outputs back into the batch's order, padded with zeros to the longest group's frames.
 
-    def join(tensors):
-        padded = [nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tensors]
-        return torch.cat(padded)[back.to(padded[0].device)]
+    Args:
+        pieces: the encoder's outputs, fields of `(b, t, features)`, `(b, heads, t, t)`, or tuples of them, one a layer.
+        order: clip of the batch that each row of the pieces is, one piece after the other.
+    """
+    back = torch.tensor(order, device=pieces[0].last_hidden_state.device).argsort()
 
-    hidden_states = None
-    if getattr(pieces[0], "hidden_states", None):
-        hidden_states = tuple(join(layer) for layer in zip(*(piece.hidden_states for piece in pieces)))
-    return BaseModelOutput(last_hidden_state=join([p.last_hidden_state for p in pieces]), hidden_states=hidden_states)
+    def join(values):
+        if values[0] is None:  # a layer that was not asked for
+            return None
+        if isinstance(values[0], tuple):
+            return tuple(join(layer) for layer in zip(*values))
+        longest = max(value.shape[2 if value.ndim == 4 else 1] for value in values)
+        return torch.cat([_pad_frames(value, longest) for value in values])[back]
+
+    return type(pieces[0])(**{name: join([piece[name] for piece in pieces]) for name in pieces[0].keys()})
+
+
+def _pad_frames(value: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """`(b, t, features)` or attentions `(b, heads, t, t)` with zeros up to `num_frames`."""
+    missing = num_frames - value.shape[-2]
+    return nn.functional.pad(value, (0, missing, 0, missing) if value.ndim == 4 else (0, 0, 0, missing))
 
 
 @dataclass
@@ -276,7 +305,7 @@ class MasterASROutput(CausalLMOutput):
     frames: Optional[torch.LongTensor] = None
 
 
-class MasterASRForCTC(LanguageMixin, HubMixin, MasterASRPreTrainedModel):
+class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrainedModel):
     """The assembled encoder with a CTC head for every language."""
 
     def __init__(self, config: MasterASRConfig):
@@ -285,52 +314,9 @@ class MasterASRForCTC(LanguageMixin, HubMixin, MasterASRPreTrainedModel):
         self.main_input_name = self.master_asr.main_input_name
         self.post_init()
 
-    @classmethod
-    def from_backbone(
-        cls,
-        id_or_path: str,
-        languages: dict[str, dict[str, int]],
-        num_specialists: int = 4,
-        sparsity: float = 0.3,
-        artisan_targets: Optional[list[str]] = None,
-        num_layers: Optional[int] = None,
-        dtype: torch.dtype = torch.float32,
-        **backbone_kwargs,
-    ) -> MasterASRForCTC:
-        """A fresh model on a pretrained encoder: W bit-equal to it, its languages sharing one character bank.
-
-        Args:
-            id_or_path: hub id or folder of a wav2vec 2.0, HuBERT, WavLM, wav2vec2-BERT, -conformer or Whisper checkpoint.
-            languages: `{code: {token: id}}`.
-            num_specialists: K.
-            sparsity: t, the fraction masked out.
-            artisan_targets: names of the linear layers to make Artisan; None: the attention projections.
-            num_layers: keeps only the encoder's first layers; None: all.
-            backbone_kwargs: `revision`, `token`, ... of the encoder's own `from_pretrained`.
-        """
-        id_or_path = str(Path(id_or_path).resolve() if Path(id_or_path).is_dir() else id_or_path)  # a folder is known as one ever after
-        backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, num_layers, **backbone_kwargs)
-        characters = sorted({token for vocab in languages.values() for token in vocab} - set(SPECIAL_TOKENS))
-        config = MasterASRConfig(
-            backbone_config=backbone_config,
-            num_specialists=num_specialists,
-            sparsity=sparsity,
-            artisan_targets=artisan_targets,
-            assemblies={code: {"vocab": vocab, "shares_bank": True} for code, vocab in languages.items()},
-            character_bank=[*SPECIAL_TOKENS, *characters],
-            base_model=id_or_path,
-        )
-        model = cls(config).to(dtype)
-        missing, unexpected = model.master_asr.backbone.load_state_dict(weights, strict=False)
-        missing = [name for name in missing if not name.endswith(".specialists")]
-        if missing or unexpected:
-            raise ValueError(f"{id_or_path} does not fill its encoder: missing {missing}, unexpected {unexpected}.")
-        for layer in model.master_asr.artisan_layers:
-            layer.reset_specialists()
-        return model.eval()
-
     # ------------------------------------------------------------------ forward
 
+    @can_return_tuple
     def forward(
         self,
         input_values: Optional[torch.Tensor] = None,
@@ -343,18 +329,20 @@ class MasterASRForCTC(LanguageMixin, HubMixin, MasterASRPreTrainedModel):
         """Logits, and with labels the loss: the mean over clips of CTC nll / label length, however they are grouped.
 
         Args:
-            input_values, input_features, attention_mask, language: see `MasterASRModel.forward`.
+            input_values, input_features, attention_mask, language, kwargs: see `MasterASRModel.forward`.
             labels: `(B, label length)` in the ids of each clip's own language, -100 where padded.
 
         Returns:
-            `logits` `(B, T, V)`, V that of the largest head in the batch and -inf past each clip's own; `frames` `(B,)`; `loss`.
+            `logits` `(B, T, V)`; `frames` `(B,)`; `loss`. For one code (or none) V is that language's own number of classes, as
+            in a stock model; for a list of codes it is that of the model's largest head, whichever languages the batch holds,
+            and logits are -inf past each clip's own: batches of any languages can be joined.
 
         Raises:
             ValueError: for labels outside a clip's alphabet, and what `MasterASRModel.forward` raises.
         """
         inputs = self.master_asr.check_inputs(input_values, input_features)
         codes = self.master_asr.resolve_languages(language, len(inputs))
-        outputs = self.master_asr(input_values, input_features, attention_mask, codes, **kwargs)
+        outputs = self.master_asr(input_values, input_features, attention_mask, codes, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         clips_of: dict[str, list[int]] = {}
         for clip, code in enumerate(codes):
@@ -362,14 +350,17 @@ class MasterASRForCTC(LanguageMixin, HubMixin, MasterASRPreTrainedModel):
         pieces = {}  # language -> (b, T, V of that language)
         for code, clips in clips_of.items():
             of_language = hidden_states if len(clips_of) == 1 else hidden_states[clips]
-            pieces[code] = self.assemblies[code].head(of_language)
+            head = self.assemblies[code].head
+            pieces[code] = head(of_language.to(head.bias.dtype))  # float32 under a half-precision encoder
         frames = self.master_asr.frame_counts(inputs, attention_mask)
         loss = None
         if labels is not None:
             loss = self._ctc_loss(pieces, clips_of, labels, frames)
+        own_classes = language is None or isinstance(language, str)
+        width = len(self.config.vocab(codes[0])) if own_classes else max(len(self.config.vocab(code)) for code in self.languages)
         return MasterASROutput(
             loss=loss,
-            logits=_join_logits(pieces, clips_of),
+            logits=_join_logits(pieces, clips_of, width),
             frames=frames,
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),
@@ -414,11 +405,10 @@ def frames_needed(labels: torch.Tensor) -> torch.Tensor:
     return is_label.sum(-1) + ((labels[:, 1:] == labels[:, :-1]) & is_label[:, 1:]).sum(-1)
 
 
-def _join_logits(pieces: dict[str, torch.Tensor], clips_of: dict[str, list[int]]) -> torch.Tensor:
-    """`{language: (b, T, V_l)}` -> `(B, T, max V_l)` in the batch's order, -inf past each clip's own classes."""
-    if len(pieces) == 1:
-        return next(iter(pieces.values()))
-    largest = max(piece.shape[-1] for piece in pieces.values())
-    padded = [nn.functional.pad(p, (0, largest - p.shape[-1]), value=float("-inf")) for p in pieces.values()]
+def _join_logits(pieces: dict[str, torch.Tensor], clips_of: dict[str, list[int]], width: int) -> torch.Tensor:
+    """`{language: (b, T, V_l)}` -> `(B, T, width)` in the batch's order, -inf past each clip's own classes."""
+    padded = [nn.functional.pad(p, (0, width - p.shape[-1]), value=float("-inf")) for p in pieces.values()]
+    if len(padded) == 1:
+        return padded[0]
     order = torch.tensor([clip for clips in clips_of.values() for clip in clips], device=padded[0].device)
     return torch.cat(padded)[order.argsort()]

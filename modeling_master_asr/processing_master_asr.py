@@ -15,10 +15,7 @@ from transformers import (
     AutoFeatureExtractor,
     BatchFeature,
     ProcessorMixin,
-    SeamlessM4TFeatureExtractor,
     Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    WhisperFeatureExtractor,
 )
 
 try:
@@ -34,14 +31,11 @@ try:
 except ImportError:
     av = None
 
+from .backbone_master_asr import family_of, family_reading
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, copy_code
 from .upload_master_asr import UploadMixin
 
 MIN_SAMPLES = 400  # 25 ms: one window of every supported front end
-FEATURE_EXTRACTORS = {
-    "whisper": WhisperFeatureExtractor,
-    "wav2vec2-bert": SeamlessM4TFeatureExtractor,
-}
 
 
 def check_audio(audio, sampling_rate: Optional[int], wanted_hz: int, name: str = "audio") -> np.ndarray:
@@ -126,17 +120,6 @@ def _decode_with_av(source, name: str) -> tuple[np.ndarray, int]:
     return np.concatenate(frames) if frames else np.zeros(0, np.float32), rate_hz
 
 
-def default_feature_extractor(backbone_config):
-    """The feature extractor an encoder was made for, where its repo names none."""
-    extractor = FEATURE_EXTRACTORS.get(backbone_config.model_type, Wav2Vec2FeatureExtractor)
-    if extractor is WhisperFeatureExtractor:
-        return extractor(feature_size=backbone_config.num_mel_bins)
-    if extractor is Wav2Vec2FeatureExtractor:
-        layer_norm = getattr(backbone_config, "feat_extract_norm", "layer") == "layer"
-        return extractor(return_attention_mask=layer_norm, do_normalize=True)
-    return extractor()
-
-
 class MasterASRProcessor(UploadMixin, ProcessorMixin):
     """Feature extractor of the backbone + one alphabet a language, as a stock `Wav2Vec2CTCTokenizer`.
 
@@ -156,7 +139,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
     def from_config(cls, config: MasterASRConfig, feature_extractor=None) -> MasterASRProcessor:
         """As `from_model`, from a config alone."""
         if feature_extractor is None:
-            feature_extractor = default_feature_extractor(config.backbone_config)
+            feature_extractor = family_of(config.backbone_config).new_feature_extractor(config.backbone_config)
             own = config.name_or_path if Path(config.name_or_path or "").is_dir() else None  # base_model names no folder once it is saved
             for source in filter(None, (config.base_model, own)):
                 try:
@@ -253,17 +236,12 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 
     def features(self, samples: np.ndarray) -> np.ndarray:
         """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`."""
-        name = self.feature_extractor.model_input_names[0]
-        kwargs = {"sampling_rate": self.sampling_rate_hz, "return_tensors": "np"}
-        if isinstance(self.feature_extractor, WhisperFeatureExtractor):
-            kwargs |= {"padding": "do_not_pad", "truncation": False}
-            samples = np.asarray(samples)[: len(samples) // self.feature_extractor.hop_length * self.feature_extractor.hop_length]
-        return np.asarray(self.feature_extractor(samples, **kwargs)[name][0], dtype=np.float32)
+        return family_reading(self.feature_extractor).features(self.feature_extractor, samples)
 
     def pad(self, features: list[np.ndarray]) -> BatchFeature:
         """Pads clips' `features` with zeros to the longest; `attention_mask` is 1 on speech."""
         name = self.feature_extractor.model_input_names[0]
-        axis = -1 if isinstance(self.feature_extractor, WhisperFeatureExtractor) else 0
+        axis = family_reading(self.feature_extractor).time_axis
         lengths = [f.shape[axis] for f in features]
         longest = max(lengths)
         batch = []

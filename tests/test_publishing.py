@@ -11,20 +11,7 @@ from transformers import Wav2Vec2ForCTC
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training import compact_checkpoint, model_card, push_to_hub
-from training.export_onnx import export
 from training.loop.pictures import gate_differences
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the exporter's own
-@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm", "wav2vec2-bert", "wav2vec2-conformer"])
-def test_an_exported_language_answers_as_pytorch_does_at_another_length(family, tmp_path):
-    assert export(tiny_model(family), "fr", tmp_path / "fr.onnx") < 1e-4
-    assert [p.name for p in tmp_path.iterdir()] == ["fr.onnx"]
-
-
-def test_a_backbone_without_a_stock_class_names_what_can_be_done(tmp_path):
-    with pytest.raises(NotImplementedError, match="no CTC class for a 'whisper' encoder. Serve the model itself"):
-        export(tiny_model("whisper"), "fr", tmp_path / "fr.onnx")
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
     python -m training.export_onnx --model runs/stage1/model --language fr --out fr.onnx
 
-The backbone needs a stock CTC class (wav2vec 2.0, HuBERT, WavLM, wav2vec2-BERT, wav2vec2-conformer). Needs the extra `onnx`.
+One clip of any length goes in, Whisper's up to 30 s: `(1, samples)`, or the features of the model's own processor. For another
+exporter, `model.materialize(language)` is a plain module that `torch.export` takes as it is. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 from torch import nn
 
 from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr.backbone_master_asr import family_of
 
 TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
 EXAMPLE_S, OTHER_S = 1.0, 1.7  # exported at the first length, checked at the second
 
 
 class _Logits(nn.Module):
-    """A stock CTC model as a function of one tensor."""
+    """A plain CTC model as a function of one tensor."""
 
     def __init__(self, plain):
         super().__init__()
@@ -31,12 +33,10 @@ class _Logits(nn.Module):
         return self.plain(inputs).logits
 
 
-def example_of(plain, seconds: float) -> torch.Tensor:
-    """Noise as the model's input: `(1, samples)`, or `(1, frames, features)` for wav2vec2-BERT."""
-    generator = torch.Generator().manual_seed(0)
-    if plain.main_input_name == "input_features":
-        return torch.randn(1, int(seconds * 50), plain.config.feature_projection_input_dim, generator=generator)
-    return torch.randn(1, int(seconds * 16_000), generator=generator)
+def example_of(plain, length_s: float) -> torch.Tensor:
+    """Noise as the model's input for one clip, `(1, ...)`."""
+    shape = family_of(plain.config).input_shape(plain.config, length_s)
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
     """Writes `path` and returns the largest difference from PyTorch, relative to the largest logit.
 
     Raises:
-        NotImplementedError: for a backbone without a stock CTC class.
+        KeyError: if the language is not loaded.
         RuntimeError: if the exported model answers otherwise than PyTorch; nothing is then left at `path`.
     """
     import onnxruntime
@@ -52,11 +52,12 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
     plain = model.materialize(language)
     plain.set_attn_implementation("eager")
     wrapped = _Logits(plain).eval()
-    time_axis = {1: torch.export.Dim.DYNAMIC}
+    example = example_of(plain, EXAMPLE_S)
+    time_axis = {example.ndim + family_of(plain.config).time_axis: torch.export.Dim.DYNAMIC}
     part = Path(path).with_name(Path(path).name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
-        wrapped, (example_of(plain, EXAMPLE_S),), str(part), input_names=["inputs"], output_names=["logits"], dynamo=True,
+        wrapped, (example,), str(part), input_names=["inputs"], output_names=["logits"], dynamo=True,
         dynamic_shapes={"inputs": time_axis}, external_data=False, verbose=False,
     )  # fmt: skip
     session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])

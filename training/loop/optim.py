@@ -42,11 +42,8 @@ def named_groups(model) -> dict[str, list[torch.nn.Parameter]]:
 
 
 def freeze_front_end(model) -> None:
-    """Keeps the convolutional front end as it was pretrained, as is usual in fine-tuning (CHOICE: the paper names none)."""
-    backbone = model.master_asr.backbone
-    for name in ("feature_extractor", "conv1", "conv2"):
-        if hasattr(backbone, name):
-            getattr(backbone, name).requires_grad_(False)
+    """Keeps the convolutional front end as it was pretrained (CHOICE: the paper names none)."""
+    model.freeze_feature_encoder()
 
 
 class Turns:

@@ -1,0 +1,1 @@
+../../modeling_master_asr/construction_master_asr.py

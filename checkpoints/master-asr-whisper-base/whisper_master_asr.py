@@ -1,0 +1,1 @@
+../../modeling_master_asr/whisper_master_asr.py

@@ -1,0 +1,112 @@
+"""A model's making: the encoder with its Artisan layers, and a fresh model on a pretrained encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from .artisan_master_asr import ArtisanLinear, as_assembled
+from .backbone_master_asr import family_of
+from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig
+
+
+def build_backbone(backbone_config, num_specialists: int, targets: Optional[list[str]] = None) -> PreTrainedModel:
+    """The encoder of `backbone_config`, its targeted linear layers turned into `ArtisanLinear`, and the feed-forward layers and layer
+    norms, which languages may own changes of, into assembled ones.
+
+    Raises:
+        ValueError: for an unknown family, or a target that names no linear layer.
+    """
+    family = family_of(backbone_config)
+    backbone = family.new_encoder(backbone_config)
+    names = tuple(targets or family.targets)
+    found = [
+        (parent, name, child)
+        for parent in backbone.modules()
+        for name, child in parent.named_children()
+        if name in names and isinstance(child, nn.Linear)
+    ]
+    missing = sorted(set(names) - {name for _, name, _ in found})
+    if missing:
+        linears = sorted({n.split(".")[-1] for n, m in backbone.named_modules() if isinstance(m, nn.Linear)})
+        raise ValueError(f"artisan_targets {missing} name no linear layer of this backbone. It has: {linears}.")
+    for parent, name, linear in found:
+        setattr(parent, name, ArtisanLinear.from_linear(linear, num_specialists))
+    for path, parent in list(backbone.named_modules()):
+        for name, child in parent.named_children():
+            is_norm = type(child) is nn.LayerNorm and not set(path.split(".")) & set(family.front_end)
+            if is_norm or (type(child) is nn.Linear and name in family.feed_forward):
+                setattr(parent, name, as_assembled(child))
+    return backbone
+
+
+def load_pretrained_backbone(
+    id_or_path: str, dtype: torch.dtype, num_layers: Optional[int] = None, **kwargs
+) -> tuple[object, dict[str, torch.Tensor]]:
+    """Config and weights W of a pretrained encoder, from the hub or a folder.
+
+    Args:
+        num_layers: keeps only the first layers; None: all.
+
+    Returns:
+        `(backbone_config, state_dict)`.
+    """
+    config = AutoConfig.from_pretrained(id_or_path, **kwargs)
+    family = family_of(config)
+    if num_layers is not None:
+        setattr(config, family.layer_count_name, num_layers)
+    return config, family.load_encoder(id_or_path, config, dtype, **kwargs).state_dict()
+
+
+class Construction:
+    """How a `MasterASRForCTC` is made where there is no checkpoint of one yet."""
+
+    @classmethod
+    def from_backbone(
+        cls,
+        id_or_path: str,
+        languages: dict[str, dict[str, int]],
+        num_specialists: int = 4,
+        sparsity: float = 0.3,
+        artisan_targets: Optional[list[str]] = None,
+        num_layers: Optional[int] = None,
+        dtype: torch.dtype = torch.float32,
+        **backbone_kwargs,
+    ):
+        """A fresh model on a pretrained encoder: W bit-equal to it, its languages sharing one character bank.
+
+        Args:
+            id_or_path: hub id or folder of a wav2vec 2.0, HuBERT, WavLM, wav2vec2-BERT, -conformer or Whisper checkpoint.
+            languages: `{code: {token: id}}`.
+            num_specialists: K.
+            sparsity: t, the fraction masked out.
+            artisan_targets: names of the linear layers to make Artisan; None: the attention projections.
+            num_layers: keeps only the encoder's first layers; None: all.
+            dtype: of W and M; what languages own stays float32.
+            backbone_kwargs: `revision`, `token`, ... of the encoder's own `from_pretrained`.
+        """
+        id_or_path = str(Path(id_or_path).resolve() if Path(id_or_path).is_dir() else id_or_path)  # a folder is known as one ever after
+        backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, num_layers, **backbone_kwargs)
+        characters = sorted({token for vocab in languages.values() for token in vocab} - set(SPECIAL_TOKENS))
+        config = MasterASRConfig(
+            backbone_config=backbone_config,
+            num_specialists=num_specialists,
+            sparsity=sparsity,
+            artisan_targets=artisan_targets,
+            assemblies={code: {"vocab": vocab, "shares_bank": True} for code, vocab in languages.items()},
+            character_bank=[*SPECIAL_TOKENS, *characters],
+            base_model=id_or_path,
+        )
+        model = cls(config)
+        model.master_asr.backbone.to(dtype)
+        missing, unexpected = model.master_asr.backbone.load_state_dict(weights, strict=False)
+        missing = [name for name in missing if not name.endswith(".specialists")]
+        if missing or unexpected:
+            raise ValueError(f"{id_or_path} does not fill its encoder: missing {missing}, unexpected {unexpected}.")
+        for layer in model.master_asr.artisan_layers:
+            layer.reset_specialists()
+        return model.eval()

@@ -1,0 +1,105 @@
+"""Families differ in one room alone, and what it says of them is true of their stock classes."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model
+from transformers import AutoModel, ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperModel
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.backbone_master_asr import FAMILIES, family_of, family_reading
+
+ROOT = Path(__file__).parent.parent
+FEATURE_EXTRACTORS = {family.feature_extractor.__name__ for family in FAMILIES.values()}
+
+
+def test_no_other_room_asks_for_a_family():
+    rooms = {"backbone_master_asr.py", "configuration_master_asr.py"}  # the config's are its own model_type and its backbone's
+    asking = re.compile("|".join([r"\bmodel_type\b", *FEATURE_EXTRACTORS]))
+    for folder in ("modeling_master_asr", "training"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert path.name in rooms or not asking.search(path.read_text(encoding="utf-8")), path
+
+
+def test_the_processor_of_a_model_uses_the_familys_feature_extractor(family):
+    model = tiny_model(family)
+    extractor = MasterASRProcessor.from_model(model).feature_extractor
+    assert type(extractor) is model.master_asr.family.feature_extractor
+    assert extractor.model_input_names[0] == model.main_input_name == model.master_asr.family.input_name
+
+
+def test_the_features_of_clips_give_as_many_frames_as_the_family_says(family):
+    """Time axis, frame counts and samples a frame agree with what the encoder does."""
+    model = tiny_model(family)
+    processor = MasterASRProcessor.from_model(model)
+    family = model.master_asr.family
+    if family.input_name == "input_features" and family.time_axis == -1:  # tiny Whisper listens to 8 mel bands
+        processor.feature_extractor = family.feature_extractor(feature_size=8)
+    clips = [np.random.default_rng(0).standard_normal(n).astype(np.float32) for n in (8_000, 5_120)]
+    features = [processor.features(clip) for clip in clips]
+    batch = processor.pad(features)
+    lengths = [f.shape[family.time_axis] for f in features]
+    assert batch["attention_mask"].sum(-1).tolist() == lengths
+    assert batch[family.input_name].shape[family.time_axis] == max(lengths)
+    with torch.no_grad():
+        for feature, clip in zip(features, clips):
+            alone = model(**{family.input_name: torch.from_numpy(feature)[None]}, language="en")
+            assert alone.logits.shape[1] == int(alone.frames)
+            assert abs(int(alone.frames) * family.samples_per_frame(model.config.backbone_config) - len(clip)) <= 640
+
+
+def test_an_input_of_the_familys_shape_is_one_clip(family):
+    model = tiny_model(family)
+    shape = model.master_asr.family.input_shape(model.config.backbone_config, 0.5)
+    with torch.no_grad():
+        frames = int(model(**{model.main_input_name: torch.randn(1, *shape)}, language="en").frames)
+    expected = 8_000 / model.config.inputs_to_logits_ratio
+    assert abs(frames - expected) <= 2
+
+
+def test_unknown_encoders_and_feature_extractors_are_refused_with_a_list():
+    config = tiny_backbone_config("wav2vec2")
+    config.model_type = "clap"
+    with pytest.raises(ValueError, match=r"A backbone of type 'clap' is not supported. Supported: \['hubert', "):
+        family_of(config)
+    with pytest.raises(ValueError, match=r"reads the features of a ClapFeatureExtractor. Supported: \['Seamless"):
+        family_reading(ClapFeatureExtractor())
+    assert family_reading(Wav2Vec2FeatureExtractor()) is FAMILIES["wav2vec2"]
+
+
+def test_freeze_feature_encoder_freezes_the_front_end_alone_as_in_the_stock_class(family):
+    model = tiny_model(family)
+    config = tiny_backbone_config(family)
+    config.vocab_size = 8
+    stock = model.master_asr.family.ctc_class(config)
+    model.freeze_feature_encoder()
+    ours = {name for name, p in model.master_asr.backbone.named_parameters() if not p.requires_grad}
+    if hasattr(stock, "freeze_feature_encoder"):
+        stock.freeze_feature_encoder()
+        assert ours == {name for name, p in stock.base_model.named_parameters() if not p.requires_grad}
+    else:  # no such method: Whisper's two convolutions (its positions never train), and nothing for wav2vec2-BERT
+        assert {name.split(".")[0] for name in ours} == ({"conv1", "conv2", "embed_positions"} if family == "whisper" else set())
+    model.train()
+    model(**inputs_for(model), language="en", labels=torch.tensor([[3], [4]])).loss.backward()
+    for name, parameter in model.master_asr.backbone.named_parameters():
+        assert name not in ours or parameter.grad is None, name
+    assert any(p.grad is not None for p in model.master_asr.backbone.parameters())
+
+
+def test_unfreeze_leaves_what_a_family_keeps_fixed(family):
+    model = tiny_model(family)
+    model.freeze_except("en")
+    model.unfreeze()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == ({"master_asr.backbone.embed_positions.weight"} if family == "whisper" else set())
+
+
+def test_num_layers_keeps_the_first_layers_of_every_family(family, tmp_path):
+    config = tiny_backbone_config(family)
+    stock = WhisperModel(config) if family == "whisper" else AutoModel.from_config(config)
+    stock.save_pretrained(tmp_path)
+    model = MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, num_layers=1)
+    assert len(model.master_asr.artisan_layers) == 4

@@ -1,0 +1,58 @@
+"""torch.compile in evaluation: the same logits, in few graphs, and never an old language's weights."""
+
+import pytest
+import torch
+from conftest import inputs_for, tiny_model
+
+MOST_BREAKS = 2  # making the weights is one; lengths are read where padding leaks
+
+
+@pytest.fixture
+def graphs():
+    torch._dynamo.reset()
+    yield []
+    torch._dynamo.reset()
+
+
+def compiled(model, graphs):
+    """The compiled model; its graphs are counted and run as they were traced."""
+    return torch.compile(model, backend=lambda graph, example: graphs.append(graph) or graph.forward)
+
+
+@torch.no_grad()
+def test_a_compiled_model_gives_equal_logits_in_few_graphs(family, graphs):
+    model = tiny_model(family)
+    inputs = inputs_for(model)
+    expected = model(**inputs, language="fr")
+    found = compiled(model, graphs)(**inputs, language="fr")
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.frames, expected.frames)
+    assert 1 < len(graphs) <= MOST_BREAKS + 1
+    encoder = max(graphs, key=lambda graph: len(graph.graph.nodes))
+    assert sum(len(graph.graph.nodes) for graph in graphs) < 1.5 * len(encoder.graph.nodes)  # the encoder is one graph
+
+
+@torch.no_grad()
+def test_a_compiled_model_hears_every_language_and_every_change(model, graphs):
+    inputs, fast = inputs_for(model), compiled(model, graphs)
+    for language in ("fr", "ru", "fr", ["en", "ru"]):
+        assert torch.equal(fast(**inputs, language=language).logits, model(**inputs, language=language).logits)
+    before = model(**inputs, language="fr").logits
+    model.assemblies["fr"].mapping.neg_()
+    after = model(**inputs, language="fr").logits
+    assert not torch.equal(before, after) and torch.equal(fast(**inputs, language="fr").logits, after)
+    plain = {name: value.clone() for name, value in model.master_asr.backbone.state_dict().items()}
+    fast(**inputs, language="ru")
+    assert all(torch.equal(value, plain[name]) for name, value in model.master_asr.backbone.state_dict().items())  # W is W again
+
+
+def test_training_compiled_gives_the_gradients_of_training(model, graphs):
+    inputs, labels, found = inputs_for(model), torch.tensor([[3, 4], [4, 3]]), []
+    model.add_language("es", model.config.vocab("fr"), init="fr", parts=("mapping", "head", "specialist", "delta"))
+    model.train()
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        run(**inputs, language="es", labels=labels).loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    assert found[0].keys() == found[1].keys() and any("mapping" in name for name in found[0])
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, atol=1e-4 * float(grad.abs().max()) + 1e-9, rtol=1e-3, msg=name)
