@@ -8,7 +8,7 @@ from conftest import VOCABS, tiny_model, vocab
 from transformers import AutoProcessor
 
 from modeling_master_asr import MasterASRProcessor
-from modeling_master_asr.processing_master_asr import decode_audio
+from modeling_master_asr.audio_master_asr import decode_audio
 
 CLIP = np.sin(np.arange(8000) / 20).astype(np.float32)
 
@@ -53,7 +53,8 @@ def test_audio_and_text_together_give_inputs_and_labels(processor):
     (CLIP[:100], 16_000, "is too short: 100 samples, at least 400"),
     (np.where(np.arange(8000) == 7, np.nan, CLIP), 16_000, "1 samples that are NaN or infinite"),
     ([np.stack([CLIP, CLIP], axis=1)], 16_000, r"has shape \(8000, 2\); one channel"),
-    ((CLIP * 32767).astype(np.int16), 16_000, "holds integers .int16.* Divide by 32768"),
+    ((CLIP * 32767).astype(np.int64), 16_000, "holds int64; floats in .-1, 1. are wanted, or int16"),
+    (CLIP * 32767, 16_000, "has a peak of 32767; floats in .-1, 1. are wanted. .* Divide by 32768"),
     (CLIP, 8_000, "at 8000 Hz, the model listens at 16000 Hz"),
 ])  # fmt: skip
 def test_bad_audio_is_named(processor, audio, rate, message):

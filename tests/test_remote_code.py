@@ -85,8 +85,10 @@ ROOMS = {  # who may import whom
     "languages": {"artisan", "assembly", "backbone", "configuration"},
     "hub": {"assembly", "configuration", "processing"},
     "modeling": {"artisan", "assembly", "backbone", "configuration", "hub", "languages", "masks", "weights"},
-    "processing": {"configuration"},
-    "pipeline": {"processing", "configuration"},
+    "audio": set(),
+    "text": {"configuration"},
+    "processing": {"audio", "configuration", "text"},
+    "pipeline": {"audio", "processing", "configuration"},
 }
 OUTSIDE = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub"}
 OPTIONAL = {"soundfile", "soxr", "av"}
