@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -172,13 +173,22 @@ class MasterASRProcessor(ProcessorMixin):
         return [self.feature_extractor.model_input_names[0], "attention_mask"]
 
     def features(self, samples: np.ndarray) -> np.ndarray:
-        """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`."""
+        """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`.
+
+        Raises:
+            ValueError: for a clip so short that nothing can be normalised.
+        """
         name = self.feature_extractor.model_input_names[0]
         kwargs = {"sampling_rate": self.sampling_rate_hz, "return_tensors": "np"}
         if isinstance(self.feature_extractor, WhisperFeatureExtractor):
             kwargs |= {"padding": "do_not_pad", "truncation": False}
             samples = np.asarray(samples)[: len(samples) // self.feature_extractor.hop_length * self.feature_extractor.hop_length]
-        return np.asarray(self.feature_extractor(samples, **kwargs)[name][0], dtype=np.float32)
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the variance of a single frame, refused below
+            features = np.asarray(self.feature_extractor(samples, **kwargs)[name][0], dtype=np.float32)
+        if not np.isfinite(features).all():
+            raise ValueError(f"{len(samples)} samples are too short for a {type(self.feature_extractor).__name__}: its features are not numbers.")
+        return features
 
     def pad(
         self,
