@@ -54,15 +54,26 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
-        self._processor = MasterASRProcessor.from_config(self.model.config, self.feature_extractor)
+        self._kept_processor: Optional[tuple[list, MasterASRProcessor]] = None
+        self._receptive_field: Optional[int] = None
         self._processor.check_model(self.model)
         self._check_tokenizer(getattr(self.tokenizer, "vocab", None))
-        self._receptive_field: Optional[int] = None
+
+    @property
+    def _processor(self) -> MasterASRProcessor:
+        """The alphabets of the model as it is now: languages come and go while a pipeline lives."""
+        config = self.model.config
+        alphabets = [(code, config.vocab(code)) for code in config.languages]
+        kept = self._kept_processor
+        if kept is None or len(kept[0]) != len(alphabets) or any(a[0] != b[0] or a[1] is not b[1] for a, b in zip(kept[0], alphabets)):
+            self._kept_processor = kept = alphabets, MasterASRProcessor.from_config(config, self.feature_extractor)
+        return kept[1]
 
     def _check_tokenizer(self, vocab) -> None:
         config = self.model.config
         if is_nested(vocab):
-            MasterASRProcessor(self.feature_extractor, self.tokenizer).check_model(self.model)
+            given = MasterASRProcessor(self.feature_extractor, self.tokenizer)
+            given.check_model(self.model, [code for code in config.languages if code in given.languages])
         elif vocab is not None and vocab not in [config.vocab(code) for code in config.languages]:
             raise ValueError(
                 f"This tokenizer holds one alphabet of {len(vocab)} tokens, and none of this model's languages {config.languages} has it. "

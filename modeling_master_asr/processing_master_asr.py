@@ -131,8 +131,11 @@ class MasterASRProcessor(ProcessorMixin):
             self._by_language[language] = nested_tokenizer({language: self.vocabs[language]})
         return self._by_language[language]
 
-    def check_model(self, model) -> None:
+    def check_model(self, model, languages: Optional[list[str]] = None) -> None:
         """Refuses a model whose alphabets or inputs are not these: its text would be silently wrong.
+
+        Args:
+            languages: which to compare; None: all of the model's.
 
         Raises:
             ValueError: naming the languages or the features that differ.
@@ -145,7 +148,7 @@ class MasterASRProcessor(ProcessorMixin):
                 f"This processor belongs to another model: its {type(self.feature_extractor).__name__} makes {name} of size {size}, the model "
                 f"takes {wanted}{'' if mels is None else f' of size {mels}'}. Use the model's own: MasterASRProcessor.from_model(model)."
             )
-        differing = [code for code in config.languages if self.vocabs.get(code) != config.vocab(code)]
+        differing = [c for c in (config.languages if languages is None else languages) if self.vocabs.get(c) != config.vocab(c)]
         if differing:
             raise ValueError(
                 f"Processor and model disagree on the alphabets of {differing}. Use the model's own: "
