@@ -11,7 +11,7 @@ from pathlib import Path
 
 import soundfile
 
-from modeling_master_asr.processing_master_asr import decode_audio
+from modeling_master_asr.audio_master_asr import decode_audio
 from training.loop.data import read_manifest, select
 
 HERE = Path(__file__).parent

@@ -1,15 +1,46 @@
-"""MasterASRPipeline: `pipeline("automatic-speech-recognition")` with a language a call, exact trimming, own resampling."""
+"""MasterASRPipeline: `pipeline("automatic-speech-recognition")` with a language a call, exact trimming, own decoding and resampling."""
 
 from __future__ import annotations
 
-from typing import Optional, Union
-from urllib.request import urlopen
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import AutomaticSpeechRecognitionPipeline
 
-from .processing_master_asr import MasterASRProcessor, check_audio, decode_audio, resample
+from .audio_master_asr import MIN_SAMPLES, read_audio
+from .processing_master_asr import MasterASRProcessor, is_nested
+
+LIMITS = ("max_duration_s", "download_timeout_s", "max_download_bytes")  # of audio_master_asr.read_audio
+NO_EFFECT = ("truncation", "ignore_warning")  # evaluate and Transformers' callers pass them to every ASR pipeline
+ITEM_ERRORS = (FileNotFoundError, TimeoutError, OSError, KeyError, TypeError, ValueError)  # what one input may be to blame for
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input of a call: where it stands in its list (None: alone), and the language named for it."""
+
+    source: Any
+    place: Optional[int] = None
+    language: Optional[str] = None
+
+
+class Items(Dataset):
+    """A data set whose items know their places."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Item:
+        return Item(self.dataset[index], index)
 
 
 class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
@@ -24,10 +55,9 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
         self._kept_processor: Optional[tuple[list, MasterASRProcessor]] = None
-        vocab = getattr(self.tokenizer, "vocab", None)
-        if isinstance(vocab, dict) and any(isinstance(v, dict) for v in vocab.values()):
-            given = MasterASRProcessor(self.feature_extractor, self.tokenizer)
-            given.check_model(self.model, [code for code in self.model.config.languages if code in given.languages])
+        self._receptive_field: Optional[int] = None
+        self._processor.check_model(self.model)
+        self._check_tokenizer(getattr(self.tokenizer, "vocab", None))
 
     @property
     def _processor(self) -> MasterASRProcessor:
@@ -39,34 +69,51 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             self._kept_processor = kept = alphabets, MasterASRProcessor.from_config(config, self.feature_extractor)
         return kept[1]
 
+    def _check_tokenizer(self, vocab) -> None:
+        config = self.model.config
+        if is_nested(vocab):
+            given = MasterASRProcessor(self.feature_extractor, self.tokenizer)
+            given.check_model(self.model, [code for code in config.languages if code in given.languages])
+        elif vocab is not None and vocab not in [config.vocab(code) for code in config.languages]:
+            raise ValueError(
+                f"This tokenizer holds one alphabet of {len(vocab)} tokens, and none of this model's languages {config.languages} has it. "
+                "Use the model's own: MasterASRProcessor.from_model(model).tokenizer."
+            )
+
     def __call__(self, inputs, language: Union[str, list[str], None] = None, **kwargs):
-        """Transcribes one input or a list.
+        """Transcribes one input, a list, a data set or a generator.
 
         Args:
-            inputs: a path, URL, bytes, `(samples,)` array at the model's rate, or
-                `{"raw" or "array": samples, "sampling_rate": Hz, "language": code}`; or a list of these.
+            inputs: a path, URL, bytes, binary file, samples `(n,)` at the model's rate, a row of a `datasets` Audio column, or
+                `{"raw" or "array": samples, "sampling_rate": Hz, "language": code, "stride": (left, right) samples of mere context}`;
+                or a list, a torch data set (`KeyDataset(ds, "audio")`) or a generator of these.
             language: one code, or one for each input of a list.
             return_timestamps: "word" or "char" adds `chunks` with `timestamp` (start_s, end_s).
-            chunk_length_s, stride_length_s: cut long audio into overlapping chunks.
+            chunk_length_s, stride_length_s: cut long audio into overlapping chunks, on the model's own frames.
+            on_error: "raise", naming the input's place in its list; or "return": `{"text": None, "error": message}` in that place.
+            max_duration_s, download_timeout_s, max_download_bytes: limits of what is read.
 
         Returns:
-            `{"text": ..., "chunks": [...]}`, or a list of them.
+            `{"text": ..., "chunks": [...]}`, or a list (of a data set or a generator: an iterator) of them.
 
         Raises:
-            ValueError, KeyError: for a missing or unknown language, unusable audio.
+            ValueError, KeyError, TypeError, OSError: for a missing or unknown language, unusable audio, an unknown argument.
         """
+        if _is_list(inputs) and len(inputs) and all(isinstance(value, Number) for value in inputs[:2]):
+            inputs = np.asarray(inputs)  # one clip as a plain list of samples
         if isinstance(language, (list, tuple)):
-            if not isinstance(inputs, (list, tuple)) or len(inputs) != len(language):
+            if not _is_list(inputs) or len(inputs) != len(language):
                 raise ValueError(f"language has {len(language)} codes; pass a list of as many inputs, or one code.")
-            inputs = [self._with_language(item, code) for item, code in zip(inputs, language)]
-            language = None
+            inputs, language = [Item(item, i, code) for i, (item, code) in enumerate(zip(inputs, language))], None
+        elif _is_list(inputs):
+            inputs = [Item(item, i) for i, item in enumerate(inputs)]
+        elif isinstance(inputs, types.GeneratorType):
+            inputs = (Item(item, i) for i, item in enumerate(inputs))
+        elif isinstance(inputs, Dataset):
+            inputs = Items(inputs)
         if language is not None:
             kwargs["language"] = language
-        return super().__call__(inputs, **kwargs)
-
-    @staticmethod
-    def _with_language(item, code: str) -> dict:
-        return {**item, "language": code} if isinstance(item, dict) else {"source": item, "language": code}
+        return [] if _is_list(inputs) and not len(inputs) else super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -74,102 +121,162 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         chunk_length_s: Optional[float] = None,
         stride_length_s=None,
         return_timestamps: Union[str, bool, None] = None,
+        on_error: Optional[str] = None,
         generate_kwargs: Optional[dict] = None,
-        **unknown,
+        **others,
     ):
-        language = language or (generate_kwargs or {}).get("language")
+        if language is None:
+            language = (generate_kwargs or {}).get("language")
+        limits = {name: others.pop(name) for name in LIMITS if name in others}
+        unknown = set(others) - set(NO_EFFECT)
         if unknown:
-            raise TypeError(f"Unknown arguments {sorted(unknown)}. A CTC model takes language, chunk_length_s, stride_length_s and return_timestamps.")
+            raise TypeError(
+                f"Unknown arguments {sorted(unknown)}. A CTC model takes language, chunk_length_s, stride_length_s, return_timestamps, "
+                f"on_error, {', '.join(LIMITS)}."
+            )
         if return_timestamps not in (None, False, "word", "char"):
             raise ValueError(f"return_timestamps must be 'word' or 'char' for a CTC model; got {return_timestamps!r}.")
-        preprocess = {"language": language, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s}
-        return ({k: v for k, v in preprocess.items() if v is not None}, {},
+        if on_error not in (None, "raise", "return"):
+            raise ValueError(f"on_error must be 'raise' or 'return'; got {on_error!r}.")
+        preprocess = {"language": language, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, "on_error": on_error, **limits}
+        return ({k: v for k, v in preprocess.items() if v is not None}, {} if on_error is None else {"on_error": on_error},
                 {} if return_timestamps is None else {"return_timestamps": return_timestamps})  # fmt: skip
 
-    def _samples(self, source) -> np.ndarray:
-        """Float mono samples at the model's rate."""
-        wanted_hz = self._processor.sampling_rate_hz
-        if isinstance(source, dict):
-            if "source" in source:
-                return self._samples(source["source"])
-            raw = source.get("raw", source.get("array"))
-            if raw is None or "sampling_rate" not in source:
-                raise ValueError(f'A dict needs "raw" (or "array") and "sampling_rate"; got {sorted(source)}.')
-            samples = np.asarray(raw)
-            if source["sampling_rate"] != wanted_hz and samples.ndim == 1:
-                samples = resample(samples.astype(np.float32), source["sampling_rate"], wanted_hz)
-            return check_audio(samples, None, wanted_hz)
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
-            with urlopen(source) as response:
-                source = response.read()
-        if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
-            name = "the audio bytes" if isinstance(source, bytes) else str(source)
-            return check_audio(decode_audio(source, wanted_hz), None, wanted_hz, name)
-        return check_audio(source, None, wanted_hz)
+    # ------------------------------------------------------------------ in
 
-    def preprocess(self, inputs, language=None, chunk_length_s=None, stride_length_s=None):
-        if isinstance(inputs, dict):
-            language = inputs.get("language", language)
+    def preprocess(self, inputs, language=None, chunk_length_s=None, stride_length_s=None, on_error="raise", **limits):
+        item = inputs if isinstance(inputs, Item) else Item(inputs)
+        try:
+            yield from self._chunks_of(item, language, chunk_length_s, stride_length_s, limits)
+        except ITEM_ERRORS as error:
+            yield {"is_last": True, "features": [None], "language": "", "kept": (0, 0), "trim": (0, 0), "place": item.place,
+                   "error": _named(error, item.place, on_error)}  # fmt: skip
+
+    def _chunks_of(self, item: Item, language, chunk_length_s, stride_length_s, limits: dict) -> Iterator[dict]:
+        source, trim = item.source, (0, 0)
+        if isinstance(source, Mapping):
+            language = source["language"] if source.get("language") is not None else language
+            trim = source.get("stride") or trim
+        language = language if item.language is None else item.language
         code = self.model.master_asr.resolve_languages(language, 1)[0]
-        samples = self._samples(inputs)
-        for start, end, left, right in self._chunks(len(samples), chunk_length_s, stride_length_s):
+        wanted_hz, ratio = self._processor.sampling_rate_hz, self.model.config.inputs_to_logits_ratio
+        samples = read_audio(source, wanted_hz, **limits)
+        if any(trim):
+            given_hz = source.get("sampling_rate") or wanted_hz
+            if sum(trim) * wanted_hz > len(samples) * given_hz or min(trim) < 0:
+                raise ValueError(f'"stride" {tuple(trim)} leaves nothing of {len(samples) * given_hz / wanted_hz:.0f} samples.')
+            trim = tuple(round(side * wanted_hz / given_hz / ratio) for side in trim)
+        for start, end, first, last in self._chunks(len(samples), chunk_length_s, stride_length_s):
             # lists, so the stock collator hands them on unpadded; `_forward` pads with the true lengths
             yield {
-                "is_last": end >= len(samples), "features": [self._processor.features(samples[start:end])],
-                "language": code, "stride": (left, right),
+                "is_last": end >= len(samples), "features": [self._processor.features(samples[start:end])], "language": code,
+                "kept": (first, last), "trim": trim, "place": item.place, "error": None,
             }  # fmt: skip
 
-    def _chunks(self, total: int, chunk_length_s, stride_length_s):
-        """`(start, end, left, right)` of each chunk in samples, multiples of a frame; left and right are context only."""
-        if not chunk_length_s:
-            return [(0, total, 0, 0)]
-        stride_length_s = chunk_length_s / 6 if stride_length_s is None else stride_length_s
-        sides = [stride_length_s] * 2 if isinstance(stride_length_s, (int, float)) else list(stride_length_s)
-        frame = self.model.config.inputs_to_logits_ratio
-        length, left, right = (
-            int(round(seconds * self._processor.sampling_rate_hz / frame)) * frame for seconds in (chunk_length_s, *sides)
-        )
-        if length <= left + right:
-            raise ValueError(f"chunk_length_s={chunk_length_s} must be longer than its strides {sides} together.")
-        chunks = []
-        for start in range(0, total, length - left - right):
-            end = min(start + length, total)
-            is_last = end >= total
-            chunks.append((start, end, left if start else 0, 0 if is_last else right))
-            if is_last:
-                return chunks
-        return chunks
+    def _chunks(self, total: int, chunk_length_s, stride_length_s) -> Iterator[tuple[int, int, int, int]]:
+        """`(start, end, first, last)` of each chunk: its samples, and the frames of it that are kept; the others are context.
 
-    def _forward(self, model_inputs):
+        Frame i of the clip begins at sample i * ratio and sees `field` samples. A chunk of n frames therefore reaches
+        field - ratio samples beyond n * ratio, and every frame of the clip is kept by exactly one chunk.
+        """
+        ratio, rate_hz = self.model.config.inputs_to_logits_ratio, self._processor.sampling_rate_hz
+        if not chunk_length_s:
+            yield 0, total, 0, total
+            return
+        stride_length_s = chunk_length_s / 6 if stride_length_s is None else stride_length_s
+        sides_s = [stride_length_s] * 2 if isinstance(stride_length_s, Number) else list(stride_length_s)
+        length, left, right = (int(round(seconds * rate_hz / ratio)) for seconds in (chunk_length_s, *sides_s))
+        if length <= left + right or min(left, right) < 0:
+            raise ValueError(f"chunk_length_s={chunk_length_s} must be longer than its strides {sides_s} together, and these not negative.")
+        if length * ratio < MIN_SAMPLES:
+            raise ValueError(f"chunk_length_s={chunk_length_s} is shorter than the {MIN_SAMPLES} samples that a frame needs.")
+        field = self._field()
+        frames = (total - field) // ratio + 1
+        for start in range(0, max(frames, 1), length - left - right):
+            is_last = start + length >= frames
+            begin = max(frames - length, 0) if is_last else start  # the last chunk is as long as the others: a tail is too short to read
+            end = total if is_last else (start + length) * ratio + max(field - ratio, 0)
+            yield begin * ratio, end, start - begin + (left if start else 0), (total if is_last else length - right)
+            if is_last:
+                return
+
+    def _field(self) -> int:
+        """Samples that one frame sees: the fewest for which the front end gives the tenth frame, less nine steps."""
+        if self._receptive_field is None:
+            ratio = self.model.config.inputs_to_logits_ratio
+            wanted = self._frames_of(10 * ratio)
+            short, enough = 9 * ratio, 10 * ratio
+            while enough - short > 1:
+                middle = (short + enough) // 2
+                short, enough = (short, middle) if self._frames_of(middle) == wanted else (middle, enough)
+            self._receptive_field = enough - (wanted - 1) * ratio
+        return self._receptive_field
+
+    def _frames_of(self, num_samples: int) -> int:
+        batch = self._processor.pad([self._processor.features(np.zeros(num_samples, dtype=np.float32))])
+        return int(self.model.master_asr.frame_counts(batch[self.model.main_input_name], batch["attention_mask"]))
+
+    # ------------------------------------------------------------------ through
+
+    def _forward(self, model_inputs, on_error="raise"):
         is_batch = isinstance(model_inputs["is_last"], list)
-        features = [f[0] for f in model_inputs["features"]] if is_batch else model_inputs["features"]
-        languages = model_inputs["language"] if is_batch else [model_inputs["language"]]
-        batch = self._processor.pad(features).to(self.device)
-        name = self.model.main_input_name
-        batch[name] = batch[name].to(self.model.dtype)
-        logits = self.model(**batch, language=languages).logits
-        frames = self.model.master_asr.frame_counts(batch[name], batch["attention_mask"])
-        return {
-            "tokens": logits.argmax(-1), "frames": frames, "stride": model_inputs["stride"],
-            "language": model_inputs["language"], "is_last": model_inputs["is_last"],
-        }  # fmt: skip
+        items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())] if is_batch else [model_inputs]
+        self._read([item for item in items if item["error"] is None], on_error)
+        outputs = [{name: item.get(name) for name in ("is_last", "tokens", "language", "trim", "error")} for item in items]
+        return {name: [output[name] for output in outputs] for name in outputs[0]} if is_batch else outputs[0]
+
+    def _read(self, items: list[dict], on_error: str) -> None:
+        """Gives every item its `tokens` `(kept frames,)`; where the model refuses a batch, item by item, so that one is to blame."""
+        if not items:
+            return
+        try:
+            batch = self._processor.pad([item["features"][0] for item in items]).to(self.device)
+            name = self.model.main_input_name
+            batch[name] = batch[name].to(self.model.dtype)
+            logits = self.model(**batch, language=[item["language"] for item in items]).logits
+            counts = self.model.master_asr.frame_counts(batch[name], batch["attention_mask"]).tolist()
+            for item, ids, frames in zip(items, logits.argmax(-1), counts):
+                first, last = item["kept"]
+                item["tokens"] = ids[first : min(last, frames)]
+        except ValueError as error:
+            if len(items) == 1:
+                items[0]["error"] = _named(error, items[0]["place"], on_error)
+                return
+            for item in items:
+                self._read([item], on_error)
+
+    # ------------------------------------------------------------------ out
 
     def postprocess(self, model_outputs, return_timestamps=None):
-        frame = self.model.config.inputs_to_logits_ratio
-        pieces = []
-        for output in model_outputs:
-            left, right = (int(side) // frame for side in output["stride"])
-            frames = int(output["frames"])
-            pieces.append(output["tokens"][0, left : frames - right].cpu())
-        language = model_outputs[0]["language"]
-        tokens = torch.cat(pieces)
+        errors = [output["error"] for output in model_outputs if output["error"] is not None]
+        if errors:
+            return {"text": None, "error": errors[0]}
+        language, (left, right) = model_outputs[0]["language"], model_outputs[0]["trim"]
+        tokens = torch.cat([output["tokens"].reshape(-1).cpu() for output in model_outputs])
+        tokens = tokens[left : len(tokens) - right]
         if not return_timestamps:
             return {"text": self._processor.decode(tokens, language)}
         decoded = self._processor.decode(tokens, language, output_char_offsets=True, output_word_offsets=True)
         offsets = decoded[f"{return_timestamps}_offsets"]
-        second = frame / self._processor.sampling_rate_hz  # seconds a frame
+        second = self.model.config.inputs_to_logits_ratio / self._processor.sampling_rate_hz  # seconds a frame
         chunks = [
             {"text": o[return_timestamps], "timestamp": (float(o["start_offset"] * second), float(o["end_offset"] * second))}
             for o in offsets
         ]
         return {"text": decoded["text"], "chunks": chunks}
+
+
+def _is_list(inputs: Iterable) -> bool:
+    """Whether `inputs` are several: a list, a tuple, a column of `datasets`."""
+    return isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview))
+
+
+def _named(error: Exception, place: Optional[int], on_error: str) -> str:
+    """The message of an input's error, with its place; raised if that is asked for."""
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if on_error == "return":
+        return message if place is None else f"Input {place}: {message}"
+    if place is None:
+        raise error
+    kind = next(kind for kind in ITEM_ERRORS if isinstance(error, kind))  # one that takes a message, unlike UnicodeDecodeError
+    raise kind(f"Input {place}: {message}") from error

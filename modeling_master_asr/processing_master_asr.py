@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional, Union
 
@@ -15,109 +17,19 @@ from transformers import (
     AutoFeatureExtractor,
     BatchFeature,
     ProcessorMixin,
-    Wav2Vec2CTCTokenizer,
 )
+from transformers import Wav2Vec2CTCTokenizer as StockTokenizer
+from transformers.utils import logging
 
-try:
-    import soundfile
-except ImportError:
-    soundfile = None
-try:
-    import soxr
-except ImportError:
-    soxr = None
-try:
-    import av
-except ImportError:
-    av = None
-
+from .audio_master_asr import check_audio
 from .backbone_master_asr import family_of, family_reading
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, copy_code
+from .text_master_asr import normalize
 from .upload_master_asr import UploadMixin
 
-MIN_SAMPLES = 400  # 25 ms: one window of every supported front end
+logger = logging.get_logger(__name__)
 
-
-def check_audio(audio, sampling_rate: Optional[int], wanted_hz: int, name: str = "audio") -> np.ndarray:
-    """Returns one clip as float32 mono samples in [-1, 1].
-
-    Raises:
-        ValueError: for another rate, stereo, empty, too short, or not-finite audio, naming `name`.
-    """
-    if sampling_rate is not None and sampling_rate != wanted_hz:
-        raise ValueError(
-            f"{name} is at {sampling_rate} Hz, the model listens at {wanted_hz} Hz. Resample it "
-            "(the pipeline does, and training.transcribe), or decode it at that rate."
-        )
-    samples = np.asarray(audio)
-    if samples.ndim != 1:
-        raise ValueError(
-            f"{name} has shape {samples.shape}; one channel of samples is wanted, shape (samples,). "
-            "Mix stereo down first: audio.mean(axis=channels)."
-        )
-    if np.issubdtype(samples.dtype, np.integer):
-        raise ValueError(
-            f"{name} holds integers ({samples.dtype}); floats in [-1, 1] are wanted. "
-            f"Divide by {float(np.iinfo(samples.dtype).max) + 1:.0f}."
-        )
-    if len(samples) < MIN_SAMPLES:
-        raise ValueError(f"{name} is {'empty' if not len(samples) else 'too short'}: {len(samples)} samples, at least {MIN_SAMPLES} (25 ms) are needed.")
-    samples = samples.astype(np.float32)
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{name} holds {int((~np.isfinite(samples)).sum())} samples that are NaN or infinite. Decode it again.")
-    return samples
-
-
-def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """Samples `(n,)` or `(n, channels)` at another rate.
-
-    Raises:
-        ImportError: if the rates differ and soxr is not installed.
-    """
-    if from_hz == to_hz:
-        return samples
-    if soxr is None:
-        raise ImportError(f"Resampling {from_hz} Hz to {to_hz} Hz needs soxr: pip install soxr.")
-    return soxr.resample(samples, from_hz, to_hz)
-
-
-def decode_audio(source: Union[str, bytes, Path], sampling_rate_hz: int = 16_000) -> np.ndarray:
-    """Decodes a file (or its bytes) into float32 mono samples `(n,)` at `sampling_rate_hz`; needs no system ffmpeg.
-
-    soundfile reads WAV, FLAC, Ogg, Opus and mp3; PyAV, where installed, the rest (G.722, m4a, video).
-
-    Raises:
-        ValueError: if the file cannot be decoded, naming it.
-        FileNotFoundError: if it is not there.
-    """
-    name = "the audio bytes" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise FileNotFoundError(f"No audio file at {name}.")
-    try:
-        if soundfile is None:
-            raise RuntimeError("soundfile is not installed")
-        opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        samples, rate_hz = soundfile.read(opened, dtype="float32", always_2d=True)
-        samples = samples.mean(axis=1)
-    except RuntimeError as error:
-        if av is None:
-            raise ValueError(f"Cannot decode {name}: {error}. pip install soundfile soxr av.") from error
-        samples, rate_hz = _decode_with_av(source, name)
-    return resample(samples, rate_hz, sampling_rate_hz)
-
-
-def _decode_with_av(source, name: str) -> tuple[np.ndarray, int]:
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    try:
-        with av.open(opened) as container:
-            stream = container.streams.audio[0]
-            rate_hz = stream.codec_context.sample_rate
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
-            frames = [out.to_ndarray()[0] for frame in container.decode(stream) for out in resampler.resample(frame)]
-            frames += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"Cannot decode {name}: {error}. Is it an audio file?") from error
-    return np.concatenate(frames) if frames else np.zeros(0, np.float32), rate_hz
+AS_ALWAYS = {"truncation": False, "return_attention_mask": True}  # Transformers' callers say so; nothing else is done here
 
 
 class MasterASRProcessor(UploadMixin, ProcessorMixin):
@@ -127,8 +39,12 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
     """
 
     def __init__(self, feature_extractor, tokenizer, **kwargs):
+        vocabs = getattr(tokenizer, "vocab", None)
+        if not isinstance(tokenizer, Wav2Vec2CTCTokenizer) and is_nested(vocabs):  # a stock one, read from a folder
+            tokenizer = nested_tokenizer(vocabs)
         super().__init__(feature_extractor, tokenizer)
         self._by_language: dict[str, Wav2Vec2CTCTokenizer] = {}
+        self._warned: set[tuple[str, str]] = set()  # (language, character) that was said to be unknown
 
     @classmethod
     def from_model(cls, model, feature_extractor=None) -> MasterASRProcessor:
@@ -140,13 +56,20 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """As `from_model`, from a config alone."""
         if feature_extractor is None:
             feature_extractor = family_of(config.backbone_config).new_feature_extractor(config.backbone_config)
+            unreadable = None
             own = config.name_or_path if Path(config.name_or_path or "").is_dir() else None  # base_model names no folder once it is saved
             for source in filter(None, (config.base_model, own)):
                 try:
-                    feature_extractor = AutoFeatureExtractor.from_pretrained(source)
+                    feature_extractor, unreadable = AutoFeatureExtractor.from_pretrained(source), None
                     break
-                except (OSError, ValueError):
-                    pass  # a repo or folder without processor files: the family's own settings serve
+                except (OSError, ValueError) as error:  # a folder without processor files, or a hub out of reach
+                    unreadable = unreadable or (source, str(error).splitlines()[0])
+            if unreadable:
+                logger.warning(
+                    f"The feature extractor of {unreadable[0]!r} cannot be read ({unreadable[1]}); a {type(feature_extractor).__name__} with "
+                    f"the family's usual settings stands in: {feature_extractor.to_dict()}. If the base was trained with another, pass "
+                    "feature_extractor=..., or load the processor of the model's own folder."
+                )
         vocabs = {language: config.vocab(language) for language in config.languages}
         return cls(feature_extractor, nested_tokenizer(vocabs))
 
@@ -198,15 +121,22 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         return self._by_language[language]
 
     def check_model(self, model, languages: Optional[list[str]] = None) -> None:
-        """Refuses a model whose alphabets are not these: its text would be silently wrong.
+        """Refuses a model whose alphabets or inputs are not these: its text would be silently wrong.
 
         Args:
             languages: which to compare; None: all of the model's.
 
         Raises:
-            ValueError: naming the languages that differ.
+            ValueError: naming the languages or the features that differ.
         """
         config = model.config
+        name, wanted = self.feature_extractor.model_input_names[0], model.main_input_name
+        size, mels = getattr(self.feature_extractor, "feature_size", None), getattr(config.backbone_config, "num_mel_bins", None)
+        if name != wanted or (mels is not None and size != mels):
+            raise ValueError(
+                f"This processor belongs to another model: its {type(self.feature_extractor).__name__} makes {name} of size {size}, the model "
+                f"takes {wanted}{'' if mels is None else f' of size {mels}'}. Use the model's own: MasterASRProcessor.from_model(model)."
+            )
         differing = [c for c in (config.languages if languages is None else languages) if self.vocabs.get(c) != config.vocab(c)]
         if differing:
             raise ValueError(
@@ -235,22 +165,57 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         return [self.feature_extractor.model_input_names[0], "attention_mask"]
 
     def features(self, samples: np.ndarray) -> np.ndarray:
-        """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`."""
-        return family_reading(self.feature_extractor).features(self.feature_extractor, samples)
+        """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`.
 
-    def pad(self, features: list[np.ndarray]) -> BatchFeature:
-        """Pads clips' `features` with zeros to the longest; `attention_mask` is 1 on speech."""
-        name = self.feature_extractor.model_input_names[0]
-        axis = family_reading(self.feature_extractor).time_axis
-        lengths = [f.shape[axis] for f in features]
-        longest = max(lengths)
-        batch = []
-        for feature, length in zip(features, lengths):
-            width = [(0, 0)] * feature.ndim
-            width[axis] = (0, longest - length)
-            batch.append(np.pad(feature, width))
-        mask = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
-        return BatchFeature({name: torch.from_numpy(np.stack(batch)), "attention_mask": mask.long()})
+        Raises:
+            ValueError: for a clip so short that nothing can be normalised.
+        """
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the variance of a single frame, refused below
+            features = family_reading(self.feature_extractor).features(self.feature_extractor, samples)
+        if not np.isfinite(features).all():
+            raise ValueError(f"{len(samples)} samples are too short for a {type(self.feature_extractor).__name__}: its features are not numbers.")
+        return features
+
+    def pad(
+        self,
+        features: Optional[list] = None,
+        labels: Optional[list] = None,
+        padding: Union[bool, str] = True,
+        max_length: Optional[int] = None,
+        pad_to_multiple_of: Optional[int] = None,
+        return_tensors: Optional[str] = "pt",
+        input_features: Optional[list] = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Pads clips with zeros to one length; `attention_mask` is 1 on speech. Labels are padded with -100 beside clips.
+
+        Args:
+            features: clips' `features`, or dicts that hold them under the model's input name, as in Transformers' collators.
+            labels: label ids `(L,)`, or dicts with `input_ids`; alone they give `input_ids` and their own `attention_mask`.
+            padding: True or "longest"; "max_length"; False: a list of clips at their true lengths.
+            max_length, pad_to_multiple_of: along time, in samples or in frames of features.
+            return_tensors: "pt", "np", or None for lists of arrays.
+            input_features: another name for `features`, as in Transformers.
+
+        Raises:
+            ValueError, TypeError: for a combination that cannot be, naming what works.
+        """
+        check_keywords(kwargs)
+        features = input_features if features is None else features
+        how = {"padding": padding, "max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of, "return_tensors": return_tensors}
+        batch = BatchFeature()
+        if features is not None:
+            name = self.feature_extractor.model_input_names[0]
+            clips = [np.asarray(f[name] if isinstance(f, Mapping) else f, dtype=np.float32) for f in as_list(features)]
+            axis = family_reading(self.feature_extractor).time_axis
+            batch[name], batch["attention_mask"] = pad_rows(clips, axis, 0.0, **how)
+        if labels is not None:
+            rows = [np.asarray(row["input_ids"] if isinstance(row, Mapping) else row, dtype=np.int64).reshape(-1) for row in as_list(labels)]
+            how |= {"max_length": None, "padding": bool(padding), "pad_to_multiple_of": None} if features is not None else {}
+            ids, mask = pad_rows(rows, 0, -100 if features is not None else self.tokenizer.pad_token_id, **how)
+            batch |= {"labels": ids} if features is not None else {"input_ids": ids, "attention_mask": mask}
+        return batch
 
     def __call__(
         self,
@@ -258,26 +223,29 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         text: Union[str, list[str], None] = None,
         language: Union[str, list[str], None] = None,
         sampling_rate: Optional[int] = None,
-        return_tensors: str = "pt",
-        padding: bool = True,
+        return_tensors: Optional[str] = "pt",
+        padding: Union[bool, str] = True,
+        max_length: Optional[int] = None,
+        pad_to_multiple_of: Optional[int] = None,
         **kwargs,
     ) -> BatchFeature:
         """Model inputs for clips, or label ids for texts, or both.
 
         Args:
-            audio: one clip `(samples,)` or a list of clips, float mono in [-1, 1].
-            text: one text or a list; encoded with the alphabet of `language`.
+            audio: one clip `(samples,)` or a list of clips, mono: floats in [-1, 1], or int16 and the like, scaled by their range.
+            text: one text or a list; normalised and encoded with the alphabet of `language`.
             language: one code, or one for each text.
             sampling_rate: of `audio`, in Hz; checked against the model's.
-            return_tensors: "pt" only, kept for Transformers' calling convention.
+            return_tensors, padding, max_length, pad_to_multiple_of: of the clips, as in `pad`.
 
         Returns:
             `input_values` or `input_features` and `attention_mask`; `input_ids` for text alone (-100 where padded), `labels`
             where both are given.
 
         Raises:
-            ValueError, KeyError: for unusable audio, a missing or unknown language.
+            ValueError, KeyError, TypeError: for unusable audio, a missing or unknown language, an unknown keyword.
         """
+        check_keywords(kwargs)
         if audio is None and text is None:
             raise ValueError("Nothing to process: pass audio=..., text=..., or both.")
         batch = BatchFeature()
@@ -289,26 +257,41 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
                 clips = [np.zeros(0, dtype=np.float32)]
             names = [f"clip {i}" if len(clips) > 1 else "audio" for i in range(len(clips))]
             samples = [check_audio(clip, sampling_rate, self.sampling_rate_hz, n) for clip, n in zip(clips, names)]
-            batch = self.pad([self.features(clip) for clip in samples])
+            batch = self.pad([self.features(clip) for clip in samples], None, padding, max_length, pad_to_multiple_of, return_tensors)
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
-            batch["input_ids" if audio is None else "labels"] = self.encode(texts, language)
+            rows = self.encode_rows([text] if isinstance(text, str) else list(text), language)
+            ids, _ = pad_rows(rows, 0, -100, padding=bool(padding), return_tensors=return_tensors)
+            batch["input_ids" if audio is None else "labels"] = ids
         return batch
 
     def encode(self, texts: list[str], language: Union[str, list[str], None]) -> torch.Tensor:
-        """Label ids `(B, longest)`, -100 where padded.
+        """Label ids `(B, longest)` of normalised texts, -100 where padded.
 
         Raises:
-            ValueError: for an empty text.
+            ValueError: for a text without a letter.
         """
-        rows = []
+        return pad_rows(self.encode_rows(texts, language), 0, -100)[0]
+
+    def encode_rows(self, texts: list[str], language: Union[str, list[str], None]) -> list[np.ndarray]:
+        """Label ids `(L,)` of each text; characters outside the alphabet become [UNK] and are named in one warning.
+
+        Raises:
+            ValueError: for a text without a letter.
+        """
+        rows, unknown = [], Counter()
         for text, code in zip(texts, self._codes(language, len(texts))):
-            text = unicodedata.normalize("NFKC", text).strip()
+            tokenizer = self.tokenizer_of(code)
+            known = set(self.vocabs[code]) | {" "}
+            text = spelled(text, known)
             if not text:
                 raise ValueError(f"Empty transcript (language {code!r}): CTC has nothing to learn from it. Drop the clip.")
-            rows.append(self.tokenizer_of(code)(text).input_ids)
-        longest = max(map(len, rows))
-        return torch.tensor([row + [-100] * (longest - len(row)) for row in rows])
+            unknown.update((code, character) for character in text if character not in known)
+            rows.append(np.asarray(tokenizer(text).input_ids, dtype=np.int64))
+        if unknown.keys() - self._warned:
+            self._warned |= unknown.keys()
+            named = ", ".join(f"{character!r} of {code!r} ({count} times)" for (code, character), count in unknown.most_common(20))
+            logger.warning(f"Characters outside the alphabet become {UNK_TOKEN}: {named}. Build the vocab from these texts, or leave them out.")
+        return rows
 
     # ------------------------------------------------------------------ text out
 
@@ -352,13 +335,108 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         return saved
 
 
+class Wav2Vec2CTCTokenizer(StockTokenizer):
+    """The stock tokenizer, which answers in its first alphabet when there are several and nobody named one: this one refuses.
+
+    It bears the stock class's name because that is what is saved with it: whoever loads the folder gets Transformers' own.
+    """
+
+    _named = True
+
+    def set_target_lang(self, target_lang: str) -> None:
+        super().set_target_lang(target_lang)
+        self._named = True
+
+    def _check_named(self) -> None:
+        if not self._named:
+            raise ValueError(
+                f"Which language? This tokenizer holds the alphabets of {list(self.vocab)}. Use processor.decode(ids, language=...) and "
+                "processor(text=..., language=...), or tokenizer.set_target_lang(...). "
+                "In a pipeline: pipeline(..., pipeline_class=MasterASRPipeline), and language=... with the call."
+            )
+
+    def _tokenize(self, text, **kwargs):
+        self._check_named()
+        return super()._tokenize(text, **kwargs)
+
+    def _decode(self, *args, **kwargs):
+        self._check_named()
+        return super()._decode(*args, **kwargs)
+
+
+def is_nested(vocab) -> bool:
+    """Whether `vocab` is `{language: {token: id}}`."""
+    return isinstance(vocab, dict) and any(isinstance(value, dict) for value in vocab.values())
+
+
 def nested_tokenizer(vocabs: dict[str, dict[str, int]]) -> Wav2Vec2CTCTokenizer:
-    """A stock CTC tokenizer over `{language: {token: id}}`; its own defaults would append `<s>` and move the pad id."""
+    """A CTC tokenizer over `{language: {token: id}}`; the stock defaults would append `<s>` and move the pad id."""
     first = next(iter(vocabs), None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.json"
         path.write_text(json.dumps(vocabs, ensure_ascii=False), encoding="utf-8")
-        return Wav2Vec2CTCTokenizer(
+        tokenizer = Wav2Vec2CTCTokenizer(
             str(path), pad_token=PAD_TOKEN, unk_token=UNK_TOKEN, word_delimiter_token=SPACE_TOKEN,
             bos_token=None, eos_token=None, target_lang=first, do_lower_case=False,
         )  # fmt: skip
+    tokenizer._named = len(vocabs) <= 1
+    return tokenizer
+
+
+def spelled(text: str, known: set[str]) -> str:
+    """`text` as an alphabet spells it: as it stands if it can, else normalised as in training; an alphabet of capitals keeps them."""
+    raw = " ".join(unicodedata.normalize("NFKC", text).split())
+    candidates = (raw, normalize(text)) if set(raw) <= known else (normalize(text), raw)
+    return min(candidates, key=lambda candidate: sum(c not in known for c in candidate)) if candidates[0] else ""
+
+
+def as_list(items) -> list:
+    """A list of what is one batch, or the one item in a list."""
+    return [items] if isinstance(items, (Mapping, np.ndarray, torch.Tensor)) and np.ndim(items) < 2 else list(items)
+
+
+def check_keywords(kwargs: dict) -> None:
+    """Refuses keywords that would be ignored.
+
+    Raises:
+        TypeError: naming them.
+    """
+    given = [name for name, value in kwargs.items() if value is not None and (name not in AS_ALWAYS or AS_ALWAYS[name] is not value)]
+    if given:
+        raise TypeError(
+            f"Unknown arguments {sorted(given)}. The processor takes audio, text, language, sampling_rate, padding (True, 'longest', "
+            "'max_length', False), max_length, pad_to_multiple_of and return_tensors ('pt', 'np', None)."
+        )
+
+
+def pad_rows(rows: list[np.ndarray], axis: int, value, padding=True, max_length=None, pad_to_multiple_of=None, return_tensors="pt") -> tuple:
+    """`(rows padded with value along axis, mask with 1 where a row is)`, stacked, or lists of arrays where nothing is padded.
+
+    Raises:
+        ValueError: for a padding, a length or a kind of tensor that cannot be.
+    """
+    if padding not in (True, False, "longest", "max_length", "do_not_pad") or return_tensors not in ("pt", "np", None):
+        raise ValueError(
+            f"padding={padding!r}, return_tensors={return_tensors!r}: padding is True, 'longest', 'max_length' or False, return_tensors 'pt', 'np' or None."
+        )
+    lengths = [row.shape[axis] for row in rows]
+    if padding in (False, "do_not_pad"):
+        targets = lengths
+        if return_tensors is not None and len(set(lengths)) > 1:
+            raise ValueError(f"Clips of {sorted(set(lengths))} make no tensor with padding={padding!r}. Use padding=True, or return_tensors=None.")
+    else:
+        if padding == "max_length" and (max_length is None or max(lengths) > max_length):
+            raise ValueError(f"padding='max_length' needs a max_length of at least {max(lengths)}, the longest here; got {max_length}. Nothing is cut.")
+        longest = max_length if padding == "max_length" else max(lengths)
+        step = pad_to_multiple_of or 1
+        targets = [-(-longest // step) * step] * len(rows)
+    padded, masks = [], []
+    for row, length, target in zip(rows, lengths, targets):
+        width = [(0, 0)] * row.ndim
+        width[axis] = (0, target - length)
+        padded.append(np.pad(row, width, constant_values=value))
+        masks.append((np.arange(target) < length).astype(np.int64))
+    if return_tensors is None:
+        return padded, masks
+    stacked = np.stack(padded), np.stack(masks)
+    return stacked if return_tensors == "np" else tuple(torch.from_numpy(array) for array in stacked)

@@ -1,22 +1,30 @@
 """The ASR pipeline: the language asked for, exact trimming, chunks, time stamps, any audio."""
 
 import json
+from types import SimpleNamespace
 
+import datasets
+import evaluate
 import numpy as np
 import pytest
 import soundfile
 import torch
+import transformers
 from conftest import tiny_model
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
-from modeling_master_asr import MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
 
 RNG = np.random.default_rng(0)
 CLIPS = [RNG.standard_normal(n).astype(np.float32) * 0.1 for n in (16_000, 9_000, 12_345)]
 
 
-def make(family="wav2vec2", **kwargs):
-    model = tiny_model(family)
+def make(family="wav2vec2", language=None, **changes):
+    return as_pipeline(tiny_model(family, **changes), **({} if language is None else {"language": language}))
+
+
+def as_pipeline(model, **kwargs):
     processor = MasterASRProcessor.from_model(model)
     return pipeline(
         "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer,
@@ -65,15 +73,93 @@ def test_time_stamps_are_json_and_ordered_and_spell_the_text(asr, kind):
     assert joined.split() == result["text"].split()
 
 
-def test_chunks_cover_long_audio_once():
+STOCK_CONVOLUTIONS = dict(conv_dim=(16,) * 7, conv_stride=(5, 2, 2, 2, 2, 2, 2), conv_kernel=(10, 3, 3, 3, 3, 2, 2))
+CHUNKS = [(2.0, None), (1.0, 0), (1.0, (0.1, 0.3)), (0.5, 0.2), (3.0, (0, 0.5))]  # chunk_length_s, stride_length_s
+
+
+@pytest.mark.parametrize("family, changes", [
+    ("wav2vec2", {}), ("wav2vec2", STOCK_CONVOLUTIONS), ("wav2vec2-conformer", STOCK_CONVOLUTIONS), ("wav2vec2-bert", {}), ("whisper", {}),
+    ("wav2vec2", "adapter"), ("wav2vec2-bert", "adapter"),
+])  # fmt: skip
+def test_chunks_cover_every_frame_of_the_clip_once(family, changes):
+    asr = make_with_adapter(family) if changes == "adapter" else make(family, **changes)
+    ratio = asr.model.config.inputs_to_logits_ratio
+    for total in (16_000 * 4, 16_000 * 4 + 1, 16_000 * 4 + 159, 16_000 * 4 + ratio, 70_007, 960_000 if family == "wav2vec2" else 48_017, 800):
+        for chunk_s, stride_s in CHUNKS:
+            kept = []
+            for start, end, first, last in asr._chunks(total, chunk_s, stride_s):
+                assert start % ratio == 0 and 0 <= start < end <= total
+                kept += [start // ratio + i for i in range(first, min(last, asr._frames_of(end - start)))]
+            assert kept == list(range(asr._frames_of(total))), (total, chunk_s, stride_s)
+    if changes is STOCK_CONVOLUTIONS:
+        assert asr._frames_of(960_000) == 2_999
+
+
+def make_with_adapter(family):
+    config = tiny_model(family).config.backbone_config
+    config.add_adapter, config.output_hidden_size = True, 32
+    vocabs = {"en": {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}}
+    assemblies = {"en": {"vocab": vocabs["en"], "shares_bank": False}}
+    model = MasterASRForCTC(MasterASRConfig(backbone_config=config, assemblies=assemblies)).eval()
+    return as_pipeline(model)
+
+
+@pytest.mark.parametrize("changes", [{}, STOCK_CONVOLUTIONS])
+def test_chunks_put_together_are_the_whole_clip_frame_by_frame_and_in_time(changes, monkeypatch):
+    """Heard by the convolutions alone, which see no further than a frame's own samples, chunks and the whole clip say the same."""
+    asr = make(**changes)
+    asr.feature_extractor.do_normalize = False  # per chunk it is another loudness
+
+    @torch.no_grad()
+    def local(input_values, attention_mask=None, language=None):
+        frames = asr.model.master_asr.backbone.feature_extractor(input_values)  # (B, C, T)
+        return SimpleNamespace(logits=frames.transpose(1, 2)[..., :8])
+
+    heard = []
+    decode = asr._processor.decode
+    monkeypatch.setattr(asr.model, "forward", local)
+    monkeypatch.setattr(asr._processor, "decode", lambda ids, *a, **k: (heard.append(ids), decode(ids, *a, **k))[1])
+    clip = np.concatenate([RNG.standard_normal(n).astype(np.float32) * g for n, g in ((40_000, 0.3), (30_003, 0.05), (20_000, 0.2))])
+    whole = asr(clip, language="en", return_timestamps="char")
+    assert len(set(heard[0].tolist())) > 2  # it does say different things
+    for chunk_s, stride_s in CHUNKS:
+        for batch_size in (1, 3):
+            cut = asr(clip, language="en", return_timestamps="char", chunk_length_s=chunk_s, stride_length_s=stride_s, batch_size=batch_size)
+            assert torch.equal(heard[-1], heard[0])
+            assert cut == whole
+
+
+@pytest.mark.parametrize("tail", [1, 37, 159, 161, 399])
+def test_a_tail_shorter_than_a_hop_is_read_with_what_stands_before_it(asr, tail):
+    clip = RNG.standard_normal(2 * 16_000 + tail).astype(np.float32) * 0.1
+    result = asr(clip, language="en", chunk_length_s=1, stride_length_s=0, return_timestamps="char")
+    assert all(chunk["timestamp"][1] <= len(clip) / 16_000 + 0.05 for chunk in result["chunks"])
+
+
+def test_chunks_that_are_none_are_refused():
     asr = make()
-    long = np.tile(CLIPS[0], 6)
-    whole = asr(long, language="en", return_timestamps="char")
-    cut = asr(long, language="en", return_timestamps="char", chunk_length_s=2)
-    assert abs(len(cut["text"]) - len(whole["text"])) < 0.2 * len(whole["text"])
-    assert cut["chunks"][-1]["timestamp"][1] > 5.5
     with pytest.raises(ValueError, match="must be longer than its strides"):
-        asr(long, language="en", chunk_length_s=1, stride_length_s=1)
+        asr(CLIPS[0], language="en", chunk_length_s=1, stride_length_s=1)
+    with pytest.raises(ValueError, match="chunk_length_s=0.01 is shorter than the 400 samples"):
+        asr(CLIPS[0], language="en", chunk_length_s=0.01, stride_length_s=0)
+
+
+def test_a_dicts_stride_is_context_alone(monkeypatch):
+    """As in Transformers: the first and last samples named are heard and not read."""
+    asr = make()
+    heard = []
+    decode = asr._processor.decode
+    monkeypatch.setattr(asr._processor, "decode", lambda ids, *a, **k: (heard.append(ids), decode(ids, *a, **k))[1])
+    row = {"raw": CLIPS[0], "sampling_rate": 16_000}
+    asr(row, language="en")
+    asr({**row, "stride": (4_000, 2_000)}, language="en")
+    asr({**row, "stride": (4_000, 2_000)}, language="en", chunk_length_s=0.5)
+    ratio = asr.model.config.inputs_to_logits_ratio
+    assert torch.equal(heard[1], heard[0][4_000 // ratio : -(2_000 // ratio)]) and len(heard[2]) == len(heard[1])
+    asr({"raw": CLIPS[0], "sampling_rate": 8_000, "stride": (4_000, 2_000)}, language="en")
+    assert len(heard[3]) == asr._frames_of(32_000) - 12_000 // ratio
+    with pytest.raises(ValueError, match=r'"stride" \(15000, 2000\) leaves nothing of 16000 samples'):
+        asr({**row, "stride": (15_000, 2_000)}, language="en")
 
 
 def test_audio_comes_as_a_path_bytes_or_an_array_at_any_rate(tmp_path):
@@ -96,6 +182,14 @@ def test_a_missing_or_unknown_language_raises(asr):
         asr(CLIPS, language=["en", "fr"])
 
 
+def test_an_empty_language_is_none_of_the_models_and_no_default():
+    asr = make(language="fr")
+    with pytest.raises(KeyError, match="No assembly for language ''"):
+        asr(CLIPS[0], language="")
+    with pytest.raises(KeyError, match="No assembly for language ''"):
+        asr({"raw": CLIPS[0], "sampling_rate": 16_000, "language": ""})
+
+
 def test_bad_audio_and_unknown_arguments_raise():
     asr = make()
     with pytest.raises(ValueError, match="one channel of samples"):
@@ -116,3 +210,155 @@ def test_a_tokenizer_of_other_alphabets_is_refused():
             "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer,
             feature_extractor=processor.feature_extractor, pipeline_class=MasterASRPipeline,
         )  # fmt: skip
+
+
+def test_a_plain_tokenizer_of_another_model_is_refused():
+    model, other = tiny_model(), tiny_model(vocabs={"en": {"[PAD]": 0, "[UNK]": 1, "|": 2, "z": 3}})
+    tokenizer = MasterASRProcessor.from_model(other).tokenizer_of("en")
+    tokenizer.vocab = tokenizer.encoder  # flat, as of a model of one language
+    with pytest.raises(ValueError, match="one alphabet of 4 tokens, and none of this model's languages"):
+        pipeline("automatic-speech-recognition", model=model, tokenizer=tokenizer, pipeline_class=MasterASRPipeline,
+                 feature_extractor=MasterASRProcessor.from_model(model).feature_extractor)  # fmt: skip
+
+
+def test_a_feature_extractor_of_another_model_is_refused():
+    model, whisper = tiny_model(), MasterASRProcessor.from_model(tiny_model("whisper"))
+    with pytest.raises(ValueError, match="belongs to another model: its WhisperFeatureExtractor makes input_features .* the model takes input_values"):
+        pipeline("automatic-speech-recognition", model=model, tokenizer=MasterASRProcessor.from_model(model).tokenizer,
+                 feature_extractor=whisper.feature_extractor, pipeline_class=MasterASRPipeline)  # fmt: skip
+    whisper.feature_extractor.feature_size = 80
+    with pytest.raises(ValueError, match="of size 80, the model takes input_features of size 8"):
+        whisper.check_model(tiny_model("whisper"))
+
+
+def test_transformers_own_pipeline_refuses_to_read_every_language_with_the_first_alphabet():
+    model = tiny_model()
+    model.set_language("ru")
+    processor = MasterASRProcessor.from_model(model)
+    stock = pipeline("automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
+    if not isinstance(stock, MasterASRPipeline):
+        with pytest.raises(ValueError, match=r"Which language\? This tokenizer holds the alphabets of \['en', 'fr', 'ru'\].*pipeline_class=MasterASRPipeline"):
+            stock(CLIPS[0])
+
+
+# ---------------------------------------------------------------------- datasets, evaluate, lists
+
+
+class Decoder:
+    """Of the shape of torchcodec's AudioDecoder, which `datasets` 4 and later hand out."""
+
+    def __init__(self, samples: np.ndarray, rate_hz: int):
+        self.samples, self.rate_hz = torch.from_numpy(np.atleast_2d(samples)), rate_hz
+
+    def get_all_samples(self):
+        return SimpleNamespace(data=self.samples, sample_rate=self.rate_hz)
+
+
+def columns(tmp_path) -> dict[str, list]:
+    """The same three clips as an Audio column gives them."""
+    contents = []
+    for i, clip in enumerate(CLIPS):
+        soundfile.write(tmp_path / f"{i}.wav", clip, 16_000, subtype="FLOAT")
+        contents.append((tmp_path / f"{i}.wav").read_bytes())
+    Dataset, Audio = datasets.Dataset, datasets.Audio
+    stored = Dataset.from_dict({"audio": [{"bytes": c, "path": f"{i}.wav"} for i, c in enumerate(contents)]})
+    return {
+        "datasets 4, decoded": [{"audio": Decoder(clip, 16_000)} for clip in CLIPS],
+        "datasets 4, stereo": [{"audio": Decoder(np.stack([clip, clip]), 16_000)} for clip in CLIPS],
+        "datasets 3, decoded": [{"audio": {"array": clip, "sampling_rate": 16_000, "path": "x.wav"}} for clip in CLIPS],
+        "bytes": stored.cast_column("audio", Audio(decode=False)),
+        "streamed bytes": stored.to_iterable_dataset().cast_column("audio", Audio(decode=False)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["datasets 4, decoded", "datasets 4, stereo", "datasets 3, decoded", "bytes", "streamed bytes"])
+def test_an_audio_column_is_read_by_row_by_key_as_a_list_and_streamed(kind, tmp_path):
+    asr = make(language="fr")
+    expected = [asr(clip) for clip in CLIPS]
+    data = columns(tmp_path)[kind]
+    assert list(asr(row["audio"] for row in data)) == expected
+    assert list(asr((row["audio"] for row in data), batch_size=2)) == expected
+    if kind.startswith("streamed"):
+        return
+    assert asr(data[0]["audio"]) == expected[0]
+    assert list(asr(KeyDataset(data, "audio"))) == expected
+    assert list(asr(KeyDataset(data, "audio"), batch_size=2)) == expected
+    assert asr(data["audio"] if kind == "bytes" else [row["audio"] for row in data]) == expected
+
+
+def test_a_decoded_column_of_torchcodec_is_read(tmp_path):
+    pytest.importorskip("torchcodec", exc_type=ImportError)
+    asr = make(language="fr")
+    soundfile.write(tmp_path / "a.wav", CLIPS[0], 16_000, subtype="FLOAT")
+    data = datasets.Dataset.from_dict({"audio": [str(tmp_path / "a.wav")]}).cast_column("audio", datasets.Audio())
+    assert asr(data[0]["audio"]) == asr(CLIPS[0])
+
+
+def test_evaluates_evaluator_runs_as_documented(tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers, "TFPreTrainedModel", type("None", (), {}), raising=False)  # evaluate 0.4.6 asks Transformers 5 for it
+    evaluator = pytest.importorskip("evaluate.evaluator.automatic_speech_recognition").AutomaticSpeechRecognitionEvaluator()
+    assert evaluator.PIPELINE_KWARGS["truncation"] is True
+    paths = []
+    for i, clip in enumerate(CLIPS):
+        paths.append(str(tmp_path / f"{i}.wav"))
+        soundfile.write(paths[-1], clip, 16_000)
+    data = datasets.Dataset.from_dict({"path": paths, "sentence": ["a"] * 3})
+
+    class Said(evaluate.Metric):
+        def _info(self):
+            text = datasets.Value("string")
+            return evaluate.MetricInfo(description="", citation="", features=datasets.Features({"predictions": text, "references": text}))
+
+        def _compute(self, predictions, references):
+            return {"said": list(predictions)}
+
+    asr = make(language="fr")
+    result = evaluator.compute(model_or_pipeline=asr, data=data, metric=Said())
+    assert result["said"] == [asr(path)["text"] for path in paths]
+
+
+def test_keywords_of_the_ecosystem_without_effect_are_taken():
+    asr = make(language="fr")
+    assert asr(CLIPS[0], truncation=True, ignore_warning=True) == asr(CLIPS[0])
+
+
+def test_lists_of_numbers_are_one_clip_and_no_inputs_no_answers():
+    asr = make(language="fr")
+    assert asr(CLIPS[1].tolist()) == asr(CLIPS[1])
+    assert asr([]) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize("chunk_length_s", [None, 0.4])
+def test_a_bad_input_of_a_list_is_named_by_its_place_and_the_others_are_answered(asr, batch_size, chunk_length_s):
+    good = [asr(clip, language="en", chunk_length_s=chunk_length_s) for clip in CLIPS]
+    inputs = [CLIPS[0], np.zeros(10, np.float32), CLIPS[1], "none.wav", {"raw": CLIPS[0], "sampling_rate": 16_000, "language": "sr"}, CLIPS[2], None]
+    settings = {"language": "en", "batch_size": batch_size, "chunk_length_s": chunk_length_s}
+    answers = asr(inputs, on_error="return", **settings)
+    assert [answers[i] for i in (0, 2, 5)] == good
+    assert [a["text"] for i, a in enumerate(answers) if i in (1, 3, 4, 6)] == [None] * 4
+    for place, said in ((1, "too short: 10 samples"), (3, "No audio file at none.wav"), (4, "No assembly for language 'sr'"), (6, "audio is None")):
+        assert answers[place]["error"].startswith(f"Input {place}: ") and said in answers[place]["error"]
+    with pytest.raises(ValueError, match="Input 1: audio is too short: 10 samples"):
+        asr(inputs, **settings)
+    with pytest.raises(FileNotFoundError, match="Input 1: No audio file"):
+        asr([CLIPS[0], "none.wav"], **settings)
+    assert list(asr((i for i in inputs), on_error="return", **settings)) == answers
+    assert asr("none.wav", on_error="return", language="en") == {"text": None, "error": "No audio file at none.wav."}
+
+
+def test_what_the_model_itself_refuses_costs_that_input_alone():
+    """Whisper takes at most 30 s at once."""
+    asr = make("whisper")
+    answers = asr([CLIPS[0], np.tile(CLIPS[0], 31), CLIPS[1]], language="en", batch_size=3, on_error="return")
+    assert [answers[0], answers[2]] == [asr(CLIPS[0], language="en"), asr(CLIPS[1], language="en")]
+    assert answers[1]["text"] is None and answers[1]["error"].startswith("Input 1: A Whisper backbone takes at most")
+    with pytest.raises(ValueError, match="Input 1: A Whisper backbone takes at most 3000 mel frames"):
+        asr([CLIPS[0], np.tile(CLIPS[0], 31)], language="en", batch_size=2)
+    with pytest.raises(ValueError, match="on_error must be 'raise' or 'return'; got 'skip'"):
+        asr(CLIPS[0], language="en", on_error="skip")
+
+
+def test_limits_are_set_by_the_call_or_the_pipeline():
+    with pytest.raises(ValueError, match="longer than max_duration_s=0"):
+        make()(CLIPS[0], language="en", max_duration_s=0.5)

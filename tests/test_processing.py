@@ -1,14 +1,20 @@
 """Audio in, text out: shapes, languages, and a clear word for every bad input."""
 
+import copy
+import json
+import pickle
+import sys
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import VOCABS, tiny_model, vocab
-from transformers import AutoProcessor
+from transformers import AutoProcessor, Wav2Vec2CTCTokenizer
 
 from modeling_master_asr import MasterASRProcessor
-from modeling_master_asr.processing_master_asr import decode_audio
+from modeling_master_asr.audio_master_asr import decode_audio
+from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics
 
 CLIP = np.sin(np.arange(8000) / 20).astype(np.float32)
 
@@ -53,7 +59,8 @@ def test_audio_and_text_together_give_inputs_and_labels(processor):
     (CLIP[:100], 16_000, "is too short: 100 samples, at least 400"),
     (np.where(np.arange(8000) == 7, np.nan, CLIP), 16_000, "1 samples that are NaN or infinite"),
     ([np.stack([CLIP, CLIP], axis=1)], 16_000, r"has shape \(8000, 2\); one channel"),
-    ((CLIP * 32767).astype(np.int16), 16_000, "holds integers .int16.* Divide by 32768"),
+    ((CLIP * 32767).astype(np.int64), 16_000, "holds int64; floats in .-1, 1. are wanted, or int16"),
+    (CLIP * 32767, 16_000, "has a peak of 32767; floats in .-1, 1. are wanted. .* Divide by 32768"),
     (CLIP, 8_000, "at 8000 Hz, the model listens at 16000 Hz"),
 ])  # fmt: skip
 def test_bad_audio_is_named(processor, audio, rate, message):
@@ -115,6 +122,160 @@ def test_audio_files_decode_to_mono_at_16_khz(tmp_path, suffix, rate):
     spectrum = np.abs(np.fft.rfft(decoded[1000:9000]))
     assert abs(np.argmax(spectrum) * 16_000 / 8000 - 440) < 5
     assert np.array_equal(decode_audio(path.read_bytes()), decoded)
+
+
+# ---------------------------------------------------------------------- Transformers' keywords
+
+
+def test_the_ctc_tutorials_collator_works(processor):
+    """Features and labels made clip by clip, padded apart, labels masked by hand: as the CTC tutorial of Transformers does."""
+    texts, clips = ["abc", "d"], [CLIP, CLIP[:4000]]
+    rows = [{"input_values": processor(audio=c, sampling_rate=16_000).input_values[0], "labels": processor(text=t, language="en").input_ids[0]}
+            for c, t in zip(clips, texts)]  # fmt: skip
+    assert all(row["labels"].ndim == 1 for row in rows)
+    batch = processor.pad([{"input_values": row["input_values"]} for row in rows], padding=True, return_tensors="pt")
+    labels = processor.pad(labels=[{"input_ids": row["labels"]} for row in rows], padding=True, return_tensors="pt")
+    batch["labels"] = labels["input_ids"].masked_fill(labels.attention_mask.ne(1), -100)
+    whole = processor(audio=clips, text=texts, language="en", sampling_rate=16_000)
+    assert set(batch) == set(whole)
+    for name in whole:
+        torch.testing.assert_close(batch[name], whole[name])
+    lists = [{"input_values": row["input_values"].tolist()} for row in rows]
+    together = processor.pad(input_features=lists, labels=[row["labels"].tolist() for row in rows])
+    for name in whole:
+        torch.testing.assert_close(together[name], whole[name])
+
+
+def test_the_stock_tokenizers_own_pad_takes_the_ids(processor):
+    rows = [{"input_ids": processor(text=t, language="en").input_ids[0].tolist()} for t in ("abc", "d")]
+    assert processor.tokenizer.pad(rows, padding=True, return_tensors="pt").input_ids.tolist() == [[3, 4, 5], [6, 0, 0]]
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "whisper", "wav2vec2-bert"])
+def test_padding_keywords_do_what_they_do_in_transformers(name):
+    processor = MasterASRProcessor.from_model(tiny_model(name))
+    clips = [CLIP, CLIP[:4000]]
+    values, axis = processor.model_input_names[0], {"whisper": -1}.get(name, 1)
+    plain = processor(audio=clips, sampling_rate=16_000)
+    longest = plain[values].shape[axis]
+    for given, expected in (
+        ({"padding": "longest"}, longest), ({"padding": "max_length", "max_length": longest + 7}, longest + 7),
+        ({"pad_to_multiple_of": 64}, -(-longest // 64) * 64), ({"padding": "max_length", "max_length": longest, "pad_to_multiple_of": 11}, -(-longest // 11) * 11),
+    ):  # fmt: skip
+        batch = processor(audio=clips, sampling_rate=16_000, **given)
+        assert batch[values].shape[axis] == batch["attention_mask"].shape[1] == expected
+        assert batch["attention_mask"].sum(-1).tolist() == plain["attention_mask"].sum(-1).tolist()
+        torch.testing.assert_close(batch[values].narrow(axis, 0, longest), plain[values])
+        assert not batch[values].narrow(axis, longest, expected - longest).any()
+    arrays = processor(audio=clips, sampling_rate=16_000, return_tensors="np")
+    assert isinstance(arrays[values], np.ndarray) and np.array_equal(arrays[values], plain[values].numpy())
+    apart = processor(audio=clips, sampling_rate=16_000, padding=False, return_tensors=None)
+    assert [a.shape[axis - 1 if axis > 0 else -1] for a in apart[values]] == plain["attention_mask"].sum(-1).tolist()
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"padding": "max_length"}, "needs a max_length of at least 8000, the longest here; got None. Nothing is cut"),
+    ({"padding": "max_length", "max_length": 5000}, "at least 8000, the longest here; got 5000"),
+    ({"padding": False}, r"Clips of \[4000, 8000\] make no tensor with padding=False. Use padding=True, or return_tensors=None"),
+    ({"padding": "shortest"}, "padding is True, 'longest', 'max_length' or False"),
+    ({"return_tensors": "tf"}, "return_tensors 'pt', 'np' or None"),
+])  # fmt: skip
+def test_padding_that_cannot_be_is_refused(processor, given, said):
+    with pytest.raises(ValueError, match=said):
+        processor(audio=[CLIP, CLIP[:4000]], sampling_rate=16_000, **given)
+
+
+@pytest.mark.parametrize("given", [{"truncation": True}, {"return_attention_mask": False}, {"images": 1}, {"do_normalize": False}])
+def test_keywords_that_would_be_ignored_are_refused(processor, given):
+    name = next(iter(given))
+    for call in (lambda: processor(audio=CLIP, sampling_rate=16_000, **given), lambda: processor.pad([CLIP], **given)):
+        with pytest.raises(TypeError, match=rf"Unknown arguments \['{name}'\]. The processor takes audio, text"):
+            call()
+    processor(audio=CLIP, sampling_rate=16_000, truncation=False, return_attention_mask=True)
+
+
+# ---------------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("text, code, spelt", [
+    ("ABC, de!", "en", "abc de"), ("a-b", "en", "a b"), ("  a   b ", "en", "a b"), ("É", "fr", "é"), ("E\u0301", "fr", "é"), ("«А» б…", "ru", "а б"),
+])  # fmt: skip
+def test_text_is_normalised_as_in_training_before_it_is_encoded(processor, caplog, text, code, spelt):
+    ids = processor(text=text, language=code).input_ids[0]
+    assert processor.vocabs[code]["[UNK]"] not in ids.tolist() and not caplog.text
+    assert "".join(processor.tokenizer_of(code).convert_ids_to_tokens(ids.tolist())).replace("|", " ") == spelt
+
+
+def test_an_alphabet_of_capitals_or_punctuation_keeps_them(caplog):
+    processor = MasterASRProcessor.from_model(tiny_model(vocabs={"en": vocab("ABC"), "fr": vocab("ab-")}))
+    assert processor.decode(processor(text="ABC AB", language="en").input_ids[0], "en") == "ABC AB"
+    assert processor.decode(processor(text="a-b", language="fr").input_ids[0], "fr") == "a-b"
+    assert not caplog.text
+
+
+def test_characters_outside_the_alphabet_are_counted_in_one_warning(processor, caplog):
+    processor(text=["xa xb", "ay"], language="en")
+    processor(text=["xx"], language="en")
+    assert [r.message for r in caplog.records] == [
+        "Characters outside the alphabet become [UNK]: 'x' of 'en' (2 times), 'y' of 'en' (1 times). Build the vocab from these texts, or leave them out."
+    ]
+
+
+# ---------------------------------------------------------------------- languages and models
+
+
+def test_the_tokenizer_that_is_handed_out_reads_no_language_that_was_not_named(processor, tmp_path):
+    for tokenizer in (processor.tokenizer, copy.deepcopy(processor.tokenizer), pickle.loads(pickle.dumps(processor.tokenizer))):
+        for call in (lambda t: t.decode([3, 4]), lambda t: t.batch_decode([[3, 4]]), lambda t: t("ab")):
+            with pytest.raises(ValueError, match=r"Which language\? This tokenizer holds the alphabets of \['en', 'fr', 'ru'\]"):
+                call(tokenizer)
+        tokenizer.set_target_lang("ru")
+        assert tokenizer.decode([3, 4]) == "аб"
+    processor.save_pretrained(tmp_path)
+    again = MasterASRProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Which language"):
+        again.tokenizer.decode([3])
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "Wav2Vec2CTCTokenizer"
+    stock = Wav2Vec2CTCTokenizer.from_pretrained(tmp_path, target_lang="ru")
+    assert type(stock) is Wav2Vec2CTCTokenizer and stock.decode([3, 4]) == "аб"
+    only = MasterASRProcessor.from_model(tiny_model(vocabs={"en": vocab("ab")}))
+    assert only.tokenizer.decode([3, 4]) == "ab"
+
+
+def test_an_unreachable_base_means_a_warning_that_names_the_guess(model, caplog, tmp_path):
+    model.config.base_model = str(tmp_path / "nowhere")
+    processor = MasterASRProcessor.from_model(model)
+    assert type(processor.feature_extractor).__name__ == "Wav2Vec2FeatureExtractor"
+    assert "nowhere' cannot be read" in caplog.text and "a Wav2Vec2FeatureExtractor with the family's usual settings stands in" in caplog.text
+    caplog.clear()
+    processor.feature_extractor.save_pretrained(tmp_path / "base")
+    model.config.base_model = str(tmp_path / "base")
+    MasterASRProcessor.from_model(model)
+    assert not caplog.text
+
+
+def test_a_clip_too_short_to_be_normalised_is_refused_by_name():
+    processor = MasterASRProcessor.from_model(tiny_model("wav2vec2-bert"))
+    with pytest.raises(ValueError, match="500 samples are too short for a SeamlessM4TFeatureExtractor"):
+        processor(audio=CLIP[:500], sampling_rate=16_000)
+
+
+# ---------------------------------------------------------------------- what a Trainer needs
+
+
+def test_the_trainers_parts_are_installed_and_say_which_extra_is_missing(processor, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", CLIP, 16_000)
+    examples = [{"audio": audio, "text": "Ab, c!", "language": "en"} for audio in
+                (str(tmp_path / "a.wav"), (tmp_path / "a.wav").read_bytes(), CLIP, {"array": CLIP, "sampling_rate": 16_000})]  # fmt: skip
+    batch = ClipCollator(processor)(examples)
+    assert list(batch)[-1] == "language" and batch["labels"].tolist() == [[3, 4, 2, 5]] * 4
+    torch.testing.assert_close(batch["input_values"], batch["input_values"][:1].expand(4, -1), atol=1e-2, rtol=0)
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(ImportError, match=r'CER and WER need jiwer: pip install "modeling-master-asr\[train\]"'):
+        ctc_metrics(processor, "en")
+
+
+# ---------------------------------------------------------------------- files
 
 
 def test_a_file_that_is_no_audio_is_named(tmp_path):

@@ -89,8 +89,10 @@ ROOMS = {  # who may import whom
     "languages": {"artisan", "assembly", "backbone", "configuration"},
     "hub": {"assembly", "base", "configuration", "processing", "upload"},
     "modeling": {"artisan", "assembly", "backbone", "base", "configuration", "construction", "hub", "languages", "masks", "weights"},
-    "processing": {"backbone", "configuration", "upload"},
-    "pipeline": {"processing", "configuration"},
+    "audio": set(),
+    "text": {"configuration"},
+    "processing": {"audio", "backbone", "configuration", "text", "upload"},
+    "pipeline": {"audio", "processing", "configuration"},
 }
 OUTSIDE = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub"}
 OPTIONAL = {"soundfile", "soxr", "av"}

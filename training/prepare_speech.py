@@ -25,7 +25,7 @@ import soundfile
 from num2words import num2words
 from tqdm import tqdm
 
-from modeling_master_asr.processing_master_asr import decode_audio
+from modeling_master_asr.audio_master_asr import decode_audio
 from training.loop.text import letters_beside, main_script, normalize
 
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}

@@ -1,4 +1,4 @@
-"""Transcribes recordings, for people who want no Python.
+"""Transcribes recordings, for people who want no Python. A recording that cannot be read is named, the others are read, and the exit code is 1.
 
     python -m training.transcribe clip.mp3 other.wav --model checkpoints/master-asr-whisper-base --language fr
     python -m training.transcribe clip.mp3 --model DIR --assembly runs/es/assembly --language es --json
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from tqdm import tqdm
 from transformers import pipeline
 
 from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr.audio_master_asr import MAX_DURATION_S
+from training.loop.models import resolve_model
 
 
 def load(model_id: str, assemblies: list[str]) -> MasterASRPipeline:
     """The ASR pipeline of a model folder or hub id, with further languages from assembly folders or repos."""
+    model_id = resolve_model(model_id)
     model = MasterASRForCTC.from_pretrained(model_id).eval()
     for source in assemblies:
         model.load_assembly(source)
@@ -28,27 +32,46 @@ def load(model_id: str, assemblies: list[str]) -> MasterASRPipeline:
     )  # fmt: skip
 
 
-def main(argv=None) -> None:
+def spoken(path: str, result: dict, language: str) -> str:
+    """A line of JSON: the text, and words with times in seconds."""
+    words = [
+        {"word": c["text"], "start_s": round(c["timestamp"][0], 2), "end_s": round(c["timestamp"][1], 2)} for c in result["chunks"]
+    ]
+    return json.dumps({"file": path, "language": language, "text": result["text"], "words": words}, ensure_ascii=False)
+
+
+def main(argv=None) -> int:
+    """Returns the exit code: 0, or 1 if a recording could not be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--assembly", nargs="*", default=[], help="folders or hub ids of further languages")
     parser.add_argument("--language", required=True)
     parser.add_argument("--json", action="store_true", help="one JSON object a file, with word times in seconds")
+    parser.add_argument("--max_duration_s", type=float, default=MAX_DURATION_S, help="longer recordings are refused")
     args = parser.parse_args(argv)
-    asr = load(args.model, args.assembly)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
+    try:
+        asr = load(args.model, args.assembly)
+        asr.model.config.check_language(args.language)
+    except (OSError, ValueError, KeyError) as error:
+        parser.exit(1, f"{error.args[0] if isinstance(error, KeyError) else error}\n")
+    failed = 0
     for path in tqdm(args.files, disable=len(args.files) == 1):
         options = {"return_timestamps": "word"} if args.json else {}
-        result = asr(path, language=args.language, chunk_length_s=28, **options)
-        if args.json:
-            words = [
-                {"word": c["text"], "start_s": round(c["timestamp"][0], 2), "end_s": round(c["timestamp"][1], 2)}
-                for c in result["chunks"]
-            ]
-            print(json.dumps({"file": path, "language": args.language, "text": result["text"], "words": words}, ensure_ascii=False))
+        result = asr(path, language=args.language, chunk_length_s=28, on_error="return", max_duration_s=args.max_duration_s, **options)
+        if result["text"] is None:
+            failed += 1
+            tqdm.write(result["error"], file=sys.stderr)
+        elif args.json:
+            print(spoken(path, result, args.language))
         else:
             print(result["text"] if len(args.files) == 1 else f"{path}\t{result['text']}")
+    if failed:
+        print(f"{failed} of {len(args.files)} files could not be read.", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

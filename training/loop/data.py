@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from modeling_master_asr.processing_master_asr import check_audio, decode_audio, resample
+from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
 from training.loop.sources import Clip, read_manifest
 
 __all__ = ["Clip", "read_manifest"]  # handed on

@@ -10,7 +10,7 @@ from typing import Optional
 
 import soundfile
 
-from modeling_master_asr.processing_master_asr import decode_audio
+from modeling_master_asr.audio_master_asr import decode_audio
 
 MAX_RECORDING_BYTES = 256 << 20  # of one recording inside a data set
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".aiff", ".au")

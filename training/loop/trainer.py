@@ -3,24 +3,23 @@
     trainer = MasterASRTrainer(model, args, processor=processor, clips=training, validation=validation, turns=turns, batch_s=24)
     trainer.train()
 
-For a plain Trainer on a new language, `ClipCollator` and `ctc_metrics` are all it takes: see the README.
+For a plain Trainer on a new language, `modeling_master_asr.trainer_utils` is all it takes: see the README.
 """
 
 from __future__ import annotations
 
-from typing import Optional, Union
+from typing import Optional
 
-import numpy as np
-import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from modeling_master_asr.processing_master_asr import check_audio, decode_audio
+from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
 from training.loop.data import Clip, Collator, Features, bucket_of_step
-from training.loop.metrics import error_rates, evaluate_clips, macro
+from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer, tri_stage
-from training.loop.text import normalize
+
+__all__ = ["ClipCollator", "MasterASRTrainer", "StepBatches", "ctc_metrics", "greedy_ids"]
 
 
 class StepBatches(Dataset):
@@ -103,59 +102,3 @@ class MasterASRTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class ClipCollator:
-    """A plain Trainer's `data_collator`: `{"audio": path or samples, "text", "language"}` -> a batch.
-
-    Args:
-        processor: a `MasterASRProcessor`.
-    """
-
-    def __init__(self, processor):
-        self.processor = processor
-
-    def __call__(self, examples: list[dict]) -> dict:
-        rate_hz = self.processor.sampling_rate_hz
-        clips = []
-        for example in examples:
-            audio = example["audio"]
-            samples = decode_audio(audio, rate_hz) if isinstance(audio, (str, bytes)) else audio
-            clips.append(self.processor.features(check_audio(samples, None, rate_hz)))
-        languages = [example["language"] for example in examples]
-        labels = self.processor.encode([normalize(example["text"]) for example in examples], languages)
-        return {**self.processor.pad(clips), "labels": labels, "language": languages}
-
-
-def greedy_ids(outputs, labels) -> tuple[torch.Tensor, torch.Tensor]:
-    """A plain Trainer's `preprocess_logits_for_metrics`: ids of the best tokens, so that no logits are kept, and true lengths."""
-    logits, frames = outputs[0], outputs[-1]
-    return logits.argmax(-1), frames
-
-
-def ctc_metrics(processor, language: Union[str, list[str]]):
-    """A plain Trainer's `compute_metrics`: CER and WER in %, each clip in its own alphabet.
-
-    Args:
-        language: of all clips, or one for each clip of the evaluation set, in its order.
-    """
-
-    def compute(prediction) -> dict[str, float]:
-        ids, frames = prediction.predictions
-        codes = [language] * len(ids) if isinstance(language, str) else list(language)
-        heard = processor.batch_decode(ids, codes, frames=frames)
-        said = [spell(processor, row, code) for row, code in zip(prediction.label_ids, codes)]
-        rates = {}
-        for code in dict.fromkeys(codes):
-            of_code = [i for i, c in enumerate(codes) if c == code]
-            rates[code] = error_rates([heard[i] for i in of_code], [said[i] for i in of_code])
-        whole = macro(rates)
-        return {"cer": whole["cer"], "wer": whole["wer"], **{f"cer_{code}": rate["cer"] for code, rate in rates.items()}}
-
-    return compute
-
-
-def spell(processor, label_ids: np.ndarray, language: str) -> str:
-    """The text of label ids, repeats kept."""
-    token_of = {i: token for token, i in processor.vocabs[language].items()}
-    return "".join(token_of[int(i)] for i in label_ids if i >= 0).replace("|", " ")

@@ -1,0 +1,1 @@
+../../modeling_master_asr/audio_master_asr.py

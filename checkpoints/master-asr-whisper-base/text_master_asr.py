@@ -1,0 +1,1 @@
+../../modeling_master_asr/text_master_asr.py

@@ -1,0 +1,92 @@
+"""What a plain `transformers.Trainer` needs for a language: the collator, the metrics. Installed with the package, not shipped to the Hub."""
+
+from __future__ import annotations
+
+from typing import Union
+
+import numpy as np
+import torch
+
+from .audio_master_asr import read_audio
+
+METRICS_HINT = 'CER and WER need jiwer: pip install "modeling-master-asr[train]".'
+
+
+class ClipCollator:
+    """A plain Trainer's `data_collator`: `{"audio", "text", "language"}` -> a batch.
+
+    `audio` is a path, bytes, samples at the model's rate, or a row of a `datasets` Audio column. Texts are normalised by the processor.
+
+    Args:
+        processor: a `MasterASRProcessor`.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, examples: list[dict]) -> dict:
+        clips = [self.processor.features(read_audio(example["audio"], self.processor.sampling_rate_hz)) for example in examples]
+        languages = [example["language"] for example in examples]
+        labels = self.processor.encode([example["text"] for example in examples], languages)
+        return {**self.processor.pad(clips), "labels": labels, "language": languages}
+
+
+def greedy_ids(outputs, labels) -> tuple[torch.Tensor, torch.Tensor]:
+    """A plain Trainer's `preprocess_logits_for_metrics`: ids of the best tokens, so that no logits are kept, and true lengths."""
+    logits, frames = outputs[0], outputs[-1]
+    return logits.argmax(-1), frames
+
+
+def ctc_metrics(processor, language: Union[str, list[str]]):
+    """A plain Trainer's `compute_metrics`: CER and WER in %, each clip in its own alphabet.
+
+    Args:
+        language: of all clips, or one for each clip of the evaluation set, in its order.
+    """
+    _jiwer()  # said before the first step, not after the first evaluation
+
+    def compute(prediction) -> dict[str, float]:
+        ids, frames = prediction.predictions
+        codes = [language] * len(ids) if isinstance(language, str) else list(language)
+        heard = processor.batch_decode(ids, codes, frames=frames)
+        said = [spell(processor, row, code) for row, code in zip(prediction.label_ids, codes)]
+        rates = {}
+        for code in dict.fromkeys(codes):
+            of_code = [i for i, c in enumerate(codes) if c == code]
+            rates[code] = error_rates([heard[i] for i in of_code], [said[i] for i in of_code])
+        whole = macro(rates)
+        return {"cer": whole["cer"], "wer": whole["wer"], **{f"cer_{code}": rate["cer"] for code, rate in rates.items()}}
+
+    return compute
+
+
+def spell(processor, label_ids: np.ndarray, language: str) -> str:
+    """The text of label ids, repeats kept."""
+    token_of = {i: token for token, i in processor.vocabs[language].items()}
+    return "".join(token_of[int(i)] for i in label_ids if i >= 0).replace("|", " ")
+
+
+def error_rates(predictions: list[str], references: list[str]) -> dict[str, float]:
+    """`{"cer": %, "wer": %}` of one language, over the whole corpus: all edits over all reference characters (words).
+
+    Raises:
+        ValueError: if there is nothing to score.
+        ImportError: without jiwer.
+    """
+    if not references:
+        raise ValueError("No clips to score: the split is empty for this language.")
+    jiwer = _jiwer()
+    return {"cer": 100 * jiwer.cer(references, predictions), "wer": 100 * jiwer.wer(references, predictions)}
+
+
+def macro(per_language: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The mean over languages, each counting once."""
+    return {name: sum(r[name] for r in per_language.values()) / len(per_language) for name in ("cer", "wer")}
+
+
+def _jiwer():
+    try:
+        import jiwer
+    except ImportError as error:
+        raise ImportError(METRICS_HINT) from error
+    return jiwer

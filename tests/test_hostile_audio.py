@@ -1,0 +1,312 @@
+"""Recordings of strangers: one line an input, what is given and what must be said. Nothing else is opened, nothing grows without a limit."""
+
+import io
+import os
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tiny_model
+
+from modeling_master_asr import MasterASRProcessor
+from modeling_master_asr.audio_master_asr import decode_audio, download, read_audio
+from training import transcribe
+
+TONE = (np.sin(np.arange(16_000) / 20) * 0.3).astype(np.float32)  # 1 s
+
+
+def encoded(samples=TONE, rate_hz=16_000, **kind) -> bytes:
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", rate_hz, 1 if samples.ndim == 1 else samples.shape[1], **(kind or {"format": "WAV"})) as sound:
+        for start in range(0, len(samples), 10_000):  # libsndfile's Vorbis encoder falls over long blocks
+            sound.write(samples[start : start + 10_000])
+    return file.getvalue()
+
+
+def wav_header(rate_hz: int, channels: int = 1) -> bytes:
+    """A WAV file of a second of silence that says what soundfile would not write."""
+    body = bytes(32_000)
+    return (
+        b"RIFF" + (36 + len(body)).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little") + (1).to_bytes(2, "little")
+        + channels.to_bytes(2, "little") + rate_hz.to_bytes(4, "little") + (rate_hz * 2 * channels & 0xFFFFFFFF).to_bytes(4, "little")
+        + (2 * channels).to_bytes(2, "little") + (16).to_bytes(2, "little") + b"data" + len(body).to_bytes(4, "little") + body
+    )  # fmt: skip
+
+
+LONG_MP3 = encoded(np.tile(TONE, 20), format="MP3")
+SDP = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\n"
+decoder = lambda data, rate_hz: SimpleNamespace(get_all_samples=lambda: SimpleNamespace(data=data, sample_rate=rate_hz))  # noqa: E731
+
+REFUSED = {
+    # what is given: (the input, what must be said)
+    "nothing": (None, "audio is None; a path, URL, bytes, samples"),
+    "no bytes": (b"", "Cannot decode the audio bytes"),
+    "text": (b"<html>not found</html>", "Cannot decode the audio bytes: .* Is it an audio file"),
+    "text in a bytearray": (bytearray(b"not audio"), "Cannot decode the audio bytes"),
+    "a path with a zero": ("a\0b.wav", "No audio file at"),
+    "a folder": (".", r"No audio file at \."),
+    "a protocol of FFmpeg's": ("rtp://127.0.0.1:5004", "No audio file at rtp"),
+    "a file protocol": ("file:///etc/hostname", "No audio file at file"),
+    "text opened as text": (io.StringIO("abc"), "is a StringIO that is not binary"),
+    "an empty list": ([], "is empty: 0 samples"),
+    "ragged lists": ([[0.0] * 500, [0.0]], "holds no samples"),
+    "words": (["a"] * 500, "holds <U1"),
+    "None among samples": ([None] * 500, "holds object"),
+    "complex numbers": (TONE.astype(complex), "holds complex128"),
+    "truth values": (TONE > 0, "holds bool"),
+    "int64": ((TONE * 32767).astype(np.int64), "holds int64; floats in .-1, 1. are wanted, or int16"),
+    "floats at int16 scale": (TONE * 32767, r"has a peak of 98\d\d; .* Divide by 32768"),
+    "two bare channels": (np.stack([TONE, TONE]), r"has shape \(2, 16000\); one channel"),
+    "NaN": (np.where(np.arange(16_000) == 7, np.nan, TONE), "1 samples that are NaN or infinite"),
+    "NaN as a rate": ({"array": TONE, "sampling_rate": float("nan")}, "sampling rate of nan Hz; a number from 1000 to 768000"),
+    "no rate": ({"array": TONE, "sampling_rate": None}, 'A dict needs "raw" .or "array". and "sampling_rate"'),
+    "a rate of 0": ({"array": TONE, "sampling_rate": 0}, "sampling rate of 0 Hz"),
+    "a rate of infinity": ({"array": TONE, "sampling_rate": float("inf")}, "sampling rate of inf Hz"),
+    "a negative rate": ({"array": TONE, "sampling_rate": -16_000}, "sampling rate of -16000 Hz"),
+    "a rate in words": ({"array": TONE, "sampling_rate": "16 kHz"}, "sampling rate of '16 kHz' Hz"),
+    "another dict": ({"audio": TONE}, r'or "bytes"; got \[.audio.\]'),
+    "a row with a path only": ({"bytes": None, "path": "/etc/hostname"}, "no path in them is opened; if it names a file of yours, pass the path itself"),
+    "a WAV at 1 Hz": (wav_header(1), "sampling rate of 1 Hz"),
+    "a WAV at 4 GHz": (wav_header(4_000_000_000), "(sampling rate|Cannot decode)"),
+    "an mp3 of which 5 % are left": (LONG_MP3[: len(LONG_MP3) // 20], r"damaged or cut short: 0\.\d+ s of the 20\.00 s that it declares"),
+    "an mp3 with noise inside": (LONG_MP3[:1000] + bytes(range(256)) * 40 + LONG_MP3[11_000:], "(Cannot decode|damaged or cut short)"),
+    "a FLAC cut short": (encoded(np.tile(TONE, 20), format="FLAC")[:9000], "(Cannot decode|damaged or cut short)"),
+    "an m3u8 playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{secret}\n#EXT-X-ENDLIST\n", "Cannot decode"),
+    "an ffconcat list": (b"ffconcat version 1.0\nfile {secret}\n", "Cannot decode"),
+    "an SDP text": (SDP, "Cannot decode"),
+    "a DASH manifest": (b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
+                        b"<Representation><BaseURL>{secret}</BaseURL></Representation></AdaptationSet></Period></MPD>", "Cannot decode"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_what_is_no_audio_is_refused_with_a_reason(given):
+    source, said = REFUSED[given]
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=said):
+        read_audio(source, 16_000)
+
+
+@pytest.mark.parametrize("given", ["an m3u8 playlist", "an ffconcat list", "an SDP text", "a DASH manifest"])
+@pytest.mark.parametrize("suffix", [".wav", ".m3u8", ".sdp", ".ffconcat", ".mpd"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_text_that_names_files_and_ports_opens_none(given, suffix, absolute, tmp_path, monkeypatch):
+    """The file it names is a pipe with nobody at the other end, and on its port nobody sends: whoever opened either would wait for ever."""
+    secret = tmp_path / "secret.ts"
+    os.mkfifo(secret)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"clip{suffix}"
+    path.write_bytes(REFUSED[given][0].replace(b"{secret}", os.fsencode(secret if absolute else secret.name)).replace(b"{port}", b"45678"))
+    said = []
+
+    def read():
+        with pytest.raises(ValueError, match=f"Cannot decode {path}") as error:
+            read_audio(path, 16_000)
+        said.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(timeout=20)
+    assert said and not reader.is_alive()
+
+
+def test_the_stock_decoder_would_have_read_the_other_file(tmp_path):
+    """The control: without the whitelist FFmpeg follows the same text, so the refusals above are ours."""
+    (tmp_path / "secret.wav").write_bytes(encoded())
+    (tmp_path / "clip.wav").write_bytes(b"ffconcat version 1.0\nfile secret.wav\n")
+    with av.open(str(tmp_path / "clip.wav")) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) == 16_000
+
+
+def test_decoders_are_handed_bytes_and_never_a_name(tmp_path, monkeypatch):
+    path = tmp_path / "clip.wav"
+    path.write_bytes(encoded())
+    handed = []
+    original = soundfile.SoundFile.__init__
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", lambda self, file, *a, **k: (handed.append(file), original(self, file, *a, **k))[1])
+    decode_audio(path)
+    original_open = av.open
+    monkeypatch.setattr(av, "open", lambda file, **k: (handed.append(file), original_open(file, **k))[1])
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="Cannot decode"):
+        decode_audio(path)
+    assert len(handed) == 3 and not any(isinstance(file, (str, os.PathLike)) or hasattr(file, "name") for file in handed)
+
+
+# ---------------------------------------------------------------------- what is read
+
+
+READ = {
+    "floats": TONE,
+    "float64": TONE.astype(np.float64),
+    "a list of floats": TONE.tolist(),
+    "int16": (TONE * 32768).astype(np.int16),
+    "int32": (TONE.astype(np.float64) * 2**31).astype(np.int32),
+    "uint8": np.round(TONE * 128 + 128).astype(np.uint8),
+    "a tensor": torch.from_numpy(TONE),
+    "a tensor of one channel": torch.from_numpy(TONE)[None],
+    "WAV": encoded(format="WAV", subtype="FLOAT"),
+    "WAV in a bytearray": bytearray(encoded()),
+    "WAV in a memoryview": memoryview(encoded()),
+    "WAV in BytesIO": io.BytesIO(encoded()),
+    "a WAV at its end": (lambda file: (file.seek(0, 2), file)[1])(io.BytesIO(encoded())),
+    "a row of samples": {"array": TONE, "sampling_rate": 16_000, "path": "x.wav"},
+    "a row of int16": {"array": (TONE * 32768).astype(np.int16), "sampling_rate": 16_000},
+    "a row of bytes": {"bytes": encoded(), "path": "/etc/hostname"},
+    "a row of raw": {"raw": TONE.tolist(), "sampling_rate": 16_000.0},
+    "a decoder, mono": decoder(torch.from_numpy(TONE)[None], 16_000),
+    "a decoder, stereo": decoder(torch.from_numpy(np.stack([TONE * 2, TONE * 0])), 16_000),
+    "a stereo WAV": encoded(np.stack([TONE * 2, TONE * 0], axis=1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", READ)
+def test_one_clip_is_the_same_samples_however_it_comes(given):
+    samples = read_audio(READ[given], 16_000)
+    assert samples.dtype == np.float32 and samples.shape == TONE.shape
+    assert np.abs(samples - TONE).max() < (0.01 if given == "uint8" else 1e-4)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16, np.int32, np.uint8])
+def test_integers_are_scaled_alike_at_any_rate(kind):
+    """int16 at another rate used to go through unscaled."""
+    scaled = {np.float32: TONE, np.int16: TONE * 32767, np.int32: TONE * (2**31 - 128), np.uint8: np.round(TONE * 127 + 128)}[kind].astype(kind)
+    for rate_hz in (8_000, 16_000, 44_100):
+        expected = read_audio({"array": TONE, "sampling_rate": rate_hz}, 16_000)
+        assert np.abs(read_audio({"array": scaled, "sampling_rate": rate_hz}, 16_000) - expected).max() < 0.02
+    processor = MasterASRProcessor.from_model(tiny_model())
+    values = processor(audio=scaled, sampling_rate=16_000).input_values
+    assert (values - processor(audio=TONE, sampling_rate=16_000).input_values).abs().max() < 0.05
+
+
+# ---------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize("kind", [{"format": "FLAC"}, {"format": "MP3"}, {"format": "OGG", "subtype": "VORBIS"}])
+def test_a_recording_beyond_the_limit_is_refused_while_it_is_decoded(kind, monkeypatch):
+    content = encoded(np.zeros((48_000 * 60, 2), np.float32), 48_000, **kind)
+    read, original = [], soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, *a, **k: (read.append(1), original(self, *a, **k))[1])
+    with pytest.raises(ValueError, match=r"bytes is longer than max_duration_s=12 \(0.00 h\). Cut it, or pass a larger max_duration_s"):
+        decode_audio(content, max_duration_s=12.0)
+    assert len(read) <= 3  # of 6 blocks
+    assert len(decode_audio(content)) == 16_000 * 60
+
+
+def test_memory_is_bounded_by_the_mono_result(tmp_path):
+    """A ten-minute stereo FLAC of silence at 48 kHz: 0.1 MB on disk, 230 MB as floats, 38 MB as the result."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "silence.flac"
+    with soundfile.SoundFile(path, "w", 48_000, 2) as file:
+        for _ in range(10):
+            file.write(np.zeros((48_000 * 60, 2), np.int16))
+    decode_audio(encoded(rate_hz=48_000))  # what the libraries themselves need
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ballast_kb = before_kb - rss_kb()  # what earlier tests peaked at, and gave back
+    assert len(decode_audio(path)) == 16_000 * 600
+    grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb
+    assert grown_kb + ballast_kb < 130_000 or ballast_kb > 100_000
+
+
+def rss_kb() -> int:
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+
+
+@pytest.fixture
+def server():
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            if self.path == "/clip.wav":
+                self.wfile.write(encoded())
+            while self.path == "/endless":
+                try:
+                    self.wfile.write(bytes(1000))
+                except OSError:
+                    return
+                time.sleep(0.01)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_downloads_end_by_time_and_by_size(server):
+    assert np.abs(read_audio(f"{server}/clip.wav", 16_000) - TONE).max() < 1e-4
+    with pytest.raises(ValueError, match=r"/clip.wav has more than max_download_bytes=999 bytes"):
+        read_audio(f"{server}/clip.wav", 16_000, max_download_bytes=999)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"/endless did not arrive within download_timeout_s=0.3"):
+        download(f"{server}/endless", timeout_s=0.3)
+    assert time.monotonic() - started < 5
+    with pytest.raises(OSError, match="Cannot download http://127.0.0.1:9/"):
+        download("http://127.0.0.1:9/x.wav", timeout_s=1)
+
+
+def test_a_recording_a_little_short_is_read_and_said(caplog):
+    content = LONG_MP3[: int(len(LONG_MP3) * 0.7)]
+    samples = decode_audio(content, name="a.mp3")
+    assert 12 < len(samples) / 16_000 < 16
+    assert "a.mp3 is damaged or cut short: only 1" in caplog.text and "of the 20.00 s that it declares" in caplog.text
+
+
+# ---------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model = tiny_model()
+    model.save_pretrained(folder)
+    MasterASRProcessor.from_model(model).save_pretrained(folder)
+    return folder
+
+
+def test_transcribe_does_the_rest_of_its_files_and_ends_with_1(saved, tmp_path, capsys):
+    good, odd, bad = tmp_path / "a.wav", os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.wav"), tmp_path / "b.wav"
+    for path in (good, odd):
+        with open(path, "wb") as file:
+            file.write(encoded(np.tile(TONE, 2)))
+    bad.write_bytes(b"not audio")
+    files = [str(bad), str(tmp_path / "none.wav"), str(good), odd]
+    assert transcribe.main([*files, "--model", str(saved), "--language", "en"]) == 1
+    said = capsys.readouterr()
+    assert [line.split("\t")[0] for line in said.out.splitlines()] == [str(good), str(tmp_path) + "/\\udcff\\udce9.wav"]
+    assert f"Cannot decode {bad}" in said.err and "No audio file at" in said.err and "2 of 4 files could not be read." in said.err
+    assert transcribe.main([str(good), odd, "--model", str(saved), "--language", "en", "--json"]) == 0
+
+
+@pytest.mark.parametrize("model, said", [
+    ("checkpoints/no-such-model", "No folder at checkpoints/no-such-model"),
+    ("./nothing", "No folder at ./nothing"),
+    ("owner/nothing", "No folder at owner/nothing, and the hub has no model of that name"),
+    ("{tmp}/empty", "holds no config.json, so it is no saved model"),
+    ("{tmp}/whisper", "is a plain 'whisper' model, not a Master-ASR one. .*--backbone"),
+])  # fmt: skip
+def test_a_model_that_is_none_is_said_at_once(model, said, tmp_path, capsys, hub):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "whisper").mkdir()
+    (tmp_path / "whisper/config.json").write_text('{"model_type": "whisper"}')
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as exit:
+        transcribe.main(["a.wav", "--model", model.format(tmp=tmp_path), "--language", "en"])
+    error = capsys.readouterr().err
+    assert exit.value.code == 1 and time.monotonic() - started < 10
+    assert re.search(said, error), error
+
+
+def test_a_language_that_the_model_lacks_is_said_before_any_recording_is_read(saved, capsys):
+    with pytest.raises(SystemExit):
+        transcribe.main(["missing.wav", "--model", str(saved), "--language", "sr"])
+    assert "No assembly for language 'sr'" in capsys.readouterr().err

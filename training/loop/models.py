@@ -1,0 +1,59 @@
+"""`--model` as it is meant: a folder is looked at before any hub is asked, and what is no Master-ASR model is said to be none."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx
+
+OUR_FOLDERS = ("checkpoints", "runs")  # what the documented commands write to: never the name of an owner on a hub
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+TIMEOUT_S = 10.0
+
+
+def resolve_model(id_or_path: str) -> str:
+    """Returns a Master-ASR model's folder or hub id, as `from_pretrained` takes it; a hub is asked once, for at most 10 s.
+
+    Raises:
+        FileNotFoundError: for a folder or hub id that is not there.
+        ConnectionError: if no hub answers.
+        ValueError: for a model of another kind.
+    """
+    folder = Path(id_or_path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            held = sorted(path.name for path in folder.iterdir())[:8]
+            raise FileNotFoundError(f"The folder {folder} holds no config.json, so it is no saved model. It holds {held or 'nothing'}.")
+        config, found = folder / "config.json", str(folder)
+    else:
+        first = Path(id_or_path).parts[:1]
+        if not HUB_ID.fullmatch(id_or_path) or first[0] in OUR_FOLDERS or ("/" in id_or_path and Path(first[0]).is_dir()):
+            raise FileNotFoundError(f"No folder at {id_or_path} (seen from {Path.cwd().name or '/'}). --model takes a folder or a hub id, owner/name.")
+        config, found = _hub_config(id_or_path), id_or_path
+    kind = json.loads(Path(config).read_text(encoding="utf-8")).get("model_type")
+    if kind != "master_asr":
+        raise ValueError(
+            f"{id_or_path} is a plain {kind!r} model, not a Master-ASR one. Make one on top of it: "
+            f"python -m training.train_multilingual --backbone {id_or_path} ..., or MasterASRForCTC.from_backbone({id_or_path!r}, languages=...)."
+        )
+    return found
+
+
+def _hub_config(repo_id: str) -> str:
+    """Path of a repo's config.json, from the cache if it is there."""
+    cached = try_to_load_from_cache(repo_id, "config.json")
+    if isinstance(cached, str):
+        return cached
+    try:
+        HfApi().model_info(repo_id, timeout=TIMEOUT_S)
+        return hf_hub_download(repo_id, "config.json")
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"No folder at {repo_id}, and the hub has no model of that name (or hides it from this token).") from error
+    except HfHubHTTPError as error:
+        raise FileNotFoundError(f"No folder at {repo_id}, and the hub answers: {str(error).splitlines()[0]}") from error
+    except (httpx.HTTPError, OSError) as error:
+        raise ConnectionError(f"No folder at {repo_id}, and no hub answers ({type(error).__name__}). Is the name right, and the network there?") from error
