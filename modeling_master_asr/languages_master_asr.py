@@ -78,7 +78,8 @@ class LanguageVerbs:
             if source is not None:
                 assembly.mapping.copy_(source.mapping)
             self._start_head(assembly.head, vocab, None if source is None else init)
-        self.assemblies[language] = assembly.to(device=self.device, dtype=self.dtype)
+        has_values = assembly.mapping.device.type != "meta"  # PEFT's low_cpu_mem_usage: the file's values follow
+        self.assemblies[language] = assembly.to(device=self.device if has_values else None, dtype=self.dtype)
         return assembly
 
     def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
