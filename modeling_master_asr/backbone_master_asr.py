@@ -139,6 +139,9 @@ def build_backbone(backbone_config, num_specialists: int, targets: Optional[list
             is_norm = type(child) is nn.LayerNorm and "feature_extractor" not in path
             if is_norm or (type(child) is nn.Linear and name in family.feed_forward):
                 setattr(parent, name, as_assembled(child))
+    if backbone_config.model_type == "wavlm":  # its attention reads the weights
+        for name, module in backbone.named_modules():
+            module.is_never_called = name.split(".")[-1] in ATTENTION_PROJ
     return backbone
 
 

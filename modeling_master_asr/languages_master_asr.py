@@ -180,6 +180,8 @@ class LanguageVerbs:
             NotImplementedError: for a backbone without a stock CTC class (Whisper).
         """
         assembly = self.assemblies[self.config.check_language(language)]
+        if any(hasattr(module, "base_layer") for module in self.master_asr.backbone.modules()):
+            raise ValueError("materialize bakes in no PEFT adapter of the encoder. Take it off first: model = peft_model.unload().")
         ctc_class = family_of(self.config.backbone_config).ctc_class
         if ctc_class is None:
             raise NotImplementedError(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Optional, Union
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import logging
 
@@ -20,6 +22,7 @@ from .artisan_master_asr import ArtisanLinear, assembled_as, checkpoint_contexts
 from .assembly_master_asr import (
     Assemblies,
     BankHead,
+    CharacterBank,
     LanguageAssembly,
     LowRank,
     Vectors,
@@ -40,11 +43,13 @@ from .hub_master_asr import HubVerbs
 from .languages_master_asr import LanguageVerbs
 from .masks_master_asr import MaskStore
 from .weights_master_asr import AssembledWeights, Layout
+from .wrapping_master_asr import may_wrap
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
     from .pipeline_master_asr import MasterASRPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
+register_module_module_registration_hook(may_wrap)
 
 Languages = Union[str, list[str], tuple[str, ...], None]
 
@@ -72,6 +77,9 @@ class MasterASRPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LanguageAssembly):
             module.reset_mapping()
+        elif isinstance(module, CharacterBank):
+            init.normal_(module.weight, std=0.02)
+            init.zeros_(module.bias)
         elif isinstance(module, BankHead):
             module.reset_rows()
         elif isinstance(module, (LowRank, Vectors)):
@@ -114,7 +122,7 @@ class MasterASRModel(MasterASRPreTrainedModel):
         self.backbone = build_backbone(config.backbone_config, config.num_specialists, config.artisan_targets)
         self.layout = Layout(self.backbone)
         hidden = hidden_size(config.backbone_config)
-        self.character_bank = nn.Linear(hidden, len(config.character_bank)) if config.character_bank else None
+        self.character_bank = CharacterBank(hidden, len(config.character_bank)) if config.character_bank else None
         self.assemblies = Assemblies()
         for language in config.languages:
             self.assemblies[language] = self._new_assembly(language)
@@ -124,7 +132,7 @@ class MasterASRModel(MasterASRPreTrainedModel):
         self.post_init()
 
     def _new_assembly(self, language: str) -> LanguageAssembly:
-        return LanguageAssembly(self.config, language, self.layout, hidden_size(self.config.backbone_config), self.character_bank)
+        return LanguageAssembly(self.config, language, self.layout, hidden_size(self.config.backbone_config), self)
 
     @property
     def artisan_layers(self) -> list[ArtisanLinear]:
