@@ -1,0 +1,53 @@
+"""PEFT's common suite on our models, with the assembly and with LoRA as the method. Run by `make test-peers`."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+from conftest import inputs_for, tiny_model, vocab
+from peft import LoraConfig
+from suites import suite
+from verdicts import verdict_of
+
+from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr.peft_assembly import AssemblyConfig
+
+common = suite("peft", "testing_common")
+common.hub_online_once = lambda model_id: nullcontext()  # the models are folders
+
+TESTS = [name for name in dir(common.PeftCommonTester) if name.startswith("_test_")]
+METHODS = {
+    "assembly": (AssemblyConfig, {"language": "es", "vocab": vocab("abñ"), "parts": ["mapping", "head", "specialist", "delta"], "rank": 2}),
+    "lora": (LoraConfig, {"target_modules": ["q_proj", "v_proj"], "r": 2, "init_lora_weights": False}),
+}
+
+
+class Peft(common.PeftCommonTester):
+    transformers_class = MasterASRForCTC
+
+    def prepare_inputs_for_testing(self):
+        return inputs_for(tiny_model(), lengths=(1600, 1600))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base")
+    model = tiny_model()
+    model.set_language("fr")
+    model.save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", TESTS)
+def test_peft(name, method, folder, request):
+    verdict, reason = verdict_of(name, "peft", f"peft {method}")
+    if verdict == "skip":
+        pytest.skip(reason)
+    if verdict == "open":
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    config_class, kwargs = METHODS[method]
+    getattr(Peft(), name)(folder, config_class, dict(kwargs))
