@@ -41,8 +41,9 @@ class AssemblyConfig(PeftConfig):
     Args:
         language: its code.
         vocab: `{token: id}`, so an adapter is complete by itself.
-        parts: "mapping" and "head", and optionally "specialist" and "delta".
+        parts: "mapping" and "head", and optionally "specialist", "delta", "scales" and "norms".
         rank: r of the low-rank parts.
+        targets: what a delta reaches: "attention", the Artisan layers, or "all", the feed-forward layers too.
         init: where the mapping starts: "random" or a loaded language's code.
         num_specialists, sparsity, fingerprint: of the base; filled in, and checked when the adapter is loaded.
     """
@@ -51,6 +52,7 @@ class AssemblyConfig(PeftConfig):
     vocab: Optional[dict] = None
     parts: list[str] = field(default_factory=lambda: ["mapping", "head"])
     rank: int = 8
+    targets: str = "attention"
     init: str = "random"
     num_specialists: Optional[int] = None
     sparsity: Optional[float] = None
@@ -176,7 +178,7 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         return iter(dict.fromkeys([*self.base_layer, *self.language_of.values()]))
 
     def __len__(self) -> int:
-        return len(self.keys())
+        return sum(1 for _ in self)
 
     def keys(self) -> list[str]:
         return list(self)
@@ -206,7 +208,8 @@ class AssemblyModel(BaseTuner):
         served = isinstance(model.assemblies, AssemblyAdapters) and model.assemblies._adapter_of(language) is not None
         earlier = entries.pop(language) if served else None
         try:
-            model.add_language(language, peft_config.vocab, init=init, parts=peft_config.parts, rank=peft_config.rank)
+            own_parts = {"parts": peft_config.parts, "rank": peft_config.rank, "targets": peft_config.targets}
+            model.add_language(language, peft_config.vocab, init=init, **own_parts)
         except Exception:
             if earlier is not None:
                 entries[language] = earlier
@@ -280,7 +283,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     language, state, facts = read_assembly(id_or_path, language, **hub_kwargs)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     check_base(facts, base.config, f"{id_or_path} ({language})")
-    config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"])
+    config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"))
     if isinstance(model, PeftModel):
         model.add_adapter(adapter_name or language, config)
     else:

@@ -14,7 +14,7 @@ from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
 
 ES, DE = vocab("abñ"), vocab("aäöüß")
-ALL = ["mapping", "head", "specialist", "delta"]
+ALL = ["mapping", "head", "specialist", "delta", "scales", "norms"]
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_adapters_with_different_alphabets_switch_mix_and_step_aside(base, tmp_p
 @torch.no_grad()
 def test_native_and_peft_forms_convert_bit_exactly_both_ways(base, tmp_path):
     native = load(base)
-    native.add_language("es", ES, parts=ALL, rank=2)
+    native.add_language("es", ES, parts=ALL, rank=2, targets="all")
     for p in native.assemblies["es"].parameters():
         p.add_(0.1 * torch.randn_like(p))
     native.save_assembly("es", tmp_path / "native")
@@ -130,7 +130,7 @@ def test_a_config_without_an_alphabet_is_refused():
 @torch.no_grad()
 def test_a_bfloat16_base_takes_float32_adapters(base, tmp_path):
     model = MasterASRForCTC.from_pretrained(base, dtype=torch.bfloat16)
-    model = get_peft_model(model, AssemblyConfig(language="es", vocab=ES, parts=ALL, rank=2))
+    model = get_peft_model(model, AssemblyConfig(language="es", vocab=ES, parts=ALL, rank=2, targets="all"))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     with torch.enable_grad():
         inputs = {name: value for name, value in inputs_for(model.get_base_model()).items()}
@@ -177,7 +177,7 @@ def test_an_adapter_loads_under_any_name(base, tmp_path, parts):
 
 @torch.no_grad()
 def test_an_adapter_loads_without_values_first(base, tmp_path):
-    model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES, parts=ALL, rank=2)).eval()
+    model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES, parts=ALL, rank=2, targets="all")).eval()
     model.save_pretrained(tmp_path / "peft")
     again = PeftModel.from_pretrained(load(base), tmp_path / "peft", low_cpu_mem_usage=True).eval()
     again.load_adapter(tmp_path / "peft", adapter_name="second", low_cpu_mem_usage=True)
@@ -210,7 +210,7 @@ def test_merging_says_why_not_and_what_instead(base):
 @torch.no_grad()
 def test_two_adapters_of_one_language_take_turns(base):
     model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES), adapter_name="one")
-    model.add_adapter("two", AssemblyConfig(language="es", vocab=DE, parts=ALL, rank=2))
+    model.add_adapter("two", AssemblyConfig(language="es", vocab=DE, parts=ALL, rank=2, targets="all"))
     model.eval()
     inputs = inputs_for(model.get_base_model())
     a = model(**inputs).logits

@@ -6,22 +6,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import inspect
+
 import pytest
+import torch
 from conftest import inputs_for, tiny_model, vocab
 from peft import LoraConfig
 from suites import suite
 from verdicts import verdict_of
 
 from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.peft_assembly import AssemblyConfig
 
 common = suite("peft", "testing_common")
 common.hub_online_once = lambda model_id: nullcontext()  # the models are folders
 
-TESTS = [name for name in dir(common.PeftCommonTester) if name.startswith("_test_")]
+MORE = {"dtype": torch.bfloat16, "use_reentrant": False, "raises_err": True, "safe_serialization": True}  # what some tests ask for
+TESTS = {  # helpers that take a model instead of a folder are no tests
+    name: [argument for argument in inspect.signature(test).parameters if argument in MORE]
+    for name, test in vars(common.PeftCommonTester).items()
+    if name.startswith("_test_") and "model_id" in inspect.signature(test).parameters
+}
 METHODS = {
-    "assembly": (AssemblyConfig, {"language": "es", "vocab": vocab("abñ"), "parts": ["mapping", "head", "specialist", "delta"], "rank": 2}),
-    "lora": (LoraConfig, {"target_modules": ["q_proj", "v_proj"], "r": 2, "init_lora_weights": False}),
+    "assembly": (AssemblyConfig, {"language": "es", "vocab": vocab("abcñ"), "parts": list(ALL_PARTS), "rank": 2, "targets": "all"}),
+    "lora": (LoraConfig, {"target_modules": ["q_proj", "v_proj"], "r": 8, "init_lora_weights": False}),
 }
 
 
@@ -50,4 +59,4 @@ def test_peft(name, method, folder, request):
     if verdict == "open":
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     config_class, kwargs = METHODS[method]
-    getattr(Peft(), name)(folder, config_class, dict(kwargs))
+    getattr(Peft(), name)(folder, config_class, dict(kwargs), **{argument: MORE[argument] for argument in TESTS[name]})
