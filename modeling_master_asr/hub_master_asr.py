@@ -71,7 +71,7 @@ class HubVerbs:
             )
         base = self.config.name_or_path or self.config.base_model or ""
         return {
-            "language": language, "vocab": entry["vocab"], "parts": entry["parts"], "rank": entry["rank"],
+            "language": language, "vocab": entry["vocab"], "parts": entry["parts"], "rank": entry["rank"], "targets": entry["targets"],
             "num_specialists": self.config.num_specialists, "sparsity": self.config.sparsity,
             "base": Path(base).name if Path(base).is_dir() else base,  # a published file names no folder of this machine
             "base_revision": getattr(self.config, "_commit_hash", None), "fingerprint": stored, **facts,
@@ -105,7 +105,7 @@ class HubVerbs:
         if language in self.config.assemblies:
             raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
         check_base(facts, self.config, f"{id_or_path} ({language})")
-        assembly = self.add_language(language, facts["vocab"], parts=facts["parts"], rank=facts["rank"])
+        assembly = self.add_language(language, facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"))
         try:
             assembly.load_state_dict(state)
         except RuntimeError as error:
