@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PRESET ?= best
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo demo-short test test-all lint
+.PHONY: test-peers setup demo demo-short test test-all lint
 
 setup: $(VENV)/.done
 
@@ -29,6 +29,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m ""
+
+test-peers: setup  # the common test suites of Transformers and PEFT on our classes: before every release
+	$(BIN)/python tests/peers/suites.py
+	$(BIN)/python -m pytest -q -m "" --timeout 300 -o filterwarnings= tests/peers/peers_transformers.py tests/peers/peers_peft.py
 
 lint: setup
 	$(BIN)/ruff check .

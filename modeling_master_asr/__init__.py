@@ -24,3 +24,8 @@ AutoConfig.register("master_asr", MasterASRConfig, exist_ok=True)
 AutoModel.register(MasterASRConfig, MasterASRModel, exist_ok=True)
 AutoModelForCTC.register(MasterASRConfig, MasterASRForCTC, exist_ok=True)
 AutoProcessor.register(MasterASRConfig, MasterASRProcessor, exist_ok=True)
+
+try:
+    from . import peft_assembly  # noqa: F401  # PEFT finds the method "ASSEMBLY" where PEFT is installed
+except ImportError:
+    pass

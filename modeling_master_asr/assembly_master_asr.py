@@ -26,22 +26,33 @@ FACTS = ("vocab", "parts", "rank", "num_specialists", "sparsity", "base", "finge
 MAPPING_STD = 0.01  # CHOICE: rows of T start undecided, close to the gates' threshold, half of the gates open
 
 
+class CharacterBank(nn.Module):
+    """The rows that heads share, `weight` `[characters, hidden]` and `bias`. Never called, so no `nn.Linear` that PEFT could adapt."""
+
+    def __init__(self, hidden: int, characters: int):
+        super().__init__()
+        # What languages own stays float32 when the model is made in half precision: T moves by less than bfloat16 can say.
+        linear = nn.Linear(hidden, characters, dtype=torch.float32)
+        self.weight, self.bias = linear.weight, linear.bias
+
+
 class BankHead(nn.Module):
     """A CTC head made of its alphabet's rows of the shared character bank."""
 
-    def __init__(self, bank: nn.Linear, rows: list[int]):
+    def __init__(self, model: nn.Module, rows: list[int]):
         super().__init__()
-        self._bank = (bank,)  # in a tuple, so not a submodule: the bank is the model's, not the language's
+        # The bank is the model's, not the language's: in a tuple, so not a submodule, and looked up, because PEFT may replace it.
+        self._model = (model,)
         self._row_ids = list(rows)
         self.register_buffer("rows", torch.tensor(rows, dtype=torch.long))
 
     @property
     def weight(self) -> torch.Tensor:
-        return self._bank[0].weight[self.rows]
+        return self._model[0].character_bank.weight[self.rows]
 
     @property
     def bias(self) -> torch.Tensor:
-        return self._bank[0].bias[self.rows]
+        return self._model[0].character_bank.bias[self.rows]
 
     def reset_rows(self) -> None:
         init.copy_(self.rows, torch.tensor(self._row_ids, device=self.rows.device))
@@ -131,7 +142,7 @@ class LanguageAssembly(nn.Module):
         specialist, delta, scales, norms: optional parts, see `PARTS`.
     """
 
-    def __init__(self, config: MasterASRConfig, language: str, layout, hidden: int, bank=None):
+    def __init__(self, config: MasterASRConfig, language: str, layout, hidden: int, model=None):
         super().__init__()
         entry = config.assemblies[language]
         self.parts, self.targets = tuple(entry["parts"]), entry["targets"]
@@ -141,7 +152,7 @@ class LanguageAssembly(nn.Module):
         if entry["shares_bank"]:
             row_of = {token: row for row, token in enumerate(config.character_bank)}
             tokens = sorted(entry["vocab"], key=entry["vocab"].get)
-            self.head = BankHead(bank, [row_of[token] for token in tokens])
+            self.head = BankHead(model, [row_of[token] for token in tokens])
         else:
             self.head = nn.Linear(hidden, len(entry["vocab"]))
 

@@ -46,6 +46,7 @@ class Family:
         layer_count_name: the config's number of encoder layers.
         front_end: modules of the backbone that make frames of audio: what `freeze_feature_encoder` freezes.
         fixed: modules of the backbone that never train.
+        never_called: linear layers whose attention reads their weights and never calls them: an adapter around one would be ignored.
         extraction: keywords of a feature extractor's call that keep a clip at its true length.
     """
 
@@ -58,6 +59,7 @@ class Family:
     layer_count_name: str = "num_hidden_layers"
     front_end: tuple[str, ...] = ("feature_extractor",)
     fixed: tuple[str, ...] = ()
+    never_called: tuple[str, ...] = ()
     extraction: dict = field(default_factory=dict)
     convolutions_see_padding: bool = False
 
@@ -172,7 +174,7 @@ class WhisperFamily(Family):
 FAMILIES = {
     "wav2vec2": Family(Wav2Vec2ForCTC),
     "hubert": Family(HubertForCTC),
-    "wavlm": Family(WavLMForCTC),
+    "wavlm": Family(WavLMForCTC, never_called=ATTENTION_PROJ),
     "wav2vec2-bert": Wav2Vec2BertFamily(Wav2Vec2BertForCTC),
     "wav2vec2-conformer": Family(Wav2Vec2ConformerForCTC, ATTENTION_LINEAR, convolutions_see_padding=True),
     "whisper": WhisperFamily(WhisperEncoderForCTC),

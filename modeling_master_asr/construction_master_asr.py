@@ -41,6 +41,9 @@ def build_backbone(backbone_config, num_specialists: int, targets: Optional[list
             is_norm = type(child) is nn.LayerNorm and not set(path.split(".")) & set(family.front_end)
             if is_norm or (type(child) is nn.Linear and name in family.feed_forward):
                 setattr(parent, name, as_assembled(child))
+    for name, module in backbone.named_modules():
+        if name.split(".")[-1] in family.never_called:
+            module.is_never_called = True
     return backbone
 
 

@@ -272,7 +272,7 @@ class HubMixin:
             wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
             check_base(facts, self.master_asr, source)
             assembly.load_state_dict(read_tensors(path, wanted, facts["vocab"], source), assign=True)
-            self.assemblies[language] = assembly.to(device=self.device, dtype=self.dtype)
+            self.assemblies[language] = assembly.to(device=self.device, dtype=torch.float32)
         return language
 
     def push_assembly_to_hub(

@@ -77,7 +77,8 @@ class LanguageMixin:
             if source is not None:
                 assembly.mapping.copy_(source.mapping)
             self._start_head(assembly.head, vocab, None if source is None else init)
-            self.assemblies[language] = assembly.to(self.device)
+            has_values = assembly.mapping.device.type != "meta"  # PEFT's low_cpu_mem_usage: the file's values follow
+            self.assemblies[language] = assembly.to(self.device) if has_values else assembly
         return assembly
 
     def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
@@ -187,6 +188,8 @@ class LanguageMixin:
             KeyError: if the language is not loaded.
         """
         assembly = self.assemblies[self.config.check_language(language)]
+        if any(hasattr(module, "base_layer") for module in self.master_asr.backbone.modules()):
+            raise ValueError("materialize bakes in no PEFT adapter of the encoder. Take it off first: model = peft_model.unload().")
         ctc_class = self.master_asr.family.ctc_class
         config = deepcopy(self.config.backbone_config)
         vocab = self.config.vocab(language)

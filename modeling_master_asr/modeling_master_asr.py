@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Optional, Union
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
@@ -21,6 +23,7 @@ from .artisan_master_asr import ArtisanLinear, assembled_as, checkpoint_contexts
 from .assembly_master_asr import (
     Assemblies,
     BankHead,
+    CharacterBank,
     LanguageAssembly,
     LowRank,
     Vectors,
@@ -33,11 +36,13 @@ from .hub_master_asr import HubMixin
 from .languages_master_asr import LanguageMixin
 from .masks_master_asr import MaskStore
 from .weights_master_asr import AssembledWeights, Layout
+from .wrapping_master_asr import may_wrap
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
     from .pipeline_master_asr import MasterASRPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
+register_module_module_registration_hook(may_wrap)
 
 Languages = Union[str, list[str], tuple[str, ...], None]
 
@@ -56,6 +61,9 @@ class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LanguageAssembly):
             module.reset_mapping()
+        elif isinstance(module, CharacterBank):
+            init.normal_(module.weight, std=0.02)
+            init.zeros_(module.bias)
         elif isinstance(module, BankHead):
             module.reset_rows()
         elif isinstance(module, (LowRank, Vectors)):
@@ -97,8 +105,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         self.backbone = build_backbone(config.backbone_config, config.num_specialists, config.artisan_targets)
         self.layout = Layout(self.backbone)
         hidden = self.family.hidden_size(config.backbone_config)
-        # What languages own stays float32 when the model is made in half precision: T moves by less than bfloat16 can say.
-        self.character_bank = nn.Linear(hidden, len(config.character_bank), dtype=torch.float32) if config.character_bank else None
+        self.character_bank = CharacterBank(hidden, len(config.character_bank)) if config.character_bank else None
         self.assemblies = Assemblies()
         for language in config.languages:
             self.assemblies[language] = self._new_assembly(language)
@@ -107,8 +114,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         self.post_init()
 
     def _new_assembly(self, language: str) -> LanguageAssembly:
-        hidden = self.family.hidden_size(self.config.backbone_config)
-        return LanguageAssembly(self.config, language, self.layout, hidden, self.character_bank).float()
+        return LanguageAssembly(self.config, language, self.layout, self.family.hidden_size(self.config.backbone_config), self).float()
 
     @property
     def artisan_layers(self) -> list[ArtisanLinear]:

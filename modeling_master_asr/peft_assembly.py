@@ -1,4 +1,4 @@
-"""The assembly as a PEFT method: an adapter is a language. Needs `peft`; nothing else imports this file.
+"""The assembly as a PEFT method: an adapter is a language. Needs `peft`; the package imports it where that is installed.
 
     from modeling_master_asr.peft_assembly import AssemblyConfig
     model = get_peft_model(model, AssemblyConfig(language="sr", vocab=vocab))
@@ -18,6 +18,7 @@ from torch import nn
 
 from .assembly_master_asr import Assemblies, LanguageAssembly, read_tensors
 from .base_master_asr import check_base
+from .configuration_master_asr import DEFAULT_PRESET, from_preset
 from .hub_master_asr import fetch_assembly
 
 
@@ -43,16 +44,20 @@ class AssemblyConfig(PeftConfig):
     Args:
         language: its code.
         vocab: `{token: id}`, so an adapter is complete by itself.
-        parts: "mapping" and "head", and optionally "specialist" and "delta".
+        preset: what it owns, as in `add_language`; parts, rank and targets override it.
+        parts: "mapping" and "head", and optionally "specialist", "delta", "scales" and "norms".
         rank: r of the low-rank parts.
+        targets: what a delta reaches: "attention", the Artisan layers, or "all", the feed-forward layers too.
         init: where the mapping starts: "random" or a loaded language's code.
         num_specialists, sparsity, fingerprint: of the base; filled in, and checked when the adapter is loaded.
     """
 
     language: Optional[str] = None
     vocab: Optional[dict] = None
-    parts: list[str] = field(default_factory=lambda: ["mapping", "head"])
-    rank: int = 8
+    preset: str = DEFAULT_PRESET
+    parts: Optional[list[str]] = None
+    rank: Optional[int] = None
+    targets: Optional[str] = None
     init: str = "random"
     num_specialists: Optional[int] = None
     sparsity: Optional[float] = None
@@ -64,36 +69,67 @@ class AssemblyConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = ASSEMBLY
         if not self.language or not self.vocab:
-            raise ValueError('AssemblyConfig needs language="xx" and its vocab={token: id}; training.loop.text.build_vocab makes one.')
+            raise ValueError('AssemblyConfig needs language="xx" and its vocab={token: id}; text_master_asr.build_vocab makes one.')
+        own = from_preset(self.preset, self.parts, self.rank, self.targets)
+        self.parts, self.rank, self.targets = list(own["parts"]), own["rank"], own["targets"]
+
+
+def _base_of(model) -> nn.Module:
+    """The `MasterASRForCTC` that PEFT hands over, bare or inside a `PeftModel`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not hasattr(base, "add_language"):
+        raise ValueError(f"AssemblyConfig adds a language to a MasterASRForCTC; got a {type(base).__name__}.")
+    return base
+
+
+def _facts_of(model) -> dict:
+    """What an adapter of `model` says of its base."""
+    stored = model.master_asr.stored_fingerprint()
+    if stored is None:
+        raise ValueError("The base was never saved, or has been trained since. Save it first: model.save_pretrained(folder).")
+    return {"num_specialists": model.config.num_specialists, "sparsity": model.config.sparsity, "fingerprint": stored}
 
 
 class AssemblyAdapters(nn.Module, BaseTunerLayer):
     """The model's `assemblies`, with those that PEFT owns beside the base's own; reads like `Assemblies`."""
 
     adapter_layer_names = ("assembly_adapter",)
-    other_param_names = ("language_of",)
+    other_param_names = ("language_of", "entry_of")
 
     def __init__(self, base_layer: Assemblies, config):
         super().__init__()
         self.base_layer = base_layer
         self.assembly_adapter = nn.ModuleDict()  # adapter name -> LanguageAssembly
-        self.language_of: dict[str, str] = {}
+        self.language_of: dict[str, str] = {}  # adapter name -> code; several adapters may be of one language
+        self.entry_of: dict[str, dict] = {}  # adapter name -> its entry in `config.assemblies`
         self._config, self._base_default = config, config.default_language
         self._active_adapter, self._disable_adapters, self.merged_adapters = [], False, []
 
     def adopt(self, adapter_name: str, language: str, inference_mode: bool) -> None:
         """Takes `language`, just added to the base's assemblies, over as an adapter."""
-        self.assembly_adapter[adapter_name] = self.base_layer[language]
+        assembly = self.base_layer[language]
+        self.assembly_adapter[adapter_name] = assembly
         del self.base_layer[language]
-        self.language_of[adapter_name] = language
+        self.language_of[adapter_name], self.entry_of[adapter_name] = language, self._config.assemblies[language]
         self.set_adapter(self._active_adapter or [adapter_name], inference_mode=inference_mode)
+
+    def step_out(self) -> Assemblies:
+        """The base's own assemblies, the config as it was before the first adapter."""
+        for language in self.language_of.values():
+            self._config.assemblies.pop(language, None)
+        self._config.default_language = self._base_default
+        return self.base_layer
 
     # ------------------------------------------------------------------ as PEFT sees it
 
     def set_adapter(self, adapter_names, inference_mode: bool = False) -> None:
         """Makes one adapter's language the one of calls that name none."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if len(names) != 1:
+        if len(names) > 1:
             raise ValueError(f"A call has one default language; got the adapters {names}. Pass language=[...] for a mixed batch.")
         super().set_adapter(names, inference_mode=inference_mode)
         self._follow()
@@ -105,10 +141,14 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         language = self.language_of[adapter_name]
         super().delete_adapter(adapter_name)
-        del self._config.assemblies[language]
+        if self._adapter_of(language) is None:
+            del self._config.assemblies[language]
         self._follow()
 
     def _follow(self) -> None:
+        """The config says what the active adapter says: its language by default, and its alphabet and parts."""
+        for language in set(self.language_of.values()):
+            self._config.assemblies[language] = self.entry_of[self._adapter_of(language)]
         active = [name for name in self.active_adapters if name in self.language_of]
         use = active and not self.disable_adapters
         self._config.default_language = self.language_of[active[0]] if use else self._base_default
@@ -116,7 +156,9 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
     # ------------------------------------------------------------------ as the model sees it
 
     def _adapter_of(self, language: object) -> Optional[str]:
-        return next((name for name, code in self.language_of.items() if code == language), None)
+        """The adapter that serves `language`: the active one, else the first."""
+        names = [name for name, code in self.language_of.items() if code == language]
+        return next((name for name in names if name in self.active_adapters), names[0] if names else None)
 
     def __getitem__(self, language: str) -> LanguageAssembly:
         adapter = self._adapter_of(language)
@@ -134,10 +176,10 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         return self._adapter_of(language) is not None or language in self.base_layer
 
     def __iter__(self):
-        return iter([*self.base_layer, *self.language_of.values()])
+        return iter(dict.fromkeys([*self.base_layer, *self.language_of.values()]))
 
     def __len__(self) -> int:
-        return len(self.base_layer) + len(self.language_of)
+        return sum(1 for _ in self)
 
     def keys(self) -> list[str]:
         return list(self)
@@ -156,23 +198,48 @@ class AssemblyModel(BaseTuner):
     tuner_layer_cls = AssemblyAdapters
     target_module_mapping = {"master_asr": ["assemblies"]}
 
-    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key=None, **kwargs) -> None:
-        model = self.model
-        stored = model.master_asr.stored_fingerprint()
-        if stored is None:
-            raise ValueError("The base was never saved, or has been trained since. Save it first: model.save_pretrained(folder).")
-        own = {"num_specialists": model.config.num_specialists, "sparsity": model.config.sparsity, "fingerprint": stored}
+    def _add_language(self, peft_config, model) -> None:
+        own = _facts_of(model)
         if peft_config.fingerprint is not None:
             found = {name: getattr(peft_config, name) for name in own}
             check_base({**found, "base": peft_config.base_model_name_or_path}, model.master_asr, f"The adapter of {peft_config.language!r}")
+        language, init, entries = peft_config.language, peft_config.init, model.config.assemblies
+        if peft_config.fingerprint is not None and init not in entries:
+            init = "random"  # an adapter from a file: its values follow
+        served = isinstance(model.assemblies, AssemblyAdapters) and model.assemblies._adapter_of(language) is not None
+        earlier = entries.pop(language) if served else None
+        try:
+            own_parts = {"parts": peft_config.parts, "rank": peft_config.rank, "targets": peft_config.targets}
+            model.add_language(language, peft_config.vocab, init=init, **own_parts)
+        except Exception:
+            if earlier is not None:
+                entries[language] = earlier
+            raise
         for name, value in own.items():
             setattr(peft_config, name, value)
+
+    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key=None, **kwargs) -> None:
+        model = _base_of(self.model)
+        self._add_language(peft_config, model)
         if not isinstance(target, AssemblyAdapters):
             target = AssemblyAdapters(target, model.config)
             setattr(parent, target_name, target)
-        init = peft_config.init if peft_config.init in model.config.assemblies else "random"
-        model.add_language(peft_config.language, peft_config.vocab, init=init, parts=peft_config.parts, rank=peft_config.rank)
         target.adopt(adapter_name, peft_config.language, inference_mode=peft_config.inference_mode)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """A file does not say under which name its adapter was trained: PEFT looks for it at a key's end, ours are deeper."""
+        return key.replace(f".assembly_adapter.{adapter_name}.", ".assembly_adapter.", 1)
+
+    def _replace_module(self, parent, child_name, new_module, child) -> None:
+        setattr(parent, child_name, child.step_out())
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(
+            "An assembly is one language's way of reading weights that all languages share, so it has no weights to merge into "
+            "them. peft_model.get_base_model().materialize(language) gives a plain model of one language with its weights baked "
+            "in; unload() gives the base without its adapters."
+        )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args, **kwargs):
@@ -188,6 +255,9 @@ class AssemblyModel(BaseTuner):
         if "__base__" in names and layer._base_default is None:
             raise ValueError('"__base__" names no language: model.set_language(...) before get_peft_model, or pass language=[...].')
         languages = [layer.language_of.get(name, layer._base_default) for name in names]
+        hidden = sorted({name for name in names if name != "__base__" and layer._adapter_of(layer.language_of[name]) != name})
+        if hidden:
+            raise ValueError(f"The adapters {hidden} are of a language that another adapter serves: set_adapter(...) tells which one does.")
         hook = self.model.register_forward_pre_hook(
             lambda module, a, k: (a, {**{n: v for n, v in k.items() if n != "adapter_names"}, "language": languages}), with_kwargs=True
         )
@@ -215,7 +285,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     source = f"{id_or_path} ({language})"
     check_base(facts, base.master_asr, source)
-    config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"])
+    config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"))
     if isinstance(model, PeftModel):
         model.add_adapter(adapter_name or language, config)
     else:

@@ -1,15 +1,20 @@
 """The assembly as a PEFT method."""
 
+import copy
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import VOCABS, inputs_for, tiny_model, vocab
-from peft import PeftModel, get_peft_model
+from conftest import FAMILIES, VOCABS, inputs_for, tiny_model, vocab
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, VeraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
 
 ES, DE = vocab("abñ"), vocab("aäöüß")
-ALL = ["mapping", "head", "specialist", "delta"]
+ALL = ["mapping", "head", "specialist", "delta", "scales", "norms"]
 
 
 @pytest.fixture
@@ -120,3 +125,234 @@ def test_an_adapter_travels_over_http(hub, base, tmp_path):
 def test_a_config_without_an_alphabet_is_refused():
     with pytest.raises(ValueError, match='needs language="xx" and its vocab'):
         AssemblyConfig(language="es")
+
+
+@torch.no_grad()
+def test_a_bfloat16_base_takes_float32_adapters(base, tmp_path):
+    model = MasterASRForCTC.from_pretrained(base, dtype=torch.bfloat16)
+    model = get_peft_model(model, AssemblyConfig(language="es", vocab=ES, parts=ALL, rank=2, targets="all"))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    with torch.enable_grad():
+        inputs = {name: value for name, value in inputs_for(model.get_base_model()).items()}
+        inputs["input_values"] = inputs["input_values"].bfloat16()
+        model.train()(**inputs, labels=torch.tensor([[3, 4], [5, 3]])).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    model.eval().save_pretrained(tmp_path / "peft")
+    again = PeftModel.from_pretrained(MasterASRForCTC.from_pretrained(base, dtype=torch.bfloat16), tmp_path / "peft").eval()
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_the_last_adapter_can_go_and_unload_gives_the_base_back(base):
+    plain = load(base)
+    plain.set_language("fr")
+    inputs = inputs_for(plain)
+    expected, state = plain(**inputs).logits, plain.state_dict()
+    for leave in ("delete_adapter", "unload"):
+        own = load(base)
+        own.set_language("fr")
+        model = get_peft_model(own, AssemblyConfig(language="es", vocab=ES)).eval()
+        if leave == "unload":
+            model = model.unload()
+            assert model.state_dict().keys() == state.keys()
+            model.add_language("es", ES)  # nothing of the adapter is left
+            model.remove_language("es")
+        else:
+            model.delete_adapter("default")
+            model = model.base_model  # PeftModel's own call wants an adapter
+        assert own.languages == plain.languages and own.config.to_dict() == plain.config.to_dict()
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parts", [["mapping", "head"], ALL])
+def test_an_adapter_loads_under_any_name(base, tmp_path, parts):
+    model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES, parts=parts, rank=2), adapter_name="mine").eval()
+    model.save_pretrained(tmp_path / "peft")
+    assert not any("mine" in key for key in load_file(tmp_path / "peft" / "mine" / "adapter_model.safetensors"))
+    again = PeftModel.from_pretrained(load(base), tmp_path / "peft" / "mine", adapter_name="yours").eval()
+    inputs = inputs_for(model.get_base_model())
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_an_adapter_loads_without_values_first(base, tmp_path):
+    model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES, parts=ALL, rank=2, targets="all")).eval()
+    model.save_pretrained(tmp_path / "peft")
+    again = PeftModel.from_pretrained(load(base), tmp_path / "peft", low_cpu_mem_usage=True).eval()
+    again.load_adapter(tmp_path / "peft", adapter_name="second", low_cpu_mem_usage=True)
+    inputs = inputs_for(model.get_base_model())
+    for name in ("default", "second"):
+        again.set_adapter(name)
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_importing_the_package_is_enough_to_load_an_adapter(base, tmp_path):
+    get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES)).save_pretrained(tmp_path / "peft")
+    code = (
+        "import sys; from modeling_master_asr import MasterASRForCTC; from peft import PeftModel; "
+        "print(PeftModel.from_pretrained(MasterASRForCTC.from_pretrained(sys.argv[1]), sys.argv[2]).get_base_model().languages)"
+    )
+    run = [sys.executable, "-c", code, str(base), str(tmp_path / "peft")]
+    assert "'es'" in subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    without = "import sys; sys.modules['peft'] = None; import modeling_master_asr; print(modeling_master_asr.MasterASRForCTC.__name__)"
+    assert subprocess.run([sys.executable, "-c", without], check=True, capture_output=True, text=True).stdout == "MasterASRForCTC\n"
+
+
+def test_merging_says_why_not_and_what_instead(base):
+    model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES))
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(NotImplementedError, match=r"no weights to merge .*materialize\(language\)"):
+            merge()
+    model.get_base_model().materialize("es")
+
+
+@torch.no_grad()
+def test_two_adapters_of_one_language_take_turns(base):
+    model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES), adapter_name="one")
+    model.add_adapter("two", AssemblyConfig(language="es", vocab=DE, parts=ALL, rank=2, targets="all"))
+    model.eval()
+    inputs = inputs_for(model.get_base_model())
+    a = model(**inputs).logits
+    model.set_adapter("two")
+    b = model(**inputs, language="es").logits
+    assert (a.shape[-1], b.shape[-1]) == (len(ES), len(DE))
+    with pytest.raises(ValueError, match=r"\['one'\] are of a language that another adapter serves"):
+        model(**inputs, adapter_names=["one", "two"])
+    model.delete_adapter("two")
+    assert torch.equal(model(**inputs, language="es").logits, a)
+
+
+def test_what_cannot_take_an_adapter_is_refused(base):
+    with pytest.raises(ValueError, match="adds a language to a MasterASRForCTC; got a MasterASRModel"):
+        get_peft_model(load(base).master_asr, AssemblyConfig(language="es", vocab=ES))
+    with pytest.raises(KeyError, match="No assembly for language 'frr'"):
+        get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES, init="frr"))
+    with pytest.raises(ValueError, match="'fr' is already there"):
+        get_peft_model(load(base), AssemblyConfig(language="fr", vocab=ES))
+
+
+def adapted(family="wav2vec2", targets=("q_proj", "v_proj"), **kwargs):
+    torch.manual_seed(0)
+    return get_peft_model(tiny_model(family), LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets), r=2, **kwargs))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("safe", [False, True])
+def test_an_adapter_on_artisan_layers_is_right_unmerged_and_refuses_to_merge(tmp_path, safe):
+    model = adapted(init_lora_weights=False).eval()
+    inputs = inputs_for(model.get_base_model())
+    by_hand = tiny_model()
+    for name, layer in by_hand.named_modules():  # W_l x + B A x
+        if name.endswith(("q_proj", "v_proj")):
+            change = model.get_base_model().get_submodule(name).get_delta_weight("default")
+            layer.register_forward_hook(lambda m, x, y, change=change: y + torch.nn.functional.linear(x[0], change))
+    expected = model(**inputs, language="fr").logits
+    torch.testing.assert_close(expected, by_hand(**inputs, language="fr").logits, atol=1e-5, rtol=0)
+    model.save_pretrained(tmp_path / "lora")
+    for again in (model, copy.deepcopy(model), PeftModel.from_pretrained(tiny_model(), tmp_path / "lora").eval()):
+        for merge in (lambda m: m.merge_and_unload(safe_merge=safe), lambda m: m.merge_adapter(safe_merge=safe)):
+            with pytest.raises(NotImplementedError, match=r"\(W \+ BA\) \* B is not W \* B \+ BA"):
+                merge(again)
+        assert torch.equal(again(**inputs, language="fr").logits, expected)
+    with model.disable_adapter():
+        assert torch.equal(model(**inputs, language="fr").logits, tiny_model()(**inputs, language="fr").logits)
+    assert torch.equal(model.unload()(**inputs, language="fr").logits, tiny_model()(**inputs, language="fr").logits)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj"], r=2, use_dora=True),
+        LoHaConfig(target_modules=["q_proj"], r=2),
+        LoKrConfig(target_modules=["q_proj"], r=2),
+        OFTConfig(target_modules=["q_proj"], r=0, oft_block_size=4),
+        VeraConfig(target_modules=["q_proj"], r=2),
+        IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_every_method_of_peft_refuses_to_merge_into_artisan_layers(config):
+    model = get_peft_model(tiny_model(), config)
+    with pytest.raises(NotImplementedError, match="cannot be merged: every language masks W"):
+        model.merge_and_unload()
+
+
+def test_first_values_that_are_taken_out_of_w_are_refused():
+    with pytest.raises(NotImplementedError, match="init_lora_weights=True"):
+        adapted(init_lora_weights="pissa")
+
+
+@torch.no_grad()
+def test_a_refused_merge_leaves_every_layer_as_it_was():
+    model = adapted(targets="all-linear", init_lora_weights=False).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(NotImplementedError, match="cannot be merged"):
+        copied = copy.deepcopy(model)
+        copied.merge_and_unload()
+    assert copied.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in copied.state_dict().items())
+    with pytest.raises(ValueError, match="materialize bakes in no PEFT adapter"):
+        model.get_base_model().materialize("fr")
+    assert model.unload().materialize("fr") is not None
+
+
+@torch.no_grad()
+def test_an_adapter_off_the_artisan_layers_merges():
+    model = adapted(targets=["intermediate_dense", "output_dense"], init_lora_weights=False).eval()
+    inputs = inputs_for(model.get_base_model())
+    expected = model(**inputs, language="fr").logits
+    torch.testing.assert_close(model.merge_and_unload()(**inputs, language="fr").logits, expected, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_on_layers_whose_rows_a_language_scales_refuses_to_merge():
+    base = tiny_model()
+    base.add_language("es", ES, parts=["mapping", "head", "scales"])
+    model = get_peft_model(base, LoraConfig(target_modules=["output_dense"], r=2))
+    with pytest.raises(NotImplementedError, match=r"\['es'\] scale the rows"):
+        model.merge_and_unload()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_has_no_dead_adapter(family):
+    kwargs = {}
+    if family == "wavlm":
+        with pytest.raises(ValueError, match="WavLM's attention reads the weights of q_proj.* silently ignored.*exclude_modules"):
+            adapted(family, "all-linear")
+        kwargs["exclude_modules"] = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    model = adapted(family, "all-linear", init_lora_weights=False, **kwargs).train()
+    model(**inputs_for(model.get_base_model()), language="fr", labels=torch.tensor([[3, 4], [5, 3]])).loss.backward()
+    dead = [name for name, p in model.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.any())]
+    assert not dead and any(p.requires_grad for p in model.parameters())
+
+
+def test_the_character_bank_trains_as_a_module_to_save(tmp_path):
+    model = adapted(modules_to_save=["character_bank"])
+    inputs = train_a_little(model, "fr")
+    bank = model.get_base_model().master_asr.character_bank
+    assert not torch.equal(bank.modules_to_save["default"].weight, bank.original_module.weight)
+    model.eval().save_pretrained(tmp_path / "lora")
+    again = PeftModel.from_pretrained(tiny_model(), tmp_path / "lora").eval()
+    with torch.no_grad():
+        expected = model(**inputs, language="fr").logits
+        assert torch.equal(again(**inputs, language="fr").logits, expected)
+        with model.disable_adapter():
+            assert torch.equal(model(**inputs, language="fr").logits, tiny_model()(**inputs, language="fr").logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("head", "no weights of its own. Train the bank"), ("q_proj", "masks, deltas, scales"), ("output_dense", "masks, deltas, scales"), ("lang_fr", "AssemblyConfig")],
+)
+def test_what_a_copy_cannot_train_is_refused(name, words):
+    with pytest.raises(ValueError, match=f"modules_to_save cannot copy a .*{words}"):
+        adapted(targets=["k_proj"], modules_to_save=[name])
+
+
+def test_a_language_s_own_head_trains_as_a_module_to_save():
+    base = tiny_model()
+    base.add_language("es", ES)
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lang_es.head"]))
+    train_a_little(model, "es")
+    head = base.assemblies["es"].head
+    assert not torch.equal(head.modules_to_save["default"].weight, head.original_module.weight)

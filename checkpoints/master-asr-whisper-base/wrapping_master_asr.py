@@ -1,0 +1,1 @@
+../../modeling_master_asr/wrapping_master_asr.py

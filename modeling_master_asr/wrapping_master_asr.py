@@ -1,0 +1,84 @@
+"""What others (PEFT) may put around our modules. What would be silently wrong later is refused when it is tried.
+
+PEFT keeps the layer it adapts as `base_layer` of a wrapper, a module that is trained as a whole as `original_module`, and the
+whole model as `model`; PyTorch tells of every module that becomes part of another.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from .artisan_master_asr import ArtisanLinear, AssembledLinear
+from .assembly_master_asr import BankHead, LanguageAssembly
+
+INSTEAD = (
+    "A low-rank change that one language owns, and that is merged when its weight is assembled, is a part of ours: "
+    'parts=("mapping", "head", "delta"). Or take model.materialize(language) first and adapt that plain model.'
+)
+REWRITES_W = ("pissa_init", "corda_init", "olora_init", "loftq_init", "lora_ga_init")  # first values that PEFT takes out of W
+
+
+def _refuse_merge(*args, **kwargs) -> None:
+    raise NotImplementedError(
+        "An adapter on Artisan layers cannot be merged: every language masks W, and (W + BA) * B is not W * B + BA. "
+        f"Leave it unmerged: forward, training, saving and loading are right. {INSTEAD}"
+    )
+
+
+def _check_merge_allowed(tuner: nn.Module) -> None:
+    """Before the first layer is merged: a refusal half way would leave half of the adapter in the base."""
+    adapted = [module.base_layer for module in tuner.model.modules() if isinstance(getattr(module, "base_layer", None), AssembledLinear)]
+    if any(isinstance(layer, ArtisanLinear) for layer in adapted):
+        _refuse_merge()
+    scaled = [code for code, entry in tuner.model.config.assemblies.items() if "scales" in entry["parts"]]
+    if adapted and scaled:
+        raise NotImplementedError(
+            f"The languages {scaled} scale the rows of these layers, and s * (W + BA) is not s * W + BA. Leave the adapter unmerged, "
+            f"or remove these languages first. {INSTEAD}"
+        )
+    type(tuner)._check_merge_allowed(tuner)
+
+
+def _refuse_rewrite(*args, **kwargs) -> None:
+    raise NotImplementedError(
+        "This init_lora_weights takes a part out of W, which every language masks: the adapter would not put it back. "
+        f"Use init_lora_weights=True. {INSTEAD}"
+    )
+
+
+def _refuse_copy(module: nn.Module) -> None:
+    what = {
+        AssembledLinear: "What languages own of this layer (masks, deltas, scales) belongs to the layer itself, not to a copy. "
+        "Adapt it with target_modules, or train it in place: requires_grad_ on its weight.",
+        BankHead: 'A head that shares the character bank has no weights of its own. Train the bank: modules_to_save=["character_bank"]; '
+        'or one language\'s own head: modules_to_save=["lang_es.head"].',
+        LanguageAssembly: "A language is an adapter already: get_peft_model(model, AssemblyConfig(language=..., vocab=...)), "
+        "or model.freeze_except(language) and model.save_assembly(...).",
+    }
+    for kind, words in what.items():
+        if isinstance(module, kind):
+            raise ValueError(f"modules_to_save cannot copy a {type(module).__name__}. {words}")
+
+
+def may_wrap(wrapper: nn.Module, name: str, module) -> None:
+    """Called before `module` becomes `wrapper.name`, for every module of the process.
+
+    Raises:
+        ValueError: for what would train nothing, or be ignored.
+    """
+    if name == "model" and hasattr(type(wrapper), "_check_merge_allowed") and getattr(module, "base_model_prefix", "") == "master_asr":
+        wrapper._check_merge_allowed = partial(_check_merge_allowed, wrapper)
+    elif name == "original_module":
+        _refuse_copy(module)
+    elif name == "base_layer" and getattr(module, "is_never_called", False):
+        raise ValueError(
+            "WavLM's attention reads the weights of q_proj, k_proj, v_proj and out_proj and never calls these layers: an adapter "
+            'on them would be silently ignored. Name others, e.g. target_modules=["intermediate_dense", "output_dense"], or '
+            f'exclude_modules=["q_proj", "k_proj", "v_proj", "out_proj"] with "all-linear". {INSTEAD}'
+        )
+    elif name == "base_layer" and isinstance(module, ArtisanLinear):
+        for verb in ("merge", *REWRITES_W):
+            if hasattr(type(wrapper), verb):
+                setattr(wrapper, verb, _refuse_merge if verb == "merge" else _refuse_rewrite)
