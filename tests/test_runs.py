@@ -41,12 +41,10 @@ def run_stage_2(corpus, base, out, *extra, manifest=None):  # noqa: F811
     return json.loads((out / "run.json").read_text())
 
 
-def manifest_with(corpus, path, change) -> Path:  # noqa: F811
-    """The corpus with other lines: `change(line)` returns a line, or None to leave it out."""
+def manifest_with(corpus, name, change) -> Path:  # noqa: F811
+    """A second manifest beside the corpus's own: `change(line)` returns a line, or None to leave it out."""
     lines = [change(json.loads(line)) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
-    for line in lines:
-        if line and not Path(line["audio"]).is_absolute():
-            line["audio"] = str(corpus / line["audio"])
+    path = corpus / f"{name}.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines if line))
     return path
 
@@ -136,10 +134,10 @@ def test_a_vanished_clip_is_named(corpus, base, tmp_path):  # noqa: F811
     def change(line):
         return None if line["audio"] == "en-train-3.wav" else line
 
-    manifest_with(corpus, tmp_path / "manifest.jsonl", change)
+    manifest = manifest_with(corpus, tmp_path.name, change)
     shutil.copytree(base.parent / "checkpoint-00000004", tmp_path / "out/checkpoint-00000004")
     with pytest.raises(ValueError, match=r"1 are gone \['en-train-3.wav \(train, en, 0.9 s\): ab ba'\], 0 are new"):
-        run_stage_1(corpus, tmp_path / "out", "--resume", "--data", str(tmp_path / "manifest.jsonl"))
+        run_stage_1(corpus, tmp_path / "out", "--resume", "--data", str(manifest))
 
 
 def test_resuming_before_the_first_checkpoint_starts_afresh_and_says_so(corpus, base, tmp_path, capsys):  # noqa: F811
@@ -232,20 +230,20 @@ def test_what_was_trained_is_saved_before_it_is_tested_and_resume_only_tests(cor
 
 def spoil_test_clips(corpus, tmp_path, count, missing=False) -> Path:  # noqa: F811
     """The corpus with its first `count` Spanish and French test clips unreadable, or not there."""
-    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    (corpus / "broken.wav").write_bytes(b"no audio")
 
     def change(line):
         name = line["audio"]
         if any(name == f"{code}-test-{i}.wav" for code in ("es", "fr") for i in range(count)):
-            return None if missing else {**line, "audio": str(tmp_path / "broken.wav")}
+            return None if missing else {**line, "audio": "broken.wav"}
         return line
 
-    return manifest_with(corpus, tmp_path / "manifest.jsonl", change)
+    return manifest_with(corpus, tmp_path.name, change)
 
 
 def test_test_clips_that_cannot_be_read_cost_themselves_alone(corpus, base, tmp_path):  # noqa: F811
     test = run_stage_2(corpus, base, tmp_path / "one", manifest=spoil_test_clips(corpus, tmp_path, 1))["test"]
-    assert test["left_out"] == [str(tmp_path / "broken.wav")] and set(test["languages"]) == {"es"}
+    assert test["left_out"] == [str(corpus / "broken.wav")] and set(test["languages"]) == {"es"}
 
 
 @pytest.mark.parametrize("missing", [False, True])
