@@ -362,7 +362,7 @@ def test_watching_is_of_the_languages_that_train_however_many_others_there_are()
 def test_stage_2_watches_its_own_language(corpus, base, tmp_path):  # noqa: F811
     log = run_stage_2(corpus, base, tmp_path, "--parts", "mapping", "head")["log"]
     mapping = MasterASRForCTC.from_pretrained(base, assemblies=[str(tmp_path / "assembly")]).assemblies["es"].mapping
-    assert log["mapping"]["4"]["std_of_T"] == pytest.approx(float(mapping.detach().std()), rel=1e-5)
+    assert log["mapping"]["4"]["std_of_T"] == pytest.approx(float(mapping.detach().std()), rel=1e-3)  # the file holds halves
 
 
 # ---- the nearest language
