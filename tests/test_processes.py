@@ -10,34 +10,52 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from test_trainer import by_trainer
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
+from training import adapt_language, train_multilingual
 from training.loop import steps
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
-ONE = [sys.executable, "-m"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def launch(launcher, module, *options):
-    done = subprocess.run([*launcher, str(module), *map(str, options)], env=ENV, cwd=ROOT, capture_output=True, text=True)
+def two(*command) -> subprocess.CompletedProcess:
+    """A module (`-m`, name) or script with its options, in two processes."""
+    done = subprocess.run([*TWO, *map(str, command)], env=ENV, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
-def stage_1(out, corpus) -> list:  # noqa: F811
+def one(main, *options) -> None:
+    """A command in this process, with an Accelerate that knows nothing of other tests."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        main([str(option) for option in options])
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def stage_1(corpus, out) -> list:  # noqa: F811
     return [
-        "training.train_multilingual", "--data", corpus / "manifest.jsonl", "--out", out, "--backbone", corpus / "backbone", "--languages",
-        "en", "fr", "--steps", "10", "--batch_s", "1.5", "--evaluate_every", "5", "--beta", "2", "--gamma", "3", "--learning_rate", "1e-3",
+        "--data", corpus / "manifest.jsonl", "--out", out, "--backbone", corpus / "backbone", "--languages", "en", "fr", "--steps", "10",
+        "--batch_s", "1.5", "--evaluate_every", "5", "--beta", "2", "--gamma", "3", "--learning_rate", "1e-3",
     ]  # fmt: skip
 
 
-def run(launcher, out, corpus, *extra):  # noqa: F811
-    launch(launcher, *stage_1(out, corpus), *extra)
+def run(processes, out, corpus, *extra):  # noqa: F811
+    """Final weights of stage 1."""
+    options = [*stage_1(corpus, out), *extra]
+    if processes == 1:
+        one(train_multilingual.main, *options)
+    else:
+        two("-m", "training.train_multilingual", *options)
     return MasterASRForCTC.from_pretrained(out / "model").state_dict()
 
 
@@ -45,8 +63,8 @@ def run(launcher, out, corpus, *extra):  # noqa: F811
 def ends(corpus, tmp_path_factory):  # noqa: F811
     """Folder and final weights of one run as one process, as two, and as two that share the weights."""
     out = tmp_path_factory.mktemp("ends")
-    runs = {"one": (ONE, "--gradient_accumulation", "2"), "two": (TWO,), "shards": (TWO, "--shard")}
-    return out, {name: run(launcher, out / name, corpus, *extra) for name, (launcher, *extra) in runs.items()}
+    runs = {"one": (1, "--gradient_accumulation", "2"), "two": (2,), "shards": (2, "--shard")}
+    return out, {name: run(processes, out / name, corpus, *extra) for name, (processes, *extra) in runs.items()}
 
 
 @pytest.mark.parametrize("many", ["two", "shards"])
@@ -59,27 +77,42 @@ def test_two_gloo_processes_end_as_one_process_with_the_same_global_batch(ends, 
         assert json.loads(next((out / name).glob("checkpoint-*/manifest.json")).read_text())["facts"]["batches_a_step"] == 2
     for name, value in weights["one"].items():
         torch.testing.assert_close(weights[many][name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    one, other = (json.loads((out / name / "run.json").read_text()) for name in ("one", many))
-    assert one["test"] == other["test"]  # evaluated in shares, by all processes
-    assert one["mapping"] == pytest.approx(other["mapping"], abs=1e-4)
+    single, other = (json.loads((out / name / "run.json").read_text()) for name in ("one", many))
+    assert single["test"] == other["test"]  # evaluated in shares, by all processes
+    assert single["mapping"] == pytest.approx(other["mapping"], abs=1e-4)
 
 
-def test_processes_stop_after_their_minutes_at_the_same_step(ends, corpus, tmp_path):  # noqa: F811
+TERMINATED = """
+import os, signal, sys
+from training.loop.optim import Turns
+from training.train_multilingual import main
+begin = Turns.begin
+def terminate(self, step):
+    if step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    begin(self, step)
+Turns.begin = terminate
+main(sys.argv[1:])
+"""
+
+
+def test_processes_stop_at_the_same_step_whichever_of_them_is_terminated_and_go_on_bit_equal(ends, corpus, tmp_path):  # noqa: F811
     out, weights = ends
-    command = [*TWO, *stage_1(tmp_path, corpus), "--max_minutes", "1e-9"]
-    stopped = subprocess.run([str(part) for part in command], env=ENV, cwd=ROOT, capture_output=True, text=True)
-    assert stopped.returncode == 0 and stopped.stdout.count("Stopped at step 0 since --max_minutes are over. Go on with") == 1
-    again = run(TWO, tmp_path, corpus, "--resume")
+    (tmp_path / "worker.py").write_text(TERMINATED)
+    stopped = two(tmp_path / "worker.py", *stage_1(corpus, tmp_path / "out"))
+    assert stopped.stdout.count("Stopped at step 4 on SIGTERM. Go on with the same command and --resume.") == 1
+    again = run(2, tmp_path / "out", corpus, "--resume")
     for name, value in weights["two"].items():
         assert torch.equal(again[name], value), name
+    whole, resumed = (json.loads((folder / "run.json").read_text())["log"] for folder in (out / "two", tmp_path / "out"))
+    assert whole == resumed
 
 
-@pytest.mark.parametrize("many", ["two", "shards"])
-def test_processes_that_are_killed_go_on_bit_equal(ends, corpus, many):  # noqa: F811
+def test_shards_that_are_killed_go_on_bit_equal(ends, corpus):  # noqa: F811
     out, weights = ends
-    shutil.copytree(out / many / "checkpoint-00000005", out / f"{many}-cut/checkpoint-00000005")
-    again = run(TWO, out / f"{many}-cut", corpus, "--resume", *(["--shard"] if many == "shards" else []))
-    for name, value in weights[many].items():
+    shutil.copytree(out / "shards/checkpoint-00000005", out / "shards-cut/checkpoint-00000005")
+    again = run(2, out / "shards-cut", corpus, "--resume", "--shard")
+    for name, value in weights["shards"].items():
         assert torch.equal(again[name], value), name
 
 
@@ -87,24 +120,30 @@ def test_shards_that_are_killed_go_on_in_one_process(ends, corpus):  # noqa: F81
     """A checkpoint is whole, however the weights were divided."""
     out, weights = ends
     shutil.copytree(out / "shards/checkpoint-00000005", out / "shards-one/checkpoint-00000005")
-    again = run(ONE, out / "shards-one", corpus, "--resume", "--gradient_accumulation", "2")
+    again = run(1, out / "shards-one", corpus, "--resume", "--gradient_accumulation", "2")
     for name, value in weights["one"].items():
         torch.testing.assert_close(again[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("divided", [[], ["--shard"]])
-def test_a_language_and_then_all_weights_train_in_two_processes(ends, corpus, tmp_path, divided):  # noqa: F811
-    out, weights = ends
+@pytest.fixture(scope="module")
+def language(ends, corpus):  # noqa: F811
+    """Options of a stage 2 with "+ ft", and its end in one process."""
+    out, _ = ends
     options = ["--model", out / "one/model", "--data", corpus / "manifest.jsonl", "--language", "es", "--steps", "4", "--evaluate_every",
                "2", "--batch_s", "1.5", "--parts", "mapping", "head", "delta", "--finetune_steps", "2"]  # fmt: skip
-    launch(ONE, "training.adapt_language", *options, "--out", tmp_path / "one", "--gradient_accumulation", "2")
-    launch(TWO, "training.adapt_language", *options, "--out", tmp_path / "two", *divided)
-    ends_of = [MasterASRForCTC.from_pretrained(tmp_path / name / "model") for name in ("one", "two")]
-    one, two = (model.state_dict() for model in ends_of)
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    base = MasterASRForCTC.from_pretrained(out / "one/model")
-    base.load_assembly(tmp_path / "two/assembly")  # as it was before the weights moved: it fits the base
+    one(adapt_language.main, *options, "--out", out / "es", "--gradient_accumulation", "2")
+    return options, MasterASRForCTC.from_pretrained(out / "es/model").state_dict()
+
+
+@pytest.mark.parametrize("divided", [[], ["--shard"]])
+def test_a_language_and_then_all_weights_train_in_two_processes(ends, language, tmp_path, divided):
+    options, expected = language
+    two("-m", "training.adapt_language", *options, "--out", tmp_path, *divided)
+    many = MasterASRForCTC.from_pretrained(tmp_path / "model").state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(many[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    base = MasterASRForCTC.from_pretrained(ends[0] / "one/model")
+    base.load_assembly(tmp_path / "assembly")  # as it was before the weights moved: it fits the base
 
 
 def test_weights_are_not_divided_among_one_process_nor_by_accelerate(corpus, tmp_path, monkeypatch):  # noqa: F811
@@ -117,16 +156,17 @@ def test_weights_are_not_divided_among_one_process_nor_by_accelerate(corpus, tmp
 
 def test_autocast_and_recomputation_train_the_same_road(corpus, tmp_path):  # noqa: F811
     """Masks are selected in float32 under autocast too: the first masks, and so the loss, stay close."""
-    plain = run(ONE, tmp_path / "plain", corpus)
+    plain = run(1, tmp_path / "plain", corpus)
     for options, tolerance in ((["--mixed_precision", "bf16"], 2e-2), (["--gradient_checkpointing"], 0)):
-        other = run(ONE, tmp_path / options[-1], corpus, *options)
+        other = run(1, tmp_path / options[-1], corpus, *options)
         for name, value in plain.items():
             torch.testing.assert_close(other[name], value, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 def test_shards_train_the_same_road_under_autocast_and_recomputation(corpus, tmp_path):  # noqa: F811
     options = ["--mixed_precision", "bf16", "--gradient_checkpointing", "--gradient_accumulation", "2"]
-    whole, shards = (run(TWO, tmp_path / name, corpus, *options, *extra) for name, extra in (("whole", []), ("shards", ["--shard"])))
+    whole, shards = (run(2, tmp_path / name, corpus, *options, *extra) for name, extra in (("whole", []), ("shards", ["--shard"])))
     for name, value in whole.items():
         torch.testing.assert_close(shards[name], value, atol=2e-2, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -146,12 +186,12 @@ if trainer.is_world_process_zero():
 
 def test_the_trainer_in_two_processes_ends_as_in_one_with_the_same_global_batch(corpus, tmp_path):  # noqa: F811
     (tmp_path / "worker.py").write_text(TRAINER)
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, launcher, accumulation in (("one", [sys.executable], 2), ("two", two, 1)):
-        launch(launcher, tmp_path / "worker.py", ROOT, corpus, tmp_path / name, accumulation)
-    one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    two(tmp_path / "worker.py", ROOT, corpus, tmp_path / "two", 1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model, _ = by_trainer(corpus, 1, tmp_path / "one", gradient_accumulation_steps=2, activation_checkpointing=True)
+    many = torch.load(tmp_path / "two.pt")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(many[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", ["several_gpus", "several_machines"])
@@ -193,6 +233,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_a_sharded_model_trains_as_a_whole_one(tmp_path):
     """FSDP2 over two gloo processes: masks follow the moving specialists there too."""
     (tmp_path / "worker.py").write_text(SHARDED)
@@ -203,7 +244,7 @@ def test_a_sharded_model_trains_as_a_whole_one(tmp_path):
                               capture_output=True, text=True)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(tmp_path / f"{processes}.pt"))
-    one, two = results
-    assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
-    for name, value in one["state"].items():
-        torch.testing.assert_close(two["state"][name], value, atol=2e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}")
+    whole, shards = results
+    assert whole["losses"] == pytest.approx(shards["losses"], rel=1e-4)
+    for name, value in whole["state"].items():
+        torch.testing.assert_close(shards["state"][name], value, atol=2e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}")

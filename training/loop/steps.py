@@ -155,7 +155,7 @@ class Run:
             ValueError: if settings or clips have changed since, naming them.
         """
         if self.config.resume == "newest" and not checkpoints.listed(self.out):
-            tqdm.write(f"Nothing to resume in {self.out}: the run ended before its first checkpoint. Starting afresh.")
+            self.accelerator.print(f"Nothing to resume in {self.out}: the run ended before its first checkpoint. Starting afresh.")
         elif self.config.resume:
             step, parts = checkpoints.load(self.out, self.config.resume, self.facts)
             check_clips(parts["clips"], self.clips)
@@ -164,7 +164,7 @@ class Run:
             self.progress = Progress(**parts["progress"])
             self.collator.broken.update({Path(path): reason for path, reason in self.progress.broken.items()})
             checkpoints.set_random_state(parts["random"][self.accelerator.process_index % len(parts["random"])])
-            tqdm.write(f"Resumed at step {step}.")
+            self.accelerator.print(f"Resumed at step {step}.")
             return step
         self.progress.first = state_of_masks(self.accelerator, self.model, self.watched)
         return 0
@@ -274,7 +274,7 @@ class Run:
         if self.config.patience and self.progress.best["step"] is not None:
             best = checkpoints.name_of(self.progress.best["step"])
             load_model_state(self.model, checkpoints.load(self.out / "best", best, self.facts)[1]["model"])
-            tqdm.write(f"Back to the best step, {self.progress.best['step']}: validation CER {self.progress.best['cer']:.2f}.")
+            self.accelerator.print(f"Back to the best step, {self.progress.best['step']}: validation CER {self.progress.best['cer']:.2f}.")
 
     def stop(self, step: int, reason: str) -> None:
         """Saves and ends the program, with exit code 0: nothing went wrong."""
