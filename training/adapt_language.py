@@ -28,6 +28,7 @@ from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import ALL_PARTS, DEFAULT_PRESET, PAPER_PARTS
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, LoopConfig, Positive, Share, as_record, parse
 from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
+from training.loop.models import resolve_model
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
@@ -85,7 +86,7 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
     Raises:
         ValueError: if it cannot get this one, or start it so.
     """
-    model = MasterASRForCTC.from_pretrained(config.model).to(accelerator.device)
+    model = MasterASRForCTC.from_pretrained(resolve_model(config.model)).to(accelerator.device)
     if config.language in model.languages:
         raise ValueError(f"--language: got {config.language!r}; allowed: one that {config.model} does not have. It has {model.languages}.")
     starts = ["nearest", "random", *model.languages]

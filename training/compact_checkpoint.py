@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from training.loop.models import model_argument
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def compact(model: MasterASRForCTC) -> None:
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", type=model_argument, required=True)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--base_model", help="hub id to name as the backbone's origin, e.g. openai/whisper-base")
     args = parser.parse_args(argv)

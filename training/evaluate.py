@@ -17,6 +17,7 @@ from tqdm import tqdm
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training.loop.data import Collator, Features, minutes_of, select
 from training.loop.metrics import error_rates, evaluate_clips, transcribe_clips
+from training.loop.models import model_argument
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
 from training.loop.watching import mapping_figures
@@ -64,7 +65,7 @@ def languages_there(clips, split: str, model) -> list[str]:
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
     parser.add_argument("--assembly", nargs="*", default=[], help="folders or hub ids of further languages")
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")

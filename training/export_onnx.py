@@ -17,6 +17,7 @@ from torch import nn
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.backbone_master_asr import family_of
+from training.loop.models import model_argument
 
 TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
 EXAMPLE_S, OTHER_S = 1.0, 1.7  # exported at the first length, checked at the second
@@ -74,7 +75,7 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
     parser.add_argument("--language", required=True)
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.hub_master_asr import code_span, on_hub
+from training.loop.models import model_argument
 from training.loop.pictures import gate_differences, similarity_figure
 
 TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
@@ -59,7 +60,7 @@ def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: st
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
     parser.add_argument("--evaluation", required=True, type=Path, help="JSON of training.evaluate")
     parser.add_argument("--facts", required=True, type=Path, help="JSON: title, repo, license, dataset, training_data, limits, licences")
     parser.add_argument("--out", required=True, type=Path, help="folder of README.md and the picture")

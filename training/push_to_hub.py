@@ -13,6 +13,7 @@ from pathlib import Path
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import fetch_assembly
+from training.loop.models import model_argument
 
 OWN_FACTS = ("cer", "wer", "minutes")  # of a trained assembly, worth carrying to its card
 
@@ -37,7 +38,7 @@ def push_assembly(model, args) -> str:
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub id; with --assembly, the base")
+    parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id; with --assembly, the base")
     parser.add_argument("--repo", required=True, help="owner/name")
     parser.add_argument("--assembly", help="folder of a language to publish instead of the model")
     parser.add_argument("--language", help="which one, where --assembly holds several")

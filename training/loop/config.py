@@ -45,6 +45,8 @@ MAY_CHANGE = {
     "resume": "it is what differs",
     "max_minutes": "when to stop is no part of the result",
     "log_with": "nor is who is told",
+    "allow_outside": "the clips themselves are compared",
+    "max_download_gb": "so they are here",
     "features_cache": "nor where features are kept",
     "gradient_checkpointing": "it changes memory, not gradients",
     "shard": "a checkpoint is whole, however the weights were divided",
@@ -77,6 +79,8 @@ class LoopConfig(Settings):
     evaluate_every: Count = HfArg(help=EVALUATE_EVERY)
     min_s: NotNegative = HfArg(default=0.2, help="shorter clips are skipped")
     max_s: Positive = HfArg(default=30.0, help="longer clips are skipped")
+    allow_outside: bool = HfArg(default=False, help="manifests may name recordings that do not lie below their folder")
+    max_download_gb: Positive = HfArg(default=20.0, help="of recordings, from one data set of the Hub")
     temperature: Positive = HfArg(default=1.0, help="of sampling languages; above 1, small ones are heard more often")
     features_cache: Optional[Path] = HfArg(default=None, help="folder of computed features; else they are kept in memory")
     batch_s: Positive = HfArg(default=24.0, help="seconds of audio a batch of one process, padding included")

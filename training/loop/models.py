@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -41,6 +42,14 @@ def resolve_model(id_or_path: str) -> str:
             f"python -m training.train_multilingual --backbone {id_or_path} ..., or MasterASRForCTC.from_backbone({id_or_path!r}, languages=...)."
         )
     return found
+
+
+def model_argument(id_or_path: str) -> str:
+    """`resolve_model` as the `type=` of a command line's `--model`."""
+    try:
+        return resolve_model(id_or_path)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _hub_config(repo_id: str) -> str:

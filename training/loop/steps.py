@@ -83,7 +83,9 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
         ValueError: if a language has no clips to train on, or none to validate with.
     """
     with accelerator.main_process_first():
-        clips, report = read_data(config.data, config.out / "recordings", minutes, config.min_s, config.max_s)
+        clips, report = read_data(
+            config.data, config.out / "recordings", minutes, config.min_s, config.max_s, config.allow_outside, config.max_download_gb
+        )
     testable = having(clips, "test", languages)
     accelerator.print("\n".join(report.lines(clips)))
     if len(testable) < len(languages):
