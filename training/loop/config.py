@@ -102,6 +102,8 @@ class LoopConfig(Settings):
         super().__post_init__()
         if self.min_s > self.max_s:
             raise ValueError(f"--min_s: got {self.min_s}; allowed: at most --max_s, which is {self.max_s}.")
+        if self.patience and self.average_last:
+            raise ValueError(f"--average_last: got {self.average_last}; allowed: 0 with --patience, which returns to the best step's own weights.")
 
 
 def check_value(name: str, value: Any, kind: Any, choices=None) -> None:

@@ -1,0 +1,129 @@
+"""What a user could take instead: one new language by every usual method, same encoder, data, loop and steps.
+
+    python -m benchmarks.methods --method lora --model runs/dense/model --data data/manifest.jsonl --language es --out runs/lora \
+        --steps 1000 --method_learning_rate 1e-3
+
+Every method trains a head of its own for the language. On the dense model: `head` alone, `full` tuning, PEFT's `lora`, `bottleneck`
+(the adapter of Transformers' MMS models after every encoder layer) and `mask` (S3-Router: dense scores, W frozen). Master-ASR's own
+presets are `training.adapt_language`. The result says what the method does to the languages that were there before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Literal
+
+import torch
+from accelerate.utils import set_seed
+from peft import LoraConfig, inject_adapter_in_model
+from transformers.hf_argparser import HfArg
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
+
+from training.adapt_language import AdaptConfig, add_language, load
+from training.loop.config import Positive, Share, as_record, parse
+from training.loop.data import Features, drop_impossible, minutes_of
+from training.loop.optim import Turns, freeze_front_end
+from training.loop.record import facts_of_run, write_json
+from training.loop.sources import read_data
+from training.loop.steps import Splits, having, load_splits, opened, place, tested, train
+
+BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(AdaptConfig):
+    """The settings of one method."""
+
+    method: Literal["head", "full", "lora", "bottleneck", "mask"] = HfArg(help="what trains beside the head")
+    method_learning_rate: Positive = HfArg(default=1e-3, help="of what the method trains in the encoder")
+    preset: Literal["paper", "small", "best"] = HfArg(default="paper", help="what the language is given; the method says what of it trains")
+    mask_sparsity: Share = HfArg(default=0.1, help="of the method `mask`")
+
+
+def train_head(model, config: MethodConfig) -> None:
+    model.requires_grad_(False)
+    model.assemblies[config.language].head.requires_grad_(True)
+
+
+def train_full(model, config: MethodConfig) -> None:
+    train_head(model, config)
+    model.master_asr.backbone.requires_grad_(True)
+    for module in model.master_asr.family.fixed:
+        getattr(model.master_asr.backbone, module).requires_grad_(False)
+    for layer in model.master_asr.artisan_layers:
+        layer.specialists.requires_grad_(False)
+    freeze_front_end(model)
+
+
+def train_lora(model, config: MethodConfig) -> None:
+    inject_adapter_in_model(LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"]), model)
+    model.assemblies[config.language].head.requires_grad_(True)
+
+
+def train_bottleneck(model, config: MethodConfig) -> None:
+    train_head(model, config)
+    backbone = model.master_asr.backbone
+    settings = SimpleNamespace(adapter_attn_dim=BOTTLENECK, hidden_size=model.master_asr.family.hidden_size(backbone.config))
+    for layer in backbone.layers:
+        adapter = layer.adapter_layer = Wav2Vec2AttnAdapterLayer(settings)
+        torch.nn.init.zeros_(adapter.linear_2.weight), torch.nn.init.zeros_(adapter.linear_2.bias)  # starts as the encoder was
+        layer.register_forward_hook(lambda layer, args, hidden, adapter=adapter: hidden + adapter(hidden))
+
+
+def train_mask(model, config: MethodConfig) -> None:
+    train_head(model, config)
+    model.config.sparsity = config.mask_sparsity
+    for layer in model.master_asr.artisan_layers:
+        layer.reset_specialists(noise=0.0)
+        layer.specialists.requires_grad_(True)
+
+
+PREPARE = {"head": train_head, "full": train_full, "lora": train_lora, "bottleneck": train_bottleneck, "mask": train_mask}
+
+
+def bytes_to_keep(model, config: MethodConfig) -> int:
+    """What has to be kept for the language: in half precision, a mask at one bit a weight."""
+    bits = {id(layer.specialists) for layer in model.master_asr.artisan_layers}
+    return sum(p.numel() // 8 if id(p) in bits else 2 * p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def run(accelerator, config: MethodConfig) -> dict:
+    """Trains, tests on the new language and on those that were there before."""
+    set_seed(config.seed)
+    model, processor = load(accelerator, config)
+    before = list(model.languages)
+    splits: Splits = load_splits(accelerator, config, [config.language], config.minutes)
+    features = Features(processor, config.features_cache)
+    add_language(model, processor, features, splits.training, config)
+    splits.training, _ = drop_impossible(splits.training, processor, model, speed=1.1)
+    clips, _ = read_data(config.data, config.out / "recordings")
+    old = [clip for clip in clips if clip.language in before and clip.split == "test"]
+    assert having(clips, "test", before) == before
+    old_before = tested(accelerator, model, processor, features, old)
+    PREPARE[config.method](model, config)
+    place(accelerator, model, config)
+    rates = {"W": config.method_learning_rate, "M": config.method_learning_rate, "head": config.head_learning_rate}
+    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
+    trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model, config) / 1024
+    print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
+    turns.use_average()
+    return {
+        **facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
+        "kilobytes": round(kilobytes, 1), "log": log, "test": tested(accelerator, model, processor, features, splits.test),
+        "old_languages_before": old_before, "old_languages_after": tested(accelerator, model, processor, features, old),
+    }  # fmt: skip
+
+
+def main(argv=None) -> None:
+    config = parse(MethodConfig, __doc__, argv)
+    with opened(config, "method") as accelerator:
+        result = run(accelerator, config)
+        write_json(config.out / "run.json", result)
+    new, *old = (result[name]["macro"]["cer"] for name in ("test", "old_languages_before", "old_languages_after"))
+    print(f"{config.method}: test CER {new:.2f}; the languages from before: {old[0]:.2f} -> {old[1]:.2f}. Wrote {config.out / 'run.json'}.")
+
+
+if __name__ == "__main__":
+    main()
