@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -20,12 +21,18 @@ STAGE_1 = {
     "stage1_onemask_long": "5 layers, 1,500 steps: one mask",
     "stage1_ship": "**5 layers, 1,500 steps: Master-ASR, K = 2** (shipped)",
     "stage1_ship_seed1": "... another seed",
+    "stage1_beta2": "... Adam's beta2 0.98 instead of 0.999",
     "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
 }
-STAGE_2 = {
-    "stage2_es_paper": "the paper's: mapping + head",
-    "stage2_es_specialist": "+ an own specialist, r = 8",
-    "stage2_es_delta": "+ delta, r = 8",
+METHODS = {  # benchmarks/results/es_NAME_seedN.json
+    "assembly_paper": "**Master-ASR, preset paper**",
+    "assembly_small": "**Master-ASR, preset small**",
+    "assembly_best": "**Master-ASR, preset best**",
+    "head": "head alone, on the dense model",
+    "lora": "PEFT LoRA r = 8, on the dense model",
+    "bottleneck": "bottleneck adapters (MMS), on the dense model",
+    "mask": "mask tuning (S3-Router), on the dense model",
+    "full": "full tuning of the dense model",
 }
 TRIED_IN_STAGE_2 = {
     "stage2_es_paper": "mapping + head",
@@ -54,17 +61,26 @@ def stage_1_table() -> list[str]:
     return lines
 
 
-def stage_2_table() -> list[str]:
-    lines = ["| what trains (es, 10 minutes) | trainable | assembly | CER, % | WER, % |", "|---|---|---|---|---|"]
-    for name, label in STAGE_2.items():
-        run = load(name)
-        if run:
-            rates = run["test"]["macro"]
-            size = f"{run['kilobytes']:.0f} KB"
-            lines.append(f"| {label} | {run['trainable']:,} | {size} | {rates['cer']:.1f} | {rates['wer']:.1f} |")
-            if "finetune_test" in run:
-                rates = run["finetune_test"]["macro"]
-                lines.append(f"| + delta, then + ft (a model of its own) | all | — | {rates['cer']:.1f} | {rates['wer']:.1f} |")
+def of_method(name: str) -> list[dict]:
+    """The runs of a method, a seed each."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
+
+
+def spread(values: list[float]) -> str:
+    """The mean, and with several seeds the standard deviation."""
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def methods_table() -> list[str]:
+    lines = ["| es, 10 minutes, 1,000 steps | trainable | kept, KB | validation CER, % | CER, % | WER, % | seeds | the six languages from before, CER, % |", "|---" * 8 + "|"]
+    for name, label in METHODS.items():
+        runs = of_method(name)
+        if runs:
+            last = [list(run["log"]["validation"].values())[-1]["macro"]["cer"] for run in runs]
+            rates = [[run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer")]
+            old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
+            fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
+            lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
     return lines
 
 
@@ -119,7 +135,8 @@ def lora_table() -> list[str]:
 
 
 def command_lines() -> list[str]:
-    names = [*STAGE_1, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
+    names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
+    names = [*STAGE_1, *names, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
@@ -138,7 +155,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(), "stage-2": stage_2_table(), "tried": tried_table(), "masks": masks_table(), "row-swap": row_swap_table(),
+        "stage-1": stage_1_table(), "methods": methods_table(), "tried": tried_table(), "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
