@@ -52,7 +52,8 @@ class AdaptConfig(LoopConfig):
     rank: Optional[Count] = HfArg(default=None, help="of specialist and delta, instead of the preset's")
     targets: Optional[Literal["attention", "all"]] = HfArg(default=None, help="what a delta reaches, instead of the preset's")
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
-    steps: Count = HfArg(default=300, help="updates of what the language owns")
+    steps: Count = HfArg(default=1000, help="updates of what the language owns")
+    beta2: Share = HfArg(default=0.98, help="Adam's, for the squares of the gradients")
     finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps')
     finetune_learning_rate: Positive = HfArg(default=1e-4, help="of all weights")
     alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
@@ -68,7 +69,7 @@ class AdaptConfig(LoopConfig):
     delta_learning_rate: Positive = HfArg(default=LEARNING_RATES["delta"], help="of the part, if there is one")
     scales_learning_rate: Positive = HfArg(default=LEARNING_RATES["scales"], help="of the part, if there is one")
     norms_learning_rate: Positive = HfArg(default=LEARNING_RATES["norms"], help="of the part, if there is one")
-    evaluate_every: Count = HfArg(default=100, help=EVALUATE_EVERY)
+    evaluate_every: Count = HfArg(default=250, help=EVALUATE_EVERY)
 
     def __post_init__(self):
         super().__post_init__()

@@ -119,4 +119,6 @@ def unsharded(model: MasterASRForCTC) -> MasterASRForCTC:
         return model
     copy = MasterASRForCTC(model.config)
     copy.load_state_dict(whole(model.state_dict()))
+    if model.master_asr.stored is not None:
+        copy.master_asr.remember(model.master_asr.stored)  # whether it still is that base, its values say
     return copy.to(next(model.assemblies.parameters()).device).eval()
