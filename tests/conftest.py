@@ -28,6 +28,9 @@ torch.set_num_threads(1)  # tiny models: threads that wait for each other made t
 SPECIALS = ["[PAD]", "[UNK]", "|"]
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-bert", "wav2vec2-conformer", "whisper")
 
+# For tests that take long in every family: two in every run, the others in `make test-all`.
+TWO_FAMILIES = [pytest.param(name, marks=[] if name in ("wav2vec2", "whisper") else pytest.mark.slow) for name in FAMILIES]
+
 
 def vocab(letters: str) -> dict[str, int]:
     return {token: i for i, token in enumerate([*SPECIALS, *letters])}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import inputs_for, tiny_model
+from conftest import TWO_FAMILIES, inputs_for, tiny_model
 
 MOST_BREAKS = 2  # making the weights is one; lengths are read where padding leaks
 
@@ -20,6 +20,7 @@ def compiled(model, graphs):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", TWO_FAMILIES)
 def test_a_compiled_model_gives_equal_logits_in_few_graphs(family, graphs):
     model = tiny_model(family)
     inputs = inputs_for(model)
@@ -45,6 +46,7 @@ def test_a_compiled_model_hears_every_language_and_every_change(model, graphs):
     assert all(torch.equal(value, plain[name]) for name, value in model.master_asr.backbone.state_dict().items())  # W is W again
 
 
+@pytest.mark.slow
 def test_training_compiled_gives_the_gradients_of_training(model, graphs):
     inputs, labels, found = inputs_for(model), torch.tensor([[3, 4], [4, 3]]), []
     model.add_language("es", model.config.vocab("fr"), init="fr", parts=("mapping", "head", "specialist", "delta"))

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TWO_FAMILIES, tiny_model
 
 from training.export_onnx import EXAMPLE_S, OTHER_S, example_of, export
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the exporters' own
 
 
+@pytest.mark.parametrize("family", TWO_FAMILIES)
 def test_an_onnx_file_of_one_language_answers_as_pytorch_does_at_another_length(family, tmp_path):
     assert export(tiny_model(family), "fr", tmp_path / "fr.onnx") < 1e-4
     assert [p.name for p in tmp_path.iterdir()] == ["fr.onnx"]

@@ -135,7 +135,7 @@ def language(ends, corpus):  # noqa: F811
     return options, MasterASRForCTC.from_pretrained(out / "es/model").state_dict()
 
 
-@pytest.mark.parametrize("divided", [[], ["--shard"]])
+@pytest.mark.parametrize("divided", [pytest.param([], marks=pytest.mark.slow), ["--shard"]])
 def test_a_language_and_then_all_weights_train_in_two_processes(ends, language, tmp_path, divided):
     options, expected = language
     two("-m", "training.adapt_language", *options, "--out", tmp_path, *divided)
@@ -186,6 +186,7 @@ if trainer.is_world_process_zero():
 """
 
 
+@pytest.mark.slow
 def test_the_trainer_in_two_processes_ends_as_in_one_with_the_same_global_batch(corpus, tmp_path):  # noqa: F811
     (tmp_path / "worker.py").write_text(TRAINER)
     two(tmp_path / "worker.py", ROOT, corpus, tmp_path / "two", 1)

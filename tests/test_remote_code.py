@@ -51,7 +51,7 @@ def run_as_a_stranger(folder: Path, out: Path, resave: Path | None = None, cache
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["wav2vec2", "whisper"])
+@pytest.mark.parametrize("family", [pytest.param("wav2vec2", marks=pytest.mark.slow), "whisper"])
 def test_a_flat_copy_loads_where_the_package_is_not_importable_also_after_a_resave(family, tmp_path):
     torch.set_num_threads(2)
     model = tiny_model(family)
