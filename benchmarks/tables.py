@@ -92,6 +92,10 @@ def tried_table() -> list[str]:
             validation = list(run["log"]["validation"].values())[-1]["macro"]["cer"]
             loss = list(run["log"]["loss"].values())[-1]
             lines.append(f"| {label} | {validation:.1f} | {run['test']['macro']['cer']:.1f} | {loss:.2f} |")
+            if "finetune_test" in run:
+                validation = list(run["finetune_log"]["validation"].values())[-1]["macro"]["cer"]
+                loss = list(run["finetune_log"]["loss"].values())[-1]
+                lines.append(f"| ... then + ft, 300 steps of all weights | {validation:.1f} | {run['finetune_test']['macro']['cer']:.1f} | {loss:.2f} |")
     return lines
 
 
