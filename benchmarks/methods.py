@@ -103,7 +103,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     old_before = tested(accelerator, model, processor, features, old)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
-    rates = {"W": config.method_learning_rate, "M": config.method_learning_rate, "head": config.head_learning_rate}
+    rates = {"W": config.method_learning_rate, "M": config.method_learning_rate, "head": config.head_learning_rate, "T": config.mapping_learning_rate}
     turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
     trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model, config) / 1024
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")

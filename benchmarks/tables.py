@@ -18,6 +18,7 @@ STAGE_1 = {
     "stage1_master_1e-4": "Master-ASR, 600 steps",
     "stage1_master_3e-4": "Master-ASR, 600 steps, rate of W and M 3e-4",
     "stage1_dense_long": "5 layers, 1,500 steps: dense",
+    "stage1_dense_again": "... trained again, for table 2",
     "stage1_onemask_long": "5 layers, 1,500 steps: one mask",
     "stage1_ship": "**5 layers, 1,500 steps: Master-ASR, K = 2** (shipped)",
     "stage1_ship_seed1": "... another seed",
