@@ -150,7 +150,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         """The parameters of `language`, each made when its layer first reads it."""
         # Once seen it holds: a model that keeps its weights gathered after a forward shows plain tensors in the next.
         self._is_sharded = self._is_sharded or self.layout.is_sharded()
-        store = None if self._is_sharded else self._masks
+        store = None if self._is_sharded or self.layout.is_offloaded() else self._masks
         assembly = self.assemblies[language]
         return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
 
