@@ -27,8 +27,8 @@ FACTS = ("vocab", "parts", "rank", "num_specialists", "sparsity", "base", "finge
 MAPPING_STD = 0.01  # CHOICE: rows of T start undecided, close to the gates' threshold, half of the gates open
 
 
-# Every parameter here is read by calling the module that holds it: tools that keep parameters elsewhere (accelerate's offload)
-# bring them for a call and take them away after it.
+# A forward reads every parameter here by calling the module that holds it: tools that keep parameters elsewhere (accelerate's
+# offload) bring them for a call and take them away after it.
 
 
 class CharacterBank(nn.Module):

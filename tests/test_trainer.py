@@ -11,6 +11,7 @@ from test_training import corpus  # noqa: F401  the fixture
 from transformers import Trainer, TrainingArguments
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
 from training.loop.config import LoopConfig
 from training.loop.data import Features, read_manifest, select
@@ -114,7 +115,7 @@ def test_a_plain_trainer_adds_a_language_and_keeps_the_best_checkpoint(corpus, t
 
 
 RESTLESS = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "layerdrop": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2}
-PARTS = [("mapping", "head", "specialist"), ("mapping", "head", "specialist", "delta", "scales", "norms")]
+PARTS = [("mapping", "head", "specialist"), pytest.param(ALL_PARTS, marks=pytest.mark.slow)]
 
 
 def spanish_on_a_saved_base(tmp_path, parts):
