@@ -14,7 +14,13 @@ from typing import Optional
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import initialization as init
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor
+else:  # some builds for small machines: nothing is sharded there
+    DTensor = ()
 
 # The first masks follow |W|; the noise is what lets specialists, and so languages, come apart. 1.0 was far worse: RESULTS.md.
 SPECIALIST_SCALE = 0.5
@@ -283,11 +289,32 @@ def _assembled_parameter(name: str) -> property:
     return property(read)
 
 
-class AssembledLinear(nn.Linear):
-    """An `nn.Linear` whose weight and bias keep their names, so a vanilla checkpoint loads, and read as W_l and b_l meanwhile."""
+class _Assembled:
+    """A layer whose weight and bias keep their names, so a vanilla checkpoint loads, and read as the language's meanwhile."""
 
     weight = _assembled_parameter("weight")
     bias = _assembled_parameter("bias")
+    _names = ("weight", "bias", "specialists")
+
+    def register_parameter(self, name: str, param: Optional[nn.Parameter]) -> None:
+        if name not in self._names:  # prune's weight_orig, weight_norm's weight_g
+            self._refuse_computed()
+        super().register_parameter(name, param)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._names:  # torch's parametrizations begin with this
+            self._refuse_computed()
+        super().__delattr__(name)
+
+    def _refuse_computed(self) -> None:
+        raise NotImplementedError(
+            f"The parameters of {type(self).__name__} cannot be computed from others (torch.nn.utils.prune, parametrize, weight_norm): every "
+            "language makes its own weight of them. Take one language out first: model.materialize(language), and prune that plain model."
+        )
+
+
+class AssembledLinear(_Assembled, nn.Linear):
+    """An `nn.Linear` that reads as W_l and b_l during an assembled forward."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., in)` -> `(..., out)`: x W_l' + b_l; in training with a delta x (W * B)' + (x down') up' + b_l, the same for less work."""
@@ -302,11 +329,8 @@ class AssembledLinear(nn.Linear):
         return out.unflatten(0, x.shape[:-1])
 
 
-class AssembledLayerNorm(nn.LayerNorm):
+class AssembledLayerNorm(_Assembled, nn.LayerNorm):
     """An `nn.LayerNorm` whose weight and bias read as the language's during an assembled forward."""
-
-    weight = _assembled_parameter("weight")
-    bias = _assembled_parameter("bias")
 
 
 def as_assembled(module: nn.Module) -> nn.Module:
@@ -338,6 +362,15 @@ class ArtisanLinear(AssembledLinear):
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.reset_specialists()
         return layer
+
+    def register_parameter(self, name: str, param: Optional[nn.Parameter]) -> None:
+        if is_traceable_wrapper_subclass(param) and not isinstance(param, DTensor):
+            raise NotImplementedError(
+                f"{name} of an ArtisanLinear cannot be of type {type(param).__name__}: every language masks its weight, and the specialists beside it "
+                "are larger than what quantization saves. Quantize one language: quantize_(model.materialize(language), ...); or leave these "
+                'layers out: filter_fn=lambda module, name: isinstance(module, torch.nn.Linear) and not hasattr(module, "specialists").'
+            )
+        super().register_parameter(name, param)
 
     @torch.no_grad()
     def reset_specialists(self, generator: Optional[torch.Generator] = None, noise: float = SPECIALIST_NOISE) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 from urllib.parse import quote, unquote
@@ -26,14 +27,22 @@ FACTS = ("vocab", "parts", "rank", "num_specialists", "sparsity", "base", "finge
 MAPPING_STD = 0.01  # CHOICE: rows of T start undecided, close to the gates' threshold, half of the gates open
 
 
+# A forward reads every parameter here by calling the module that holds it: tools that keep parameters elsewhere (accelerate's
+# offload) bring them for a call and take them away after it.
+
+
 class CharacterBank(nn.Module):
-    """The rows that heads share, `weight` `[characters, hidden]` and `bias`. Never called, so no `nn.Linear` that PEFT could adapt."""
+    """The rows that heads share, `weight` `[characters, hidden]` and `bias`. No `nn.Linear`, which PEFT could adapt."""
 
     def __init__(self, hidden: int, characters: int):
         super().__init__()
         # What languages own stays float32 when the model is made in half precision: T moves by less than bfloat16 can say.
         linear = nn.Linear(hidden, characters, dtype=torch.float32)
         self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight `[V, hidden]` and bias `[V]` of a head that owns these `rows`."""
+        return self.weight[rows], self.bias[rows]
 
 
 class BankHead(nn.Module):
@@ -59,7 +68,16 @@ class BankHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden)` -> `(B, T, V)`."""
-        return nn.functional.linear(hidden_states, self.weight, self.bias)
+        return nn.functional.linear(hidden_states, *self._model[0].character_bank(self.rows))
+
+
+class Matrices(nn.ParameterList):
+    """An `nn.ParameterList` that can be called: all its matrices."""
+
+    __call__ = nn.Module.__call__
+
+    def forward(self) -> list[torch.Tensor]:
+        return list(self)
 
 
 class LowRank(nn.Module):
@@ -71,11 +89,12 @@ class LowRank(nn.Module):
         if rank > smallest:  # said before any memory is taken
             raise ValueError(f"rank is {rank}; the smallest matrix it is for has {smallest} rows or columns, so it is 1 to {smallest}.")
         self.down_std = down_std
-        self.up = nn.ParameterList([torch.zeros(rows, rank) for rows, _ in shapes])
-        self.down = nn.ParameterList([torch.zeros(rank, columns) for _, columns in shapes])
+        self.up = Matrices([torch.zeros(rows, rank) for rows, _ in shapes])
+        self.down = Matrices([torch.zeros(rank, columns) for _, columns in shapes])
 
-    def __getitem__(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.up[layer], self.down[layer]
+    def forward(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """`(up, down)` of every layer."""
+        return list(zip(self.up(), self.down()))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -94,8 +113,9 @@ class Vectors(nn.Module):
         self.values = nn.Parameter(torch.zeros(sum(sizes)))
         self._ends = list(itertools.accumulate(sizes, initial=0))
 
-    def __getitem__(self, place: int) -> torch.Tensor:
-        return self.values[self._ends[place] : self._ends[place + 1]]
+    def forward(self) -> list[torch.Tensor]:
+        """The vectors."""
+        return [self.values[start:end] for start, end in itertools.pairwise(self._ends)]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -110,11 +130,11 @@ class Norms(Vectors):
         super().__init__(pairs + [layer.out_features if layer._parameters["bias"] is not None else 0 for layer in layout.linear])
         self._num_norms = len(layout.norms)
 
-    def offset(self, place: int, module: nn.Module, name: str) -> torch.Tensor:
-        """Added to `module.weight` or `module.bias`; `place` is the module's in the layout's `norms` or `linear`."""
-        if isinstance(module, nn.LayerNorm):
-            return self[2 * place + (name == "bias")]
-        return self[2 * self._num_norms + place]
+    def forward(self) -> dict[tuple[bool, int, str], torch.Tensor]:
+        """`{(whether of a norm, its place in the layout's norms or linear, "weight" or "bias"): what is added}`."""
+        vectors, ends = super().forward(), 2 * self._num_norms
+        of_norms = {(True, i // 2, ("weight", "bias")[i % 2]): vector for i, vector in enumerate(vectors[:ends])}
+        return of_norms | {(False, i, "bias"): vector for i, vector in enumerate(vectors[ends:])}
 
 
 def shapes_of(layout, targets: str) -> list[tuple[int, int]]:
@@ -131,6 +151,39 @@ PARTS = {
     "scales": lambda layout, entry, config: Vectors([layer.out_features for layer in layout.linear]),
     "norms": lambda layout, entry, config: Norms(layout),
 }
+
+
+@dataclass(frozen=True)
+class OwnTensors:
+    """What a language owns of the encoder, as a forward reads it; None for parts that it has not.
+
+    Attributes:
+        mapping: `[num_artisan_layers, K]`.
+        specialist, delta: `(up, down)` of each layer that the part reaches.
+        scales: a vector for each linear layer.
+        norms: see `Norms.forward`.
+        targets: which layers `delta` reaches.
+    """
+
+    mapping: torch.Tensor
+    specialist: Optional[list[tuple[torch.Tensor, torch.Tensor]]]
+    delta: Optional[list[tuple[torch.Tensor, torch.Tensor]]]
+    scales: Optional[list[torch.Tensor]]
+    norms: Optional[dict[tuple[bool, int, str], torch.Tensor]]
+    targets: str
+
+    def own_specialist(self, row: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
+        """`(u, v)` of the language's own scores u v for the Artisan layer of mapping row `row`, or None."""
+        return None if self.specialist is None else self.specialist[row]
+
+    def delta_of(self, place: int, row: Optional[int]) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
+        """`(up, down)` of the language's own weight change, or None.
+
+        Args:
+            place, row: the layer's in the layout's `linear` and `artisan` (None where it is not Artisan).
+        """
+        index = row if self.targets == "attention" else place
+        return None if self.delta is None or index is None else self.delta[index]
 
 
 class LanguageAssembly(nn.Module):
@@ -156,18 +209,10 @@ class LanguageAssembly(nn.Module):
         else:
             self.head = nn.Linear(hidden, len(entry["vocab"]))
 
-    def own_specialist(self, row: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
-        """`(u, v)` of the language's own scores u v for the Artisan layer of mapping row `row`, or None."""
-        return self.specialist[row] if "specialist" in self.parts else None
-
-    def delta_of(self, place: int, row: Optional[int]) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
-        """`(up, down)` of the language's own weight change, or None.
-
-        Args:
-            place, row: the layer's in the layout's `linear` and `artisan` (None where it is not Artisan).
-        """
-        index = row if self.targets == "attention" else place
-        return self.delta[index] if "delta" in self.parts and index is not None else None
+    def forward(self) -> OwnTensors:
+        """What the language owns of the encoder."""
+        owned = {part: getattr(self, part)() if part in self.parts else None for part in ("specialist", "delta", "scales", "norms")}
+        return OwnTensors(mapping=self.mapping, targets=self.targets, **owned)
 
     @torch.no_grad()
     def reset_mapping(self) -> None:

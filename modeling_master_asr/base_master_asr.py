@@ -28,7 +28,16 @@ BACKBONE = "backbone."  # the names of W and M in a state dict begin with this, 
 
 
 def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 values, so a lossless cast on load (fp16 -> fp32) keeps it."""
+    """SHA-256 over names, shapes and float32 values, so a lossless cast on load (fp16 -> fp32) keeps it.
+
+    Raises:
+        ValueError: for tensors without values.
+    """
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise ValueError(
+            "W and M have no values here: they are offloaded (accelerate), or were never loaded. Save, and load or save assemblies, before "
+            "the offload, or after accelerate.hooks.remove_hook_from_submodules(model)."
+        )
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()

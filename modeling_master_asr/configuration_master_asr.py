@@ -95,7 +95,7 @@ def copy_code(folder: Union[str, Path]) -> None:
 
 def is_path(name: str) -> bool:
     """Whether a model's name is a folder of this machine (or of another), and no hub id."""
-    return bool(name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_dir())
+    return bool(name) and (name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_dir())
 
 
 def without_paths(config: dict) -> dict:

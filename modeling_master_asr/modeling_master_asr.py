@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported h
 
 logger = logging.get_logger(__name__)
 register_module_module_registration_hook(may_wrap)
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
 
 Languages = Union[str, list[str], tuple[str, ...], None]
 
@@ -150,7 +151,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         """The parameters of `language`, each made when its layer first reads it."""
         # Once seen it holds: a model that keeps its weights gathered after a forward shows plain tensors in the next.
         self._is_sharded = self._is_sharded or self.layout.is_sharded()
-        store = None if self._is_sharded else self._masks
+        store = None if self._is_sharded or self.layout.is_offloaded() else self._masks
         assembly = self.assemblies[language]
         return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
 
@@ -202,6 +203,11 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         Raises:
             ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame.
         """
+        if is_exporting():  # a mask is a choice among values, which a graph does not have
+            raise RuntimeError(
+                "An exported graph cannot select masks. Export one language, its weights assembled: "
+                "torch.export.export(model.materialize(language), ...), or python -m training.export_onnx for ONNX."
+            )
         inputs = self.check_inputs(input_values, input_features)
         codes = self.resolve_languages(language, len(inputs))
         groups = self._groups(codes, attention_mask)

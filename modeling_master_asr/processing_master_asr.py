@@ -162,7 +162,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [self.feature_extractor.model_input_names[0], "attention_mask"]
+        return [self.feature_extractor.model_input_names[0], "attention_mask", "labels"]
 
     def features(self, samples: np.ndarray) -> np.ndarray:
         """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`.
@@ -236,7 +236,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             text: one text or a list; normalised and encoded with the alphabet of `language`.
             language: one code, or one for each text.
             sampling_rate: of `audio`, in Hz; checked against the model's.
-            return_tensors, padding, max_length, pad_to_multiple_of: of the clips, as in `pad`.
+            return_tensors, padding, max_length, pad_to_multiple_of: of the clips, as in `pad`; of the texts where there are no clips.
 
         Returns:
             `input_values` or `input_features` and `attention_mask`; `input_ids` for text alone (-100 where padded), `labels`
@@ -260,7 +260,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             batch = self.pad([self.features(clip) for clip in samples], None, padding, max_length, pad_to_multiple_of, return_tensors)
         if text is not None:
             rows = self.encode_rows([text] if isinstance(text, str) else list(text), language)
-            ids, _ = pad_rows(rows, 0, -100, padding=bool(padding), return_tensors=return_tensors)
+            of_text = (padding, max_length, pad_to_multiple_of) if audio is None else (bool(padding), None, None)
+            ids, _ = pad_rows(rows, 0, -100, *of_text, return_tensors)
             batch["input_ids" if audio is None else "labels"] = ids
         return batch
 

@@ -11,6 +11,7 @@ from .artisan_master_asr import (
     ArtisanLinear,
     AssembledLayerNorm,
     AssembledLinear,
+    DTensor,
     mask_frozen_weight,
     mask_weight,
     open_gates_of_layers,
@@ -18,11 +19,6 @@ from .artisan_master_asr import (
     specialist_scores,
 )
 from .masks_master_asr import MaskStore, gradient_is_asked_for
-
-if torch.distributed.is_available():
-    from torch.distributed.tensor import DTensor
-else:  # some builds for small machines: nothing is sharded there
-    DTensor = ()
 
 
 class Layout:
@@ -47,6 +43,10 @@ class Layout:
         """Whether W and M lie in shards (FSDP2)."""
         return any(isinstance(layer.specialists, DTensor) for layer in self.artisan)
 
+    def is_offloaded(self) -> bool:
+        """Whether W and M lie elsewhere between the calls of their layers (accelerate's offload)."""
+        return any(layer.specialists.is_meta for layer in self.artisan)
+
     def sources(self, assembly) -> list[torch.Tensor]:
         """All that the parameters of a language are made of."""
         tensors = [*assembly.parameters(), *(layer.specialists for layer in self.artisan)]
@@ -59,7 +59,7 @@ class Layout:
 class AssembledWeights:
     """The parameters of one language, each made when its layer first asks for it.
 
-    A layer asks inside its own forward, so sharded parameters (FSDP) are whole by then and activation checkpointing
+    A layer asks inside its own forward, so sharded or offloaded parameters are there by then and activation checkpointing
     recomputes the mask's product rather than keeping it.
 
     Args:
@@ -67,16 +67,17 @@ class AssembledWeights:
         assembly: the `LanguageAssembly`.
         language: its code.
         sparsity: t.
-        store: what was selected and assembled before; None where nothing may be kept (sharded weights are gathered into the same
-            memory under the same version: nothing tells that they moved).
+        store: what was selected and assembled before; None where nothing may be kept: sharded weights are gathered into the same
+            memory under the same version (nothing tells that they moved), and offloaded ones are to take no memory.
         languages: how many the model has.
         training: the backbone's mode: a delta is then applied apart from W * B.
     """
 
     def __init__(self, layout: Layout, assembly, language: str, sparsity: float, store: Optional[MaskStore], languages: int, training: bool):
         self._arguments = (layout, assembly, language, sparsity, store, languages, training)
-        self._layout, self._assembly, self._language, self._sparsity, self._store, self._languages, self._training = self._arguments
-        self._gates = open_gates_of_layers(assembly.mapping)
+        self._layout, _, self._language, self._sparsity, self._store, self._languages, self._training = self._arguments
+        self._parts, self._own = assembly.parts, assembly()
+        self._gates = open_gates_of_layers(self._own.mapping)
         self._made: dict[tuple[nn.Module, str], torch.Tensor] = {}
         if store is not None and not training:
             sources = layout.sources(assembly)
@@ -91,10 +92,12 @@ class AssembledWeights:
     def parameter(self, module: nn.Module, name: str) -> Optional[torch.Tensor]:
         """What `module.weight` or `module.bias` is for this language."""
         plain = module._parameters[name]
-        if plain is None or not self._is_own(module, name):
+        if plain is None or plain.is_meta or not self._is_own(module, name):  # meta: the layer is not called yet, accelerate asks
             return plain
         made = self._made.get((module, name))
         if made is None:
+            if self._store is None:  # what other layers read is let go
+                self._made = {key: value for key, value in self._made.items() if key[0] is module}
             made = self._made[module, name] = self._make(module, name, plain)
         return made
 
@@ -108,14 +111,15 @@ class AssembledWeights:
     def _is_own(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, ArtisanLinear) and name == "weight":
             return True
-        parts = self._assembly.parts
+        parts = self._parts
         if name == "weight" and isinstance(module, AssembledLinear):
             return "scales" in parts or self._delta(module) is not None
         return "norms" in parts
 
     def _make(self, module: nn.Module, name: str, plain: torch.Tensor) -> torch.Tensor:
         if isinstance(module, AssembledLayerNorm) or name == "bias":
-            return plain + self._assembly.norms.offset(self._layout.place[module], module, name).to(plain.dtype)
+            key = isinstance(module, AssembledLayerNorm), self._layout.place[module], name
+            return plain + self._own.norms[key].to(plain.dtype)
         weight = self._scaled(module, self._masked(module))
         delta = self._delta(module)
         if delta is None:
@@ -125,13 +129,13 @@ class AssembledWeights:
             return torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype))
 
     def _delta(self, layer: AssembledLinear) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
-        return self._assembly.delta_of(self._layout.place[layer], self._layout.row.get(layer))
+        return self._own.delta_of(self._layout.place[layer], self._layout.row.get(layer))
 
     def _scaled(self, layer: AssembledLinear, weight: torch.Tensor) -> torch.Tensor:
         """W_l's rows, each times 1 + its scale, `[out, in]`."""
-        if "scales" not in self._assembly.parts:
+        if "scales" not in self._parts:
             return weight
-        return weight * (1 + self._assembly.scales[self._layout.place[layer]]).to(weight.dtype)[:, None]
+        return weight * (1 + self._own.scales[self._layout.place[layer]]).to(weight.dtype)[:, None]
 
     def _masked(self, layer: AssembledLinear) -> torch.Tensor:
         """W * B of an Artisan layer, W of another."""
@@ -139,7 +143,7 @@ class AssembledWeights:
         if not isinstance(layer, ArtisanLinear):
             return weight
         row, specialists, store = self._layout.row[layer], layer.specialists, self._store
-        gates, own, mapping_row = self._gates[row], self._assembly.own_specialist(row), self._assembly.mapping[row]
+        gates, own, mapping_row = self._gates[row], self._own.own_specialist(row), self._own.mapping[row]
 
         @torch.no_grad()
         def select() -> torch.Tensor:

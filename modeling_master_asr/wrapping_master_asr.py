@@ -2,6 +2,9 @@
 
 PEFT keeps the layer it adapts as `base_layer` of a wrapper, a module that is trained as a whole as `original_module`, and the
 whole model as `model`; PyTorch tells of every module that becomes part of another.
+
+Why a hook of the whole process: a layer is not told that another module takes it in, and PEFT asks it nothing before it merges or
+copies; anything nearer would be a patch of PEFT's classes. The hook looks at these three names and at nothing else.
 """
 
 from __future__ import annotations

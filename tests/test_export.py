@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TWO_FAMILIES, tiny_model
+from conftest import TWO_FAMILIES, inputs_for, tiny_model
 
 from training.export_onnx import EXAMPLE_S, OTHER_S, example_of, export
 
@@ -23,6 +23,14 @@ def test_a_materialized_whisper_goes_through_torch_export_with_a_dynamic_length(
     for length_s in (OTHER_S, 0.31, 30.0):  # an odd number of mel frames too
         clip = example_of(plain, length_s)
         torch.testing.assert_close(exported.module()(input_features=clip).logits, plain(clip).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_assembled_model_refuses_to_be_exported_and_says_what_is(strict):
+    model = tiny_model("whisper").eval()
+    with pytest.raises(Exception, match=r"(?s)cannot select masks. Export one language.*model.materialize\(language\)"):
+        torch.export.export(model, (), {**inputs_for(model), "language": "fr"}, strict=strict)
 
 
 @torch.no_grad()

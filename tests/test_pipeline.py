@@ -295,8 +295,10 @@ def test_a_decoded_column_of_torchcodec_is_read(tmp_path):
 
 
 def test_evaluates_evaluator_runs_as_documented(tmp_path, monkeypatch):
-    monkeypatch.setattr(transformers, "TFPreTrainedModel", type("None", (), {}), raising=False)  # evaluate 0.4.6 asks Transformers 5 for it
-    evaluator = pytest.importorskip("evaluate.evaluator.automatic_speech_recognition").AutomaticSpeechRecognitionEvaluator()
+    # evaluate 0.4.6 as released evaluates no model of Transformers 5, stock ones included: `compute` asks for transformers.TFPreTrainedModel,
+    # which is gone (AttributeError). A class of nothing stands in, so that all the rest of its calls is tested.
+    monkeypatch.setattr(transformers, "TFPreTrainedModel", type("None", (), {}), raising=False)
+    evaluator = evaluate.evaluator("automatic-speech-recognition")
     assert evaluator.PIPELINE_KWARGS["truncation"] is True
     paths = []
     for i, clip in enumerate(CLIPS):

@@ -173,6 +173,17 @@ def test_padding_keywords_do_what_they_do_in_transformers(name):
     assert [a.shape[axis - 1 if axis > 0 else -1] for a in apart[values]] == plain["attention_mask"].sum(-1).tolist()
 
 
+def test_padding_keywords_reach_texts_where_there_are_no_clips(processor):
+    texts = ["abc", "d"]
+    for given, expected in (({}, 3), ({"padding": "max_length", "max_length": 7}, 7), ({"pad_to_multiple_of": 8}, 8)):
+        assert processor(text=texts, language="en", **given).input_ids.shape == (2, expected)
+    with pytest.raises(ValueError, match="needs a max_length of at least 3, the longest here; got 2. Nothing is cut"):
+        processor(text=texts, language="en", padding="max_length", max_length=2)
+    both = processor(audio=[CLIP, CLIP], text=texts, language="en", sampling_rate=16_000, padding="max_length", max_length=9000)
+    assert both.input_values.shape == (2, 9000) and both.labels.shape == (2, 3)
+    assert set(both) == set(processor.model_input_names)
+
+
 @pytest.mark.parametrize("given, said", [
     ({"padding": "max_length"}, "needs a max_length of at least 8000, the longest here; got None. Nothing is cut"),
     ({"padding": "max_length", "max_length": 5000}, "at least 8000, the longest here; got 5000"),

@@ -11,6 +11,7 @@ from test_training import corpus  # noqa: F401  the fixture
 from transformers import Trainer, TrainingArguments
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
 from training.loop.config import LoopConfig
 from training.loop.data import Features, read_manifest, select
@@ -111,6 +112,65 @@ def test_a_plain_trainer_adds_a_language_and_keeps_the_best_checkpoint(corpus, t
     assert all(torch.equal(p, model.state_dict()[name]) for name, p in before.items())
     again = MasterASRForCTC.from_pretrained(trainer.state.best_model_checkpoint)
     assert again.languages == ["en", "fr", "es"]
+
+
+RESTLESS = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "layerdrop": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2}
+PARTS = [("mapping", "head", "specialist"), pytest.param(ALL_PARTS, marks=pytest.mark.slow)]
+
+
+def spanish_on_a_saved_base(tmp_path, parts):
+    """A model as README's recipe makes it, on a base whose training is random (dropout, SpecAugment)."""
+    if not (tmp_path / "base").exists():
+        tiny_model(vocabs=VOCABS, **RESTLESS).save_pretrained(tmp_path / "base")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    model.add_language("es", ES, parts=parts, rank=2)
+    model.freeze_except("es")
+    return model, MasterASRProcessor.from_model(model)
+
+
+def heard(model, trainer):
+    """CER, and the logits of the validation clips one batch, with the weights of another language in between."""
+    cer = trainer.evaluate()["eval_cer"]
+    batch = trainer.data_collator(list(trainer.eval_dataset))
+    with torch.no_grad():
+        model.eval()(**{**batch, "language": "fr", "labels": None})
+        return cer, model(**batch).logits
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("keeps_best", [False, True])
+def test_a_plain_trainers_assembly_hears_the_same_in_memory_and_out_of_its_file(corpus, tmp_path, parts, keeps_best):  # noqa: F811
+    model, processor = spanish_on_a_saved_base(tmp_path, parts)
+    changes = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3, "load_best_model_at_end": True,
+               "metric_for_best_model": "eval_cer", "greater_is_better": False} if keeps_best else {}  # fmt: skip
+    trainer = plain_trainer(model, processor, corpus, tmp_path / "run", **changes)
+    before = model.assemblies["es"].state_dict()["mapping"].clone()
+    trainer.train()
+    assert not torch.equal(before, model.assemblies["es"].mapping)
+    cer, logits = heard(model, trainer)
+    model.save_assembly("es", tmp_path / "assembly")
+    model.save_pretrained(tmp_path / "whole")
+    assert torch.equal(heard(model, trainer)[1], logits)
+    for again in (MasterASRForCTC.from_pretrained(tmp_path / "base", assemblies=[tmp_path / "assembly"]), MasterASRForCTC.from_pretrained(tmp_path / "whole")):
+        assert all(torch.equal(a, b) for a, b in zip(model.assemblies["es"].state_dict().values(), again.assemblies["es"].state_dict().values()))
+        other = plain_trainer(again, processor, corpus, tmp_path / "again")
+        found_cer, found = heard(again, other)
+        assert found_cer == cer and torch.equal(found, logits)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_resumed_plain_trainer_ends_as_an_uninterrupted_one(corpus, tmp_path, parts):  # noqa: F811
+    ends = []
+    for resume in (None, str(tmp_path / "whole/checkpoint-3")):
+        model, processor = spanish_on_a_saved_base(tmp_path, parts)
+        trainer = plain_trainer(model, processor, corpus, tmp_path / ("resumed" if resume else "whole"), save_strategy="steps", save_steps=3,
+                                eval_strategy="steps", eval_steps=2)  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        ends.append((model.state_dict(), [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
+    assert ends[0][1] == ends[1][1] and len(ends[0][1]) == STEPS
+    for name, value in ends[0][0].items():
+        assert torch.equal(value, ends[1][0][name]), name
 
 
 def test_small_batches_accumulated_are_one_big_batch(corpus, tmp_path):  # noqa: F811

@@ -3,11 +3,28 @@
 NO_GENERATE = "CTC reads all frames at once: there is no generate"
 NO_MERGE = "refused in words, see tests/test_peft.py: adapters on masked weights do not merge"
 NO_EMBEDDINGS = "audio has no input_ids and no input embeddings"
+NO_NESTED = "refused in words: keywords come flat, and an unknown one is an error; tests/test_processing.py has those that are honoured"
+LENGTH = "max_length counts samples or frames of the clips where there are any, and nothing is cut: tests/test_processing.py"
 
 NOT_APPLICABLE: dict[str, dict[str, str]] = {
     "models": {
         "test_model_get_set_embeddings": NO_EMBEDDINGS,
         "test_training_gradient_checkpointing_use_reentrant_true": "refused in words: it cannot carry a call's language into the recomputation",
+    },
+    "processors": {
+        "test_call_arguments_default_none": "the keywords stand in our signature with their defaults, so that an unknown one can be refused",
+        "test_call_arguments_not_in_processor_kwargs": "as above: we declare no ProcessingKwargs, the signature says it all",
+        "test_flat_kwarg_applied_when_modality_dict_lacks_it": NO_NESTED,
+        "test_structured_kwargs_nested_from_dict_2_audio": NO_NESTED,
+        "test_overlapping_text_image_kwargs_handling_2_audio": NO_NESTED,
+        "test_kwargs_overrides_default_subprocessor_kwargs_2_audio": LENGTH,
+        "test_subprocessor_defaults_preserved_by_kwargs_2_audio": LENGTH,
+        "test_unstructured_kwargs_2_audio": LENGTH,
+        "test_unstructured_kwargs_batched_2_audio": LENGTH,
+        "test_replacement_offsets": "asks our second class, UploadMixin, for a method of ProcessorMixin's",
+        "test_save_load_pretrained_additional_features": "a token added to an alphabet would have no row in any head",
+        "test_subprocessor_defaults_0_text": "texts give label ids, -100 where padded, and no mask",
+        "test_subprocessor_defaults_3_audio": "clips keep their true length (Whisper's are not stretched to 30 s), masks are int64 in every family",
     },
     "peft": {
         "_test_generate": NO_GENERATE,
@@ -26,9 +43,4 @@ NOT_APPLICABLE: dict[str, dict[str, str]] = {
         "_test_prepare_for_training": NO_EMBEDDINGS,
     },
 }
-OPEN: dict[str, dict[str, str]] = {
-    "models": {
-        "test_bc_torch_dtype": "from_pretrained loads float32 where torch_dtype= asks for another (modeling)",
-        "test_model_outputs_equivalence": "return_dict=False gives an AttributeError (modeling)",
-    },
-}
+OPEN: dict[str, dict[str, str]] = {}

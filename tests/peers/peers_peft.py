@@ -10,7 +10,7 @@ import inspect
 
 import pytest
 import torch
-from conftest import inputs_for, tiny_model, vocab
+from conftest import HUB, inputs_for, tiny_model, vocab
 from peft import LoraConfig
 from suites import suite
 from verdicts import verdict_of
@@ -20,7 +20,7 @@ from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.peft_assembly import AssemblyConfig
 
 common = suite("peft", "testing_common")
-common.hub_online_once = lambda model_id: nullcontext()  # the models are folders
+common.hub_online_once = lambda model_id: nullcontext()  # the hub is on loopback
 
 MORE = {"dtype": torch.bfloat16, "use_reentrant": False, "raises_err": True, "safe_serialization": True}  # what some tests ask for
 TESTS = {  # helpers that take a model instead of a folder are no tests
@@ -42,21 +42,22 @@ class Peft(common.PeftCommonTester):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("base")
+def repo():
+    """The base on the loopback hub: the card of an adapter names its base, and never a folder of this machine."""
     model = tiny_model()
     model.set_language("fr")
-    model.save_pretrained(path)
-    return str(path)
+    model.push_to_hub("tester/base", token="a-token")
+    yield "tester/base"
+    HUB.repos.clear()
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", TESTS)
-def test_peft(name, method, folder, request):
+def test_peft(name, method, repo, request):
     verdict, reason = verdict_of(name, "peft", f"peft {method}")
     if verdict == "skip":
         pytest.skip(reason)
     if verdict == "open":
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     config_class, kwargs = METHODS[method]
-    getattr(Peft(), name)(folder, config_class, dict(kwargs), **{argument: MORE[argument] for argument in TESTS[name]})
+    getattr(Peft(), name)(repo, config_class, dict(kwargs), **{argument: MORE[argument] for argument in TESTS[name]})

@@ -12,9 +12,10 @@ from conftest import inputs_for, tiny_backbone_config, tiny_model, vocab
 from suites import suite
 from verdicts import apply_verdicts
 
-from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRModel
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRModel, MasterASRProcessor
 
 common = suite("transformers", "test_modeling_common")
+ProcessorTesterMixin = suite("transformers", "test_processing_common").ProcessorTesterMixin
 ConfigTester = suite("transformers", "test_configuration_common").ConfigTester
 
 # their suite knows by these names which model gives a loss
@@ -74,4 +75,26 @@ class Wav2Vec2ModelsTest(Models, common.ModelTesterMixin, unittest.TestCase):
 
 @apply_verdicts("models", "models whisper")
 class WhisperModelsTest(Models, common.ModelTesterMixin, unittest.TestCase):
+    family = "whisper"
+
+
+class Processors:
+    """Of a model with one language: their suite knows no `language=`."""
+
+    processor_class = MasterASRProcessor
+    text_input_name = "labels"  # what texts beside clips are called, as in Transformers' own processor of wav2vec 2.0
+    family = ""
+
+    @classmethod
+    def _setup_from_components(cls):
+        return MasterASRProcessor.from_model(tiny_model(cls.family, vocabs={"en": VOCAB}))
+
+
+@apply_verdicts("processors", "processors wav2vec2")
+class Wav2Vec2ProcessorTest(Processors, ProcessorTesterMixin, unittest.TestCase):
+    family = "wav2vec2"
+
+
+@apply_verdicts("processors", "processors whisper")
+class WhisperProcessorTest(Processors, ProcessorTesterMixin, unittest.TestCase):
     family = "whisper"

@@ -28,7 +28,7 @@ def masks_of(model, first: Iterable[str] = ()) -> dict[str, list[torch.Tensor]]:
         specialists = whole(layer.specialists)
         for code in codes:
             assembly = model.assemblies[code]
-            scores = specialist_scores(specialists, open_gates(assembly.mapping[index]), assembly.own_specialist(index))
+            scores = specialist_scores(specialists, open_gates(assembly.mapping[index]), assembly().own_specialist(index))
             masks[code].append(pack_mask(select_mask(scores, model.config.sparsity)).cpu())
     return masks
 
