@@ -93,4 +93,4 @@ def test_help_shows_every_setting_with_its_default(capsys):
         shown = " ".join(capsys.readouterr().out.split())
         for field in dataclasses.fields(kind):
             assert f"--{field.name} " in shown and field.metadata["help"]
-        assert script.__doc__.splitlines()[0] in shown and "(default: 0.999)" in shown
+        assert script.__doc__.splitlines()[0] in shown and f"(default: {kind.beta2})" in shown
