@@ -22,7 +22,7 @@ if torch.distributed.is_available():
 else:  # some builds for small machines: nothing is sharded there
     DTensor = ()
 
-# The first masks follow |W|; the noise is what lets specialists, and so languages, come apart. 1.0 was far worse: RESULTS.md.
+# The first masks follow |W|; the noise is what lets specialists, and so languages, diverge. 1.0 was far worse: RESULTS.md.
 SPECIALIST_SCALE = 0.5
 SPECIALIST_NOISE = 0.3
 SAMPLE = 16_384  # scores looked at to bracket a mask's threshold

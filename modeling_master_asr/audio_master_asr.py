@@ -258,7 +258,7 @@ def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
 
 def _nameless(file) -> SimpleNamespace:
     """The bytes of an open file and nothing else: no decoder gets a name to open something by."""
-    return SimpleNamespace(**{verb: getattr(file, verb) for verb in ("read", "readinto", "seek", "tell") if hasattr(file, verb)})
+    return SimpleNamespace(**{name: getattr(file, name) for name in ("read", "readinto", "seek", "tell") if hasattr(file, name)})
 
 
 # ---------------------------------------------------------------------- everything else

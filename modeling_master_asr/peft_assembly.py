@@ -274,7 +274,7 @@ register_peft_method(name="assembly", config_cls=AssemblyConfig, model_cls=Assem
 def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, adapter_name: Optional[str] = None, **hub_kwargs) -> PeftModel:
     """A native assembly (folder or hub id) as a PEFT adapter of `model`, bit for bit.
 
-    The other way is the model's own verb: `peft_model.get_base_model().save_assembly(language, folder)`.
+    The other way is the model's own method: `peft_model.get_base_model().save_assembly(language, folder)`.
 
     Args:
         model: a `MasterASRForCTC`, or a `PeftModel` of one, which then gets one adapter more.

@@ -70,7 +70,7 @@ class AssembledWeights:
         store: what was selected and assembled before; None where nothing may be kept: sharded weights are gathered into the same
             memory under the same version (nothing tells that they moved), and offloaded ones are to take no memory.
         languages: how many the model has.
-        training: the backbone's mode: a delta is then applied apart from W * B.
+        training: the backbone's mode: a delta is then applied as a product of its own beside W * B.
     """
 
     def __init__(self, layout: Layout, assembly, language: str, sparsity: float, store: Optional[MaskStore], languages: int, training: bool):

@@ -82,6 +82,6 @@ def may_wrap(wrapper: nn.Module, name: str, module) -> None:
             f'exclude_modules=["q_proj", "k_proj", "v_proj", "out_proj"] with "all-linear". {INSTEAD}'
         )
     elif name == "base_layer" and isinstance(module, ArtisanLinear):
-        for verb in ("merge", *REWRITES_W):
-            if hasattr(type(wrapper), verb):
-                setattr(wrapper, verb, _refuse_merge if verb == "merge" else _refuse_rewrite)
+        for name in ("merge", *REWRITES_W):
+            if hasattr(type(wrapper), name):
+                setattr(wrapper, name, _refuse_merge if name == "merge" else _refuse_rewrite)

@@ -186,18 +186,18 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(206, content[start:], about)
         self.answer(200, content, about)
 
-    def get_info(self, repo_id: str, verb: str | None, revision: str | None, folder: str | None) -> None:
+    def get_info(self, repo_id: str, endpoint: str | None, revision: str | None, folder: str | None) -> None:
         repo, commit = self.repo_at(repo_id, revision)
         if commit is None:
             return
-        if verb == "refs":
+        if endpoint == "refs":
             tags = [{"name": k, "ref": f"refs/tags/{k}", "targetCommit": v} for k, v in repo.tags.items()]
             main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1].oid}
             return self.answer(200, {"branches": [main], "tags": tags, "converts": []})
-        if verb == "commits":
+        if endpoint == "commits":
             about = {"message": "", "date": DATE, "authors": [{"user": "tester"}]}
             return self.answer(200, [{"id": c.oid, "title": c.title, **about} for c in reversed(repo.commits)])
-        if verb == "tree":
+        if endpoint == "tree":
             below = folder.rstrip("/") + "/" if folder else ""
             recursive = "recursive=true" in self.path.lower()
             return self.answer(200, [entry(n, commit.files) for n in names_below(below, commit.files, recursive)])

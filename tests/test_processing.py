@@ -128,7 +128,7 @@ def test_audio_files_decode_to_mono_at_16_khz(tmp_path, suffix, rate):
 
 
 def test_the_ctc_tutorials_collator_works(processor):
-    """Features and labels made clip by clip, padded apart, labels masked by hand: as the CTC tutorial of Transformers does."""
+    """Features and labels made clip by clip, padded separately, labels masked by hand: as the CTC tutorial of Transformers does."""
     texts, clips = ["abc", "d"], [CLIP, CLIP[:4000]]
     rows = [{"input_values": processor(audio=c, sampling_rate=16_000).input_values[0], "labels": processor(text=t, language="en").input_ids[0]}
             for c, t in zip(clips, texts)]  # fmt: skip
@@ -169,8 +169,8 @@ def test_padding_keywords_do_what_they_do_in_transformers(name):
         assert not batch[values].narrow(axis, longest, expected - longest).any()
     arrays = processor(audio=clips, sampling_rate=16_000, return_tensors="np")
     assert isinstance(arrays[values], np.ndarray) and np.array_equal(arrays[values], plain[values].numpy())
-    apart = processor(audio=clips, sampling_rate=16_000, padding=False, return_tensors=None)
-    assert [a.shape[axis - 1 if axis > 0 else -1] for a in apart[values]] == plain["attention_mask"].sum(-1).tolist()
+    unpadded = processor(audio=clips, sampling_rate=16_000, padding=False, return_tensors=None)
+    assert [a.shape[axis - 1 if axis > 0 else -1] for a in unpadded[values]] == plain["attention_mask"].sum(-1).tolist()
 
 
 def test_padding_keywords_reach_texts_where_there_are_no_clips(processor):

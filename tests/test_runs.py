@@ -140,9 +140,9 @@ def test_a_vanished_clip_is_named(corpus, base, tmp_path):  # noqa: F811
         run_stage_1(corpus, tmp_path / "out", "--resume", "--data", str(manifest))
 
 
-def test_resuming_before_the_first_checkpoint_starts_afresh_and_says_so(corpus, base, tmp_path, capsys):  # noqa: F811
+def test_resuming_before_the_first_checkpoint_starts_at_step_0_and_says_so(corpus, base, tmp_path, capsys):  # noqa: F811
     model = run_stage_1(corpus, tmp_path, "--resume")
-    assert f"Nothing to resume in {tmp_path}: the run ended before its first checkpoint. Starting afresh." in capsys.readouterr().out
+    assert f"Nothing to resume in {tmp_path}: the run ended before its first checkpoint. Starting at step 0." in capsys.readouterr().out
     for name, value in MasterASRForCTC.from_pretrained(base).state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     with pytest.raises(FileNotFoundError, match="No checkpoint-00000002 in"):
@@ -391,7 +391,7 @@ def test_the_ranking_is_computed_once_and_what_is_printed_is_used(corpus, base, 
 
 def test_a_language_that_is_there_and_an_unknown_start_are_refused_before_data_is_read(base, tmp_path):
     options = ["--model", str(base), "--data", "nowhere.jsonl", "--out", str(tmp_path)]
-    with pytest.raises(ValueError, match=r"--language: got 'fr'; allowed: one that .* does not have. It has \['en', 'fr'\]"):
+    with pytest.raises(ValueError, match=r"--language: got 'fr'; allowed: one that .* does not have. It has \['en', 'fr'\]. To measure it: python -m training.evaluate --model .* --languages fr"):
         adapt_language.main([*options, "--language", "fr"])
     with pytest.raises(ValueError, match=r"--init: got 'near'; allowed: one of \['nearest', 'random', 'en', 'fr'\]"):
         adapt_language.main([*options, "--language", "es", "--init", "near"])

@@ -81,12 +81,34 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
     assert answer["file"] == clip and isinstance(answer["words"], list)
 
 
-@pytest.mark.parametrize("script", ["train_multilingual", "adapt_language"])
-def test_both_stages_start_by_their_path_from_anywhere_as_accelerate_launch_starts_them(script, tmp_path):
-    path = Path(train_multilingual.__file__).with_name(f"{script}.py")
+COMMANDS = sorted(path.stem for path in Path(train_multilingual.__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
+def test_every_command_starts_by_its_path_from_anywhere_as_accelerate_launch_starts_it(tmp_path):
+    """In one process, since each start costs seconds of imports."""
+    folder = Path(train_multilingual.__file__).parent
+    started = "import runpy, sys\nfor path in sys.argv[1:]:\n    sys.argv, sys.path[0] = [path, '--help'], path.rpartition('/')[0]\n" \
+              "    for name in [n for n in sys.modules if n.partition('.')[0] in ('training', 'modeling_master_asr')]:\n        del sys.modules[name]\n" \
+              "    try:\n        runpy.run_path(path, run_name='__main__')\n    except SystemExit as end:\n        assert end.code == 0, path\n"
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert done.returncode == 0 and "accelerate launch training" in done.stdout, done.stderr[-2000:]
+    paths = [str(folder / f"{command}.py") for command in COMMANDS]
+    done = subprocess.run([sys.executable, "-c", started, *paths], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("usage: ") == len(COMMANDS) and all(f"usage: {command}.py" in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("way", ["by path", "as a module"])
+def test_every_command_says_which_extra_is_missing(tmp_path, way):
+    folder = Path(train_multilingual.__file__).parent
+    hide = "import importlib.util as u, runpy, sys\nfind = u.find_spec\n" \
+           "u.find_spec = lambda name, *a: None if name in ('accelerate', 'jiwer') else find(name, *a)\n"
+    for command in COMMANDS:
+        path = folder / f"{command}.py"
+        run = f"sys.path[0] = {str(folder)!r}; runpy.run_path({str(path)!r}, run_name='__main__')"
+        if way == "as a module":
+            run = f"sys.path[0] = {str(folder.parent)!r}; runpy.run_module('training.{command}', run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", hide + run], capture_output=True, text=True, cwd=tmp_path)
+        assert 'training/ needs accelerate, jiwer: pip install "modeling-master-asr[train]"' in done.stderr, (command, done.stderr[-500:])
 
 
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(corpus, tmp_path, monkeypatch):

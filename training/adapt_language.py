@@ -1,10 +1,10 @@
 """Stage 2: adds one language to a trained model from minutes of speech; nothing else moves.
 
-    accelerate launch training/adapt_language.py --model runs/stage1/model --data data/manifest.jsonl --language es --out runs/es
+    accelerate launch training/adapt_language.py --model ./runs/stage1/model --data data/manifest.jsonl --language es --out runs/es
 
 One minute on a CPU, from a clone:
 
-    python -m training.adapt_language --model checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --language es \
+    python -m training.adapt_language --model ./checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --language es \
         --out runs/es --steps 40
 """
 
@@ -19,6 +19,7 @@ from typing import Literal, Optional
 
 if not __package__:  # started by its path, as `accelerate launch` does: the clone's root, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 from accelerate.utils import set_seed
 from transformers.hf_argparser import HfArg
@@ -89,7 +90,11 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
     """
     model = MasterASRForCTC.from_pretrained(resolve_model(config.model)).to(accelerator.device)
     if config.language in model.languages:
-        raise ValueError(f"--language: got {config.language!r}; allowed: one that {config.model} does not have. It has {model.languages}.")
+        raise ValueError(
+            f"--language: got {config.language!r}; allowed: one that {config.model} does not have. It has {model.languages}. "
+            f"To measure it: python -m training.evaluate --model {config.model} --data {' '.join(config.data)} --languages {config.language} "
+            f"--out {config.out}.json. A run of yours that was stopped goes on with its own --model and --resume."
+        )
     starts = ["nearest", "random", *model.languages]
     if config.init not in starts:
         raise ValueError(f"--init: got {config.init!r}; allowed: one of {starts}.")

@@ -1,6 +1,6 @@
 """Cuts a trained model to a small file that can still be adapted: W in fp16, specialists in 8-bit floats.
 
-    python -m training.compact_checkpoint --model runs/stage1/model --out checkpoints/master-asr-whisper-base
+    python -m training.compact_checkpoint --model ./runs/stage1/model --out ./checkpoints/master-asr-whisper-base
 
 A score only has to keep its order, so 8 bits serve: measure the loss with training.evaluate on both folders.
 """
@@ -8,7 +8,12 @@ A score only has to keep its order, so 8 bits serve: measure the loss with train
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 import torch
 

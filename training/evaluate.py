@@ -1,14 +1,19 @@
 """CER and WER per language and macro, greedy, without a language model.
 
-    python -m training.evaluate --model checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --out result.json
-    python -m training.evaluate --model runs/stage1/model --data data/manifest.jsonl --out result.json --row_swap
+    python -m training.evaluate --model ./checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --out result.json
+    python -m training.evaluate --model ./runs/stage1/model --data data/manifest.jsonl --out result.json --row_swap
     accelerate launch -m training.evaluate ...      # shared among several processes
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 import torch
 from accelerate import Accelerator

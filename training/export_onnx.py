@@ -1,6 +1,6 @@
 """Exports one language as an ONNX file, checked against PyTorch: no PyTorch, no custom code where it is served.
 
-    python -m training.export_onnx --model runs/stage1/model --language fr --out fr.onnx
+    python -m training.export_onnx --model ./runs/stage1/model --language fr --out fr.onnx
 
 One clip of any length goes in, Whisper's up to 30 s: `(1, samples)`, or the features of the model's own processor. For another
 exporter, `model.materialize(language)` is a plain module that `torch.export` takes as it is. Needs the extra `onnx`.
@@ -9,7 +9,12 @@ exporter, `model.materialize(language)` is a plain module that `torch.export` ta
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 import numpy as np
 import torch
@@ -46,9 +51,14 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
 
     Raises:
         KeyError: if the language is not loaded.
+        ImportError: without the extra `onnx`.
         RuntimeError: if the exported model answers otherwise than PyTorch; nothing is then left at `path`.
     """
-    import onnxruntime
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError('Exporting needs onnx, onnxscript and onnxruntime: pip install "modeling-master-asr[onnx]".') from error
 
     plain = model.materialize(language)
     plain.set_attn_implementation("eager")

@@ -1,6 +1,6 @@
 """Renders a model's card and its picture of language similarity.
 
-    python -m training.model_card --model checkpoints/master-asr-whisper-base --evaluation benchmarks/results/evaluate_compact.json \
+    python -m training.model_card --model ./checkpoints/master-asr-whisper-base --evaluation benchmarks/results/evaluate_compact.json \
         --facts model_cards/master-asr-whisper-base.json --out model_cards/master-asr-whisper-base
 
 Figures come from the evaluation's JSON, words from --facts, the rest from the model. The card needs matplotlib and scipy (extra `train`).
@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData

@@ -17,9 +17,14 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 import soundfile
 from num2words import num2words

@@ -1,7 +1,7 @@
 """Publishes a model folder, or one language of it, in one commit each.
 
-    python -m training.push_to_hub --model runs/stage1/model --repo me/master-asr --card model_cards/master-asr-whisper-base/README.md
-    python -m training.push_to_hub --model me/master-asr --assembly runs/es/assembly --language es --repo me/master-asr-es
+    python -m training.push_to_hub --model ./runs/stage1/model --repo me/master-asr --card model_cards/master-asr-whisper-base/README.md
+    python -m training.push_to_hub --model me/master-asr --assembly ./runs/es/assembly --language es --repo me/master-asr-es
 
 Others load a language into the base it was made for, so its base has to be on a hub: where --model is a folder, --base says where that lies.
 """
@@ -9,7 +9,12 @@ Others load a language into the base it was made for, so its base has to be on a
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import fetch_assembly

@@ -17,6 +17,7 @@ from typing import Optional
 
 if not __package__:  # started by its path, as `accelerate launch` does: the clone's root, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 import torch
 from accelerate.utils import set_seed

@@ -1,7 +1,7 @@
 """Transcribes recordings, for people who want no Python. A recording that cannot be read is named, the others are read, and the exit code is 1.
 
-    python -m training.transcribe clip.mp3 other.wav --model checkpoints/master-asr-whisper-base --language fr
-    python -m training.transcribe clip.mp3 --model DIR --assembly runs/es/assembly --language es --json
+    python -m training.transcribe clip.mp3 other.wav --model ./checkpoints/master-asr-whisper-base --language fr
+    python -m training.transcribe clip.mp3 --model DIR --assembly ./runs/es/assembly --language es --json
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
+
+if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import training  # noqa: F401  # says which packages are missing
 
 from tqdm import tqdm
 from transformers import pipeline

@@ -172,7 +172,7 @@ def load(out: Path, name: str, facts: dict) -> tuple[int, dict[str, object]]:
     manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     changed = differences(manifest["facts"], facts)
     if changed:
-        raise ValueError(f"{checkpoint} was made from other data or settings ({'; '.join(changed)}). Restore them, or start afresh in another --out.")
+        raise ValueError(f"{checkpoint} was made from other data or settings ({'; '.join(changed)}). Restore them, or start a new run in another --out.")
     parts = {Path(n).stem: torch.load(checkpoint / n, map_location="cpu", weights_only=True) for n in manifest["files"]}
     return manifest["step"], parts
 

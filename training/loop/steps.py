@@ -157,7 +157,7 @@ class Run:
             ValueError: if settings or clips have changed since, naming them.
         """
         if self.config.resume == "newest" and not checkpoints.listed(self.out):
-            self.accelerator.print(f"Nothing to resume in {self.out}: the run ended before its first checkpoint. Starting afresh.")
+            self.accelerator.print(f"Nothing to resume in {self.out}: the run ended before its first checkpoint. Starting at step 0.")
         elif self.config.resume:
             step, parts = checkpoints.load(self.out, self.config.resume, self.facts)
             check_clips(parts["clips"], self.clips)
@@ -300,7 +300,7 @@ def check_clips(before: list[str], now: list[str]) -> None:
     if gone or new or len(before) != len(now):
         raise ValueError(
             f"The clips are not those that the run began with: {len(gone)} are gone {gone[:5]}, {len(new)} are new {new[:5]} "
-            f"({len(before)} then, {len(now)} now). Restore them, or start afresh in another --out."
+            f"({len(before)} then, {len(now)} now). Restore them, or start a new run in another --out."
         )
 
 
