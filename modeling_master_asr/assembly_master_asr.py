@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import initialization as init
 
-from .configuration_master_asr import MasterASRConfig
+from .configuration_master_asr import MasterASRConfig, vocab_digest
 
 ASSEMBLY_CONFIG_NAME = "assembly_config.json"
 FORMAT_VERSION = "1.0"  # of assembly_config.json: a reader refuses a later major, and ignores what it does not know
@@ -267,11 +266,6 @@ class Assemblies(nn.ModuleDict):
 
 def file_name(language: str) -> str:
     return f"assembly.{quote(language, safe='')}.safetensors"
-
-
-def vocab_digest(vocab: dict[str, int]) -> str:
-    """SHA-256 of an alphabet, tokens in the order of their ids: kept in the tensor file, so that a permuted one is seen."""
-    return hashlib.sha256(json.dumps(sorted(vocab, key=vocab.get), ensure_ascii=False).encode()).hexdigest()
 
 
 def read_listed(path: Path) -> dict[str, dict]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -44,6 +46,11 @@ def check_vocab(vocab: dict[str, int], language: str) -> dict[str, int]:
             f"The ids of the vocab of '{language}' must be 0..{len(vocab) - 1}, each once; got {shortened(sorted(vocab.values()))}."
         )
     return dict(vocab)
+
+
+def vocab_digest(vocab: dict[str, int]) -> str:
+    """SHA-256 of an alphabet, tokens in the order of their ids: kept beside what was trained with it, so that a permuted one is seen."""
+    return hashlib.sha256(json.dumps(sorted(vocab, key=vocab.get), ensure_ascii=False).encode()).hexdigest()
 
 
 def shortened(items: list, most: int = 20) -> str:
@@ -196,8 +203,11 @@ class MasterASRConfig(PreTrainedConfig):
         return config, {**unused, "assemblies": sources}
 
     def to_dict(self) -> dict[str, Any]:
-        """As in Transformers, plus the languages' order (JSON files are written with sorted keys), without paths of this machine."""
-        return without_paths({**super().to_dict(), "language_order": self.languages})
+        """As in Transformers, plus the languages' order (JSON files are written with sorted keys) and a digest of each alphabet,
+        without paths of this machine.
+        """
+        assemblies = {code: {**entry, "vocab_sha256": vocab_digest(entry["vocab"])} for code, entry in self.assemblies.items()}
+        return without_paths({**super().to_dict(), "assemblies": assemblies, "language_order": self.languages})
 
     @property
     def languages(self) -> list[str]:
@@ -226,12 +236,16 @@ class MasterASRConfig(PreTrainedConfig):
         return language
 
     def add_assembly(
-        self, language: str, vocab: dict[str, int], parts=PAPER_PARTS, rank: int = 8, shares_bank: bool = False, targets: str = "attention"
+        self, language: str, vocab: dict[str, int], parts=PAPER_PARTS, rank: int = 8, shares_bank: bool = False, targets: str = "attention",
+        vocab_sha256: Optional[str] = None,
     ):  # fmt: skip
         """Registers what a language owns.
 
+        Args:
+            vocab_sha256: of the alphabet as it was saved, `vocab_digest`; None: nobody says, as in older files.
+
         Raises:
-            ValueError: for a language that is already there, a vocab with gaps, unknown parts or targets, a rank that is no number above 0.
+            ValueError: for a language that is already there, a vocab with gaps or other than it was saved, unknown parts or targets, a rank that is no number above 0.
         """
         if targets not in TARGETS:
             raise ValueError(f"targets must be one of {list(TARGETS)}; got {targets!r}.")
@@ -241,8 +255,14 @@ class MasterASRConfig(PreTrainedConfig):
             raise ValueError(f"A language is a non-empty code such as 'sr' or 'pa-IN'; got {language!r}.")
         if language in self.assemblies:
             raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
+        vocab = check_vocab(vocab, language)
+        if vocab_sha256 is not None and vocab_sha256 != vocab_digest(vocab):
+            raise ValueError(
+                f"The alphabet of {language!r} is not the one that its head was saved with: its letters would come out as others. Download "
+                "or save config.json again."
+            )
         self.assemblies[language] = {
-            "vocab": check_vocab(vocab, language), "parts": check_parts(parts), "rank": rank, "targets": targets,
+            "vocab": vocab, "parts": check_parts(parts), "rank": rank, "targets": targets,
             "shares_bank": shares_bank,
         }  # fmt: skip
 
