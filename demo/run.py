@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +27,7 @@ from training.adapt_language import AdaptConfig, add_language, announce, trained
 from training.loop import checkpoints
 from training.loop.config import Count, Positive, Settings, parse
 from training.loop.data import Features, read_manifest, select
+from training.loop.folder import locked, traces
 from training.loop.metrics import evaluate_clips
 from training.loop.steps import Splits
 
@@ -32,6 +35,7 @@ HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "checkpoints" / "master-asr-whisper-base"
 DATA = HERE / "manifest.jsonl"
 LANGUAGE = "es"
+DEFAULT_OUT = Path("runs/demo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class DemoConfig(Settings):
     preset: Literal["paper", "small", "best"] = HfArg(default=DEFAULT_PRESET, help="what Spanish owns")
     steps: Count = HfArg(default=300, help="updates of what Spanish owns")
     test_minutes: Positive = HfArg(default=10.0, help="of held-out clips to score")
-    out: Path = HfArg(default=Path("runs/demo"), help="the folder that the demo writes anew each time")
+    out: Path = HfArg(default=DEFAULT_OUT, help="folder of this demo alone; the default is written anew each time")
 
     def stage_2(self, preset: str) -> AdaptConfig:
         """The settings of the training of a preset."""
@@ -101,8 +105,28 @@ def report(results: dict[str, dict], demo: DemoConfig) -> None:
         print(f"  preset {preset:6} {result['after']:5.1f} %   {result['kilobytes']:.0f} KB")
 
 
+@contextmanager
+def opened(demo: DemoConfig) -> Iterator[None]:
+    """The demo's folder, its own as long as the context lasts; only the default one is ever cleaned.
+
+    Raises:
+        RuntimeError: if another run is at work there.
+        FileExistsError: if it is another folder and holds a run already.
+    """
+    with locked(demo.out):
+        there = [name for folder in (demo.out, demo.out / "paper", demo.out / demo.preset) for name in traces(folder)]
+        if there and demo.out.resolve() != DEFAULT_OUT.resolve():
+            raise FileExistsError(f"{demo.out} holds a run already: {sorted(set(there))}. Choose another --out, or leave it out: {DEFAULT_OUT} is written anew.")
+        yield
+
+
 def main(argv=None) -> None:
     demo = parse(DemoConfig, __doc__, argv)
+    with opened(demo):
+        show(demo)
+
+
+def show(demo: DemoConfig) -> None:
     start_s = time.time()
     clips = read_manifest(DATA)
     model = MasterASRForCTC.from_pretrained(CHECKPOINT)

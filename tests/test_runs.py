@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from conftest import tiny_model, vocab
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
+from demo import run as demo
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training import adapt_language, train_multilingual
 from training.loop import checkpoints, folder, steps, watching
@@ -395,3 +396,18 @@ def test_a_language_that_is_there_and_an_unknown_start_are_refused_before_data_i
         adapt_language.main([*options, "--language", "fr"])
     with pytest.raises(ValueError, match=r"--init: got 'near'; allowed: one of \['nearest', 'random', 'en', 'fr'\]"):
         adapt_language.main([*options, "--language", "es", "--init", "near"])
+
+
+def test_the_demo_cleans_its_default_folder_alone_and_is_alone_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out, used in ((demo.DEFAULT_OUT, True), (Path("mine"), True), (Path("new"), False)):
+        if used:
+            checkpoints.save(out / "paper", 1, {"model": {}}, {})
+        config = demo.DemoConfig(out=out)
+        if out == Path("mine"):
+            with pytest.raises(FileExistsError, match="mine holds a run already: .'checkpoint-00000001'.*runs/demo is written anew"), demo.opened(config):
+                pass
+            assert checkpoints.listed(out / "paper")
+            continue
+        with demo.opened(config), pytest.raises(RuntimeError, match="Another run is at work in"), demo.opened(config):
+            pass

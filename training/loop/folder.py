@@ -21,6 +21,25 @@ def traces(out: Path) -> list[str]:
 
 
 @contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """A folder that no other run works in as long as the context lasts.
+
+    Raises:
+        RuntimeError: if another run is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeError(f"Another run is at work in {out}. Wait until it has ended, or choose another --out.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def claimed(out: Path, resume: Optional[str]) -> Iterator[None]:
     """A folder that is this run's alone as long as the context lasts; a killed run's claim ends with its process.
 
@@ -31,18 +50,10 @@ def claimed(out: Path, resume: Optional[str]) -> Iterator[None]:
         RuntimeError: if another run is at work there.
         FileExistsError: if another run was there, and this one would mix with it.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RuntimeError(f"Another run is at work in {out}. Wait until it has ended, or choose another --out.") from error
-    try:
+    with locked(out):
         there = traces(out)
         if there and resume is None:
             raise FileExistsError(f"{out} holds a run already: {there}. Go on with it by --resume, or choose another --out.")
         if not checkpoints.listed(out) and set(there) & set(RESULTS):
             raise FileExistsError(f"{out} holds {there} but no checkpoint to resume from. Choose another --out, or move them away.")
         yield
-    finally:
-        lock.release()
