@@ -24,7 +24,8 @@ demo: setup
 demo-short: setup
 	$(BIN)/python -m demo.run --steps 6 --test_minutes 0.3
 
-test test-all: export OMP_NUM_THREADS = 1  # two test processes, tiny models: more threads only wait for each other
+# two test processes on tiny models: more threads only wait for each other
+test test-all: export OMP_NUM_THREADS = 1
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
