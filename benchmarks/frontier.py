@@ -29,7 +29,7 @@ def draw() -> Figure:
     axes.plot(*zip(*sorted(ours)), color="#1f6f5c", linewidth=1, zorder=0) if len(ours) > 1 else None
     axes.set_xscale("log")
     axes.margins(x=0.1, y=0.12)
-    axes.set_xlim(right=axes.get_xlim()[1] * 6)  # room for the last label
+    axes.set_xlim(right=axes.get_xlim()[1] * 14)  # room for the last label
     axes.set_xlabel("kept for the language, KB (half precision)")
     axes.set_ylabel("CER on test, %")
     axes.set_title("Spanish from 10 minutes of speech", loc="left", fontsize=11)
