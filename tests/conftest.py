@@ -115,6 +115,12 @@ def family(request):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Whatever the test before has set: another number of threads is another order of sums."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def model():
     return tiny_model()
