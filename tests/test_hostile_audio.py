@@ -101,8 +101,7 @@ def test_what_is_no_audio_is_refused_with_a_reason(given):
 def test_text_that_names_files_and_ports_opens_none(given, suffix, absolute, tmp_path, monkeypatch):
     """The file it names is a pipe with nobody at the other end, and on its port nobody sends: whoever opened either would wait for ever.
 
-    SDP needs the whitelist: without it this waits. The m3u8, ffconcat and DASH texts name files, and are refused also without it, because
-    decoders get bytes without a name (test_decoders_are_handed_bytes_and_never_a_name): for them this shows that the two together hold.
+    Here the guards stand together; test_hostile_containers.py takes each of them away.
     """
     secret = tmp_path / "secret.ts"
     os.mkfifo(secret)
