@@ -266,6 +266,14 @@ def test_downloads_end_by_time_and_by_size(server):
         download("http://127.0.0.1:9/x.wav", timeout_s=1)
 
 
+@pytest.mark.parametrize("value", [float("nan"), 0, -1, "60", None, True])
+@pytest.mark.parametrize("limit", ["max_duration_s", "download_timeout_s", "max_download_bytes"])
+def test_a_limit_that_would_be_none_is_refused(limit, value):
+    """Nothing is larger than NaN: as a limit it let everything through."""
+    with pytest.raises(ValueError, match=re.escape(f"{limit} is {value!r}; a number above 0 is wanted")):
+        read_audio(encoded(), 16_000, **{limit: value})
+
+
 def test_a_recording_a_little_short_is_read_and_said(caplog):
     content = LONG_MP3[: int(len(LONG_MP3) * 0.7)]
     samples = decode_audio(content, name="a.mp3")
@@ -297,6 +305,17 @@ def test_transcribe_does_the_rest_of_its_files_and_ends_with_1(saved, tmp_path, 
     assert [line.split("\t")[0] for line in said.out.splitlines()] == [str(good), str(tmp_path) + "/\\udcff\\udce9.wav"]
     assert f"Cannot decode {bad}" in said.err and "No audio file at" in said.err and "2 of 4 files could not be read." in said.err
     assert transcribe.main([str(good), odd, "--model", str(saved), "--language", "en", "--json"]) == 0
+
+
+def test_transcribe_has_the_limits_that_its_messages_name(saved, server, capsys):
+    options = ["--model", str(saved), "--language", "en"]
+    assert transcribe.main([f"{server}/clip.wav", *options, "--max_download_bytes", "999"]) == 1
+    assert "/clip.wav has more than max_download_bytes=999 bytes" in capsys.readouterr().err
+    assert transcribe.main([f"{server}/endless", *options, "--download_timeout_s", "0.3"]) == 1
+    assert "/endless did not arrive within download_timeout_s=0.3" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        transcribe.main(["a.wav", *options, "--max_duration_s", "nan"])
+    assert "--max_duration_s: got 'nan'; allowed: a number above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model, said", [
