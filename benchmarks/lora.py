@@ -20,7 +20,7 @@ from training.adapt_language import LEARNING_RATES
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 
-CHECKPOINT = "checkpoints/master-asr-whisper-base"
+CHECKPOINT = "./checkpoints/master-asr-whisper-base"
 CLIPS, FRAMES, LABELS, VOCAB = 6, 400, 40, 36  # 24 s of audio
 PARTS = (("mapping", "head"), ("mapping", "head", "delta"), ("mapping", "head", "specialist"))
 BETA, WINDOWS = 5, 15  # T asks for gradients in one step of BETA, so only whole windows compare

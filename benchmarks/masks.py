@@ -60,7 +60,7 @@ def assembled_forward() -> dict:
 @torch.no_grad()
 def rule() -> dict:
     """What it costs to look whether anything moved, over a forward of one second of audio, the least favourable case."""
-    model = MasterASRForCTC.from_pretrained("checkpoints/master-asr-whisper-base").eval()
+    model = MasterASRForCTC.from_pretrained("./checkpoints/master-asr-whisper-base").eval()
     features = torch.randn(1, 80, 100)
     model(input_features=features, language="en")
     return interleaved(lambda: model.master_asr.assembled("en"), lambda: model(input_features=features, language="en"))

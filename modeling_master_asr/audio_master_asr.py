@@ -83,6 +83,7 @@ def mono_floats(audio, name: str = "audio") -> np.ndarray:
     """One clip as float32 samples `(n,)`. Integers are scaled by their range: int16 / 32768; uint8 about 128.
 
     Raises:
+        TypeError: for what is nothing like samples.
         ValueError: for what holds no samples, more than one channel, or a kind of number whose range says nothing.
     """
     if isinstance(audio, torch.Tensor):
@@ -92,6 +93,8 @@ def mono_floats(audio, name: str = "audio") -> np.ndarray:
         samples = np.asarray(audio)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} holds no samples ({error}); one array of numbers is wanted, shape (samples,).") from error
+    if samples.ndim == 0:
+        raise TypeError(f"{name} is {str(audio)[:100]}; a path, URL, bytes, samples, or a row of an Audio column is wanted.")
     if samples.ndim == 2 and 1 in samples.shape:
         samples = samples.reshape(-1)  # one channel, whichever axis it has
     if samples.ndim != 1:
@@ -234,6 +237,8 @@ def _opened(source, name: Optional[str]):
     elif hasattr(source, "read"):
         if not hasattr(source, "seek") or isinstance(source, io.TextIOBase):
             raise ValueError(f"{name or 'audio'} is a {type(source).__name__} that is not binary or cannot seek. Pass its bytes: source.read().")
+        if getattr(source, "closed", False):
+            raise ValueError(f"{name or 'the audio file'} is closed. Open it again, or pass its bytes.")
         yield source, "", name or "the audio file"
     else:
         if not os.path.isfile(source):
@@ -268,9 +273,14 @@ def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
         return mono.finish(), (container.duration or 0) / av.time_base
 
 
-def _nameless(file) -> SimpleNamespace:
+class _Nameless(SimpleNamespace):
+    def __repr__(self) -> str:  # as soundfile calls it in its messages
+        return "its bytes"
+
+
+def _nameless(file) -> _Nameless:
     """The bytes of an open file and nothing else: no decoder gets a name to open something by."""
-    return SimpleNamespace(**{name: getattr(file, name) for name in ("read", "readinto", "seek", "tell") if hasattr(file, name)})
+    return _Nameless(**{name: getattr(file, name) for name in ("read", "readinto", "seek", "tell") if hasattr(file, name)})
 
 
 # ---------------------------------------------------------------------- everything else
@@ -336,8 +346,6 @@ def read_audio(
         if name is None and isinstance(source, (str, os.PathLike)):
             name = os.fsdecode(source)
         source = decode_audio(source, wanted_hz, name, max_duration_s)
-    if source is None or isinstance(source, (set, bool)):
-        raise TypeError(f"{name or 'audio'} is {source!r}; a path, URL, bytes, samples, or a row of an Audio column is wanted.")
     samples = check_audio(source, None, wanted_hz, name or "audio")
     if len(samples) > max_duration_s * wanted_hz:
         raise ValueError(f"{name or 'audio'} is longer than max_duration_s={max_duration_s:.0f}. Cut it, or pass a larger max_duration_s.")

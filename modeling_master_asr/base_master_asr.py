@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import resolve_revision
 
-from .configuration_master_asr import copy_code
+from .configuration_master_asr import check_folder, copy_code
 from .masks_master_asr import Stamp
 from .upload_master_asr import UploadMixin
 
@@ -151,7 +151,7 @@ def check_base(facts: dict, base, source: str) -> None:
     for name, found in (("num_specialists", config.num_specialists), ("sparsity", config.sparsity)):
         if facts[name] != found:
             raise ValueError(
-                f"{source} was made with {name}={facts[name]}, this model has {name}={found}. Load it into its own base: "
+                f"{source} was made with {name}={facts[name]!r}, this model has {name}={found!r}. Load it into its own base: "
                 f"{facts['base']!r}."
             )
     wanted = facts["fingerprint"]
@@ -167,7 +167,7 @@ def check_base(facts: dict, base, source: str) -> None:
             "saved, or lie beside a config.json that is not theirs. The values count."
         )
     if wanted != found:
-        revision = f" at {facts['base_revision'][:12]}" if facts.get("base_revision") else ""
+        revision = f" at {str(facts['base_revision'])[:12]}" if facts.get("base_revision") else ""
         raise ValueError(
             f"{source} was made for the base {facts['base']!r}{revision} (fingerprint {wanted[:12]}); this model is "
             f"{(base.stored and base.stored.name) or config.base_model or 'never saved'!r} (fingerprint {found[:12]}). "
@@ -186,22 +186,27 @@ class StoredMixin(UploadMixin):
             dtype: of W and M, "auto": as stored; what languages own stays float32.
 
         Raises:
-            ValueError: also if config.json and the weights disagree on which row belongs to which character.
+            FileNotFoundError: for a folder that is not there.
+            ValueError: also if config.json and the weights disagree on which row belongs to which character, if what a language owns is
+                no number, for a weight file that was cut short.
         """
         dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
         if pretrained_model_name_or_path is None:  # a config and a state_dict given in memory
             return super().from_pretrained(None, *args, dtype=dtype, **kwargs)
-        name = str(pretrained_model_name_or_path)
+        name = check_folder(str(pretrained_model_name_or_path))
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
         revision = resolve_revision(name, kwargs.pop("revision", None), **hub_kwargs)
         kwargs |= {} if revision is None else {"revision": revision}
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(name, *args, dtype=dtype, output_loading_info=True, **kwargs)
+        try:
+            model, info = super().from_pretrained(name, *args, dtype=dtype, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"The weights of {name} are not a whole safetensors file ({error}). Download or save them again.") from error
         base, on_hub = model.base_model, not Path(name).exists()
         base.remember(StoredBase(name, getattr(revision, "resolved", None) if on_hub else None, model.config.fingerprint, on_hub))
         if dtype not in (torch.float32, "float32"):
             base._cast_files = _weight_files(name, kwargs.get("subfolder", ""), revision=revision, **hub_kwargs)
-        _check_rows(name, base)
+        _check_owned(name, base)
         _warn_of_missing(name, info["missing_keys"])
         return (model, info) if wants_info else model
 
@@ -234,12 +239,17 @@ def _weight_files(name: str, subfolder: str, **hub_kwargs) -> tuple[Path, ...]:
     return (Path(found),) if found else tuple(Path(index).parent.glob("model-*.safetensors")) if index else ()
 
 
-def _check_rows(name: str, base) -> None:
-    """Refuses heads whose rows of the character bank, as stored, are not those of their alphabets by config.json.
+def _check_owned(name: str, base) -> None:
+    """Refuses languages of which a value is no number, and heads whose rows of the character bank, as stored, are not those of their
+    alphabets by config.json.
 
     Raises:
         ValueError: naming the languages.
     """
+    owned = {code: [value for value in assembly.parameters() if not value.is_meta] for code, assembly in base.assemblies.items()}
+    broken = [code for code, values in owned.items() if not all(value.isfinite().all() for value in values)]
+    if broken:
+        raise ValueError(f"{name} holds values that are NaN or infinite in what {broken} own. Train or save it again.")
     heads = {code: assembly.head for code, assembly in base.assemblies.items() if hasattr(assembly.head, "rows") and not assembly.head.rows.is_meta}
     differing = [code for code, head in heads.items() if not head.stands_as_built()]
     if differing:

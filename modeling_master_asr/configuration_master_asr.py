@@ -96,15 +96,27 @@ def shortened(items: list, most: int = 20) -> str:
     return str(items) if len(items) <= most else f"[{', '.join(map(str, items[: most // 2]))}, ..., {', '.join(map(str, items[-most // 2 :]))}]"
 
 
+def check_numbers(sparsity: float, num_specialists: int) -> None:
+    """Refuses a t or a K that cannot be.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is the fraction of weights masked out, 0 <= sparsity < 1; got {sparsity!r}.")
+    if type(num_specialists) is not int or num_specialists < 1:
+        raise ValueError(f"num_specialists must be a whole number, at least 1; got {num_specialists!r}.")
+
+
 def check_parts(parts) -> list[str]:
     """Returns `parts` in their fixed order.
 
     Raises:
         ValueError: for an unknown part, or when mapping or head is missing.
     """
-    unknown = sorted(set(parts) - set(ALL_PARTS))
-    if unknown or not set(PAPER_PARTS) <= set(parts):
-        raise ValueError(f"parts must hold 'mapping' and 'head' and may hold {list(ALL_PARTS[2:])}; got {list(parts)}.")
+    listed = list(parts) if isinstance(parts, (list, tuple, set)) else None
+    if listed is None or any(part not in ALL_PARTS for part in listed) or not set(PAPER_PARTS) <= set(listed):
+        raise ValueError(f"parts must hold 'mapping' and 'head' and may hold {list(ALL_PARTS[2:])}; got {listed or parts!r}.")
     return [part for part in ALL_PARTS if part in parts]
 
 
@@ -141,6 +153,17 @@ def copy_code(folder: Union[str, Path]) -> None:
 def is_path(name: str) -> bool:
     """Whether a model's name is a folder of this machine (or of another), and no hub id."""
     return bool(name) and (name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_dir())
+
+
+def check_folder(name: str) -> str:
+    """Returns the name of a model or an assembly, which is a folder that is there, or may be a hub id.
+
+    Raises:
+        FileNotFoundError: for what can only be a folder, and is none: no hub is asked for it.
+    """
+    if is_path(name) and not Path(name).is_dir():
+        raise FileNotFoundError(f"No folder at {name} (seen from {Path.cwd().name or '/'}). The path of a folder or a hub id, owner/name, is wanted.")
+    return name
 
 
 def without_paths(config: dict) -> dict:
@@ -194,16 +217,13 @@ class MasterASRConfig(PreTrainedConfig):
             if family not in CONFIG_MAPPING:
                 raise ValueError(f"backbone_config has model_type {family!r}, which this version of transformers does not know.")
             backbone_config = CONFIG_MAPPING[family](**{k: v for k, v in backbone_config.items() if k != "model_type"})
-        if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity is the fraction of weights masked out, 0 <= sparsity < 1; got {sparsity}.")
-        if num_specialists < 1:
-            raise ValueError(f"num_specialists must be at least 1; got {num_specialists}.")
+        check_numbers(sparsity, num_specialists)
         self.backbone_config = backbone_config
         self.num_specialists = num_specialists
         self.sparsity = sparsity
         self.artisan_targets = artisan_targets
         self.assemblies = {}
-        assemblies = assemblies or {}
+        assemblies = self._entries(assemblies or {})
         order = list(language_order or assemblies)
         if sorted(order) != sorted(assemblies):
             raise ValueError(
@@ -213,6 +233,8 @@ class MasterASRConfig(PreTrainedConfig):
         for language in order:
             self.add_assembly(language, **assemblies[language])
         self.character_bank = check_bank(character_bank, self.assemblies, character_bank_sha256)
+        if default_language is not None and default_language not in self.assemblies:
+            raise ValueError(f"default_language is {default_language!r}; one of {self.languages} is wanted, or None.")
         self.default_language = default_language
         self.ctc_zero_infinity = ctc_zero_infinity
         self.ctc_loss_reduction = "mean"
@@ -231,6 +253,27 @@ class MasterASRConfig(PreTrainedConfig):
             PIPELINE_TASK: {"impl": "pipeline_master_asr.MasterASRPipeline", "pt": ["AutoModelForCTC"]}
         })  # fmt: skip
         super().__init__(**kwargs)
+
+    def _entries(self, assemblies: dict[str, dict]) -> dict[str, dict]:
+        """Returns `{language: entry}` if `add_assembly` takes each entry.
+
+        Raises:
+            ValueError: naming the language and what its entry is, lacks or holds.
+        """
+        if not isinstance(assemblies, dict):
+            raise ValueError(f'assemblies is a {type(assemblies).__name__}; {{language: {{"vocab": {{token: id}}, "parts": [...], ...}}}} is wanted.')
+        known = set(signature(self.add_assembly).parameters) - {"language"}
+        for language, entry in assemblies.items():
+            if not isinstance(entry, dict):
+                raise ValueError(f"The entry of {language!r} in assemblies is a {type(entry).__name__}; a dict with 'vocab' is wanted.")
+            if "vocab" not in entry:
+                raise ValueError(f"The entry of {language!r} in assemblies lacks ['vocab']. Download or save config.json again.")
+            if unknown := sorted(set(entry) - known):
+                raise ValueError(
+                    f"The entry of {language!r} in assemblies holds {unknown}, which this version does not know; it takes {sorted(known)}. "
+                    "Update it: pip install -U modeling-master-asr."
+                )
+        return assemblies
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -292,6 +335,8 @@ class MasterASRConfig(PreTrainedConfig):
             raise ValueError(f"targets must be one of {list(TARGETS)}; got {targets!r}.")
         if type(rank) is not int or rank < 1:
             raise ValueError(f"rank is a whole number, at least 1; got {rank!r}.")
+        if not isinstance(shares_bank, bool):
+            raise ValueError(f"shares_bank of {language!r} is true or false; got {shares_bank!r}.")
         if not language or not isinstance(language, str):
             raise ValueError(f"A language is a non-empty code such as 'sr' or 'pa-IN'; got {language!r}.")
         if language in self.assemblies:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from .artisan_master_asr import ArtisanLinear, as_assembled
 from .backbone_master_asr import family_of
-from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig
+from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, check_folder
 
 
 def build_backbone(backbone_config, num_specialists: int, targets: Optional[list[str]] = None) -> PreTrainedModel:
@@ -57,7 +57,11 @@ def load_pretrained_backbone(
 
     Returns:
         `(backbone_config, state_dict)`.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there.
     """
+    check_folder(str(id_or_path))
     config = AutoConfig.from_pretrained(id_or_path, **kwargs)
     family = family_of(config)
     if num_layers is not None:

@@ -18,7 +18,7 @@ from transformers.utils import cached_file, logging
 
 from .assembly_master_asr import ASSEMBLY_CONFIG_NAME, file_name, read_listed, read_tensors, replace_text, write_assembly
 from .base_master_asr import HUB_KWARGS, StoredBase, check_base
-from .configuration_master_asr import PIPELINE_TASK, is_path
+from .configuration_master_asr import PIPELINE_TASK, check_folder, is_path
 from .processing_master_asr import MasterASRProcessor
 from .upload_master_asr import repo_for, upload
 
@@ -57,8 +57,8 @@ def fetch(source: str, name: str, **hub_kwargs) -> Path:
         OSError: saying what is missing and what the repo should hold.
     """
     try:
-        return Path(cached_file(source, name, **hub_kwargs))
-    except OSError as error:
+        return Path(cached_file(check_folder(source), name, **hub_kwargs))
+    except OSError as error:  # FileNotFoundError: no such folder
         if "does not appear to have a file named" not in str(error):
             raise  # no such repo or revision, no access, no connection: Transformers' own words
         raise OSError(

@@ -130,6 +130,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         Raises:
             ValueError: for none where several are loaded and no default is set, or a list of another length.
             KeyError: for a language that is not loaded.
+            TypeError: for what is neither a code nor a list.
         """
         config = self.config
         if language is None:
@@ -138,6 +139,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             raise ValueError(
                 f"Which language? Loaded: {config.languages}. Pass language=... with the call, or model.set_language(...)."
             )
+        if not hasattr(language, "__iter__"):
+            raise TypeError(f"language is {language!r}; one code, or a list of one for each clip, is wanted.")
         codes = [language] * batch_size if isinstance(language, str) else list(language)
         if len(codes) != batch_size:
             raise ValueError(f"language has {len(codes)} codes for {batch_size} clips; pass one code, or one for each clip.")

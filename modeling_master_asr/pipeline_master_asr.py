@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         code = self.model.master_asr.resolve_languages(language, 1)[0]
         wanted_hz, ratio = self._processor.sampling_rate_hz, self.model.config.inputs_to_logits_ratio
         samples = read_audio(source, wanted_hz, **limits)
+        if not isinstance(trim, (list, tuple)) or len(trim) != 2 or not all(isinstance(side, Number) and math.isfinite(side) for side in trim):
+            raise ValueError(f'"stride" is (left, right), two whole numbers of samples; got {trim!r}.')
         if any(trim):
             given_hz = source.get("sampling_rate") or wanted_hz
             if sum(trim) * wanted_hz > len(samples) * given_hz or min(trim) < 0:
@@ -183,8 +186,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         if not chunk_length_s:
             yield 0, total, 0, total
             return
-        stride_length_s = chunk_length_s / 6 if stride_length_s is None else stride_length_s
-        sides_s = [stride_length_s] * 2 if isinstance(stride_length_s, Number) else list(stride_length_s)
+        chunk_length_s, *sides_s = _seconds(chunk_length_s, stride_length_s)
         length, left, right = (int(round(seconds * rate_hz / ratio)) for seconds in (chunk_length_s, *sides_s))
         if length <= left + right or min(left, right) < 0:
             raise ValueError(f"chunk_length_s={chunk_length_s} must be longer than its strides {sides_s} together, and these not negative.")
@@ -269,6 +271,19 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
 def _is_list(inputs: Iterable) -> bool:
     """Whether `inputs` are several: a list, a tuple, a column of `datasets`."""
     return isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview))
+
+
+def _seconds(chunk_length_s, stride_length_s) -> list[float]:
+    """`[length, left, right]` of chunks, in seconds.
+
+    Raises:
+        ValueError: for what is no number of seconds.
+    """
+    sides = chunk_length_s / 6 if stride_length_s is None and isinstance(chunk_length_s, Number) else stride_length_s
+    seconds = [chunk_length_s, *(sides if isinstance(sides, (list, tuple)) else [sides] * 2)]
+    if len(seconds) != 3 or not all(isinstance(value, Number) and math.isfinite(value) for value in seconds):
+        raise ValueError(f"chunk_length_s is a number of seconds, stride_length_s one or two of them; got {chunk_length_s!r} and {stride_length_s!r}.")
+    return seconds
 
 
 def _named(error: Exception, place: Optional[int], on_error: str) -> str:

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from .audio_master_asr import check_audio
 from .backbone_master_asr import family_of, family_reading
-from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, copy_code
+from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
 from .text_master_asr import normalize
 from .upload_master_asr import UploadMixin
 
@@ -89,11 +89,12 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """Adds an alphabet.
 
         Raises:
-            ValueError: if the language is there with another one.
+            ValueError: if it is none, or if the language is there with another one.
         """
+        vocab = check_vocab(vocab, language)
         if language in self.vocabs and self.vocabs[language] != vocab:
             raise ValueError(f"Language {language!r} is already there with another alphabet. Remove it first: processor.remove_language({language!r}).")
-        self.tokenizer = nested_tokenizer({**self.vocabs, language: dict(vocab)})
+        self.tokenizer = nested_tokenizer({**self.vocabs, language: vocab})
         self._by_language.pop(language, None)
 
     def remove_language(self, language: str) -> None:
@@ -253,6 +254,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             clips = [audio] if isinstance(audio, (np.ndarray, torch.Tensor)) and np.ndim(audio) == 1 else audio
             if isinstance(clips, (list, tuple)) and clips and np.ndim(clips[0]) == 0:
                 clips = [clips]  # one clip as a plain list of samples
+            if not hasattr(clips, "__len__"):
+                clips = [clips]  # nothing that has clips: refused by name below
             if len(clips) == 0:
                 clips = [np.zeros(0, dtype=np.float32)]
             names = [f"clip {i}" if len(clips) > 1 else "audio" for i in range(len(clips))]
@@ -323,6 +326,21 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         return [self.decode(ids[:end], code, **kwargs) for ids, code, end in zip(token_ids, codes, ends)]
 
     # ------------------------------------------------------------------ files
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in Transformers.
+
+        Raises:
+            ValueError: if vocab.json lacks the language that its tokenizer begins with.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except KeyError as error:
+            raise ValueError(
+                f"The processor of {pretrained_model_name_or_path} lacks {error}. Does its vocab.json hold the language that its "
+                "tokenizer_config.json names? Download or save it again: MasterASRProcessor.from_model(model).save_pretrained(folder)."
+            ) from error
 
     def to_dict(self) -> dict:
         """As in Transformers, plus `auto_map`, by which AutoProcessor finds this class in the folder's own code."""

@@ -73,6 +73,9 @@ REFUSED = {
     "a rate of infinity": ({"array": TONE, "sampling_rate": float("inf")}, "sampling rate of inf Hz"),
     "a negative rate": ({"array": TONE, "sampling_rate": -16_000}, "sampling rate of -16000 Hz"),
     "a rate in words": ({"array": TONE, "sampling_rate": "16 kHz"}, "sampling rate of '16 kHz' Hz"),
+    "a number": (5, "audio is 5; a path, URL, bytes, samples"),
+    "an object": (object, "audio is <class 'object'>; a path, URL, bytes, samples"),
+    "a closed file": ((lambda file: (file.close(), file)[1])(io.BytesIO(encoded())), "the audio file is closed. Open it again, or pass its bytes"),
     "another dict": ({"audio": TONE}, r'or "bytes"; got \[.audio.\]'),
     "a row with a path only": ({"bytes": None, "path": "/etc/hostname"}, "no path in them is opened; if it names a file of yours, pass the path itself"),
     "a WAV at 1 Hz": (wav_header(1), "sampling rate of 1 Hz"),
@@ -93,6 +96,12 @@ def test_what_is_no_audio_is_refused_with_a_reason(given):
     source, said = REFUSED[given]
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=said):
         read_audio(source, 16_000)
+
+
+def test_what_is_said_of_bytes_that_are_no_audio_names_no_object_of_ours():
+    with pytest.raises(ValueError) as error:
+        decode_audio(b"not audio", name="a.wav")
+    assert str(error.value).startswith("Cannot decode a.wav: Error opening its bytes: Format not recognised.") and "0x" not in str(error.value)
 
 
 @pytest.mark.parametrize("given", ["an m3u8 playlist", "an ffconcat list", "an SDP text", "a DASH manifest"])
@@ -335,6 +344,13 @@ def test_a_model_that_is_none_is_said_at_once(model, said, tmp_path, capsys, hub
     error = capsys.readouterr().err
     assert exit.value.code == 1 and time.monotonic() - started < 10
     assert re.search(said, error), error
+
+
+@pytest.mark.parametrize("assembly", ["runs/es", "checkpoints/es", "./nothing", "tests/no-such"])
+def test_an_assembly_that_can_only_be_a_folder_asks_no_hub(assembly, saved, capsys, hub):
+    with pytest.raises(SystemExit) as exit:
+        transcribe.main(["a.wav", "--model", str(saved), "--assembly", assembly, "--language", "en"])
+    assert exit.value.code != 0 and f"No folder at {assembly}" in capsys.readouterr().err and not hub.requests
 
 
 def test_a_language_that_the_model_lacks_is_said_before_any_recording_is_read(saved, capsys):

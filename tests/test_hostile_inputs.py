@@ -230,6 +230,14 @@ def test_a_table_of_an_unknown_split_beside_known_ones_is_refused(folder):
         read(folder / "sets")
 
 
+@pytest.mark.parametrize("source", ["", "en="])
+def test_no_name_is_not_the_folder_that_one_stands_in(folder, monkeypatch, source):
+    write(folder / "metadata.csv", "file_name,language,text\na.wav,en,ab\n")
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=f"--data holds {source!r}, which names nothing"):
+        read_data([source], folder / "cache")
+
+
 def test_outside_files_are_read_when_that_is_said(folder):
     path = write(folder / "m.jsonl", line(audio="../private.wav"))
     assert [clip.text for clip in read(path, allow_outside=True)[0]] == ["ab"]
@@ -535,6 +543,9 @@ def test_a_language_that_the_model_lacks_is_said_before_data_is_read(folder, cap
     foreign = write(folder / "m.jsonl", line(language="xx", split="test"))
     with pytest.raises(SystemExit, match=r"--data has test clips of \['xx'\], the model has .*no language in common"):
         evaluate.main([*options, str(foreign)])
+    with pytest.raises(SystemExit):  # said before hours of it, not after
+        evaluate.main([*options, str(foreign), "--out", str(folder)])
+    assert f"--out {folder} is a folder" in capsys.readouterr().err
     both = write(folder / "m.jsonl", line(language="xx", split="test") + line(split="test"))
     evaluate.main([*options, str(both)])
     assert "Not scored, the model lacks them: ['xx']" in capsys.readouterr().out

@@ -5,10 +5,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
+import torch
+from conftest import VOCABS, tiny_model
 from safetensors.torch import load_file, save_file
 
-from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRModel
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRModel, MasterASRProcessor
 
 
 def test_a_permuted_alphabet_in_a_models_config_is_refused_and_an_older_config_loads(tmp_path):
@@ -26,6 +27,100 @@ def test_a_permuted_alphabet_in_a_models_config_is_refused_and_an_older_config_l
         del entry["vocab_sha256"]
     path.write_text(json.dumps(raw))
     assert MasterASRForCTC.from_pretrained(tmp_path).config.assemblies == model.config.assemblies
+
+
+def of_english(**changes):
+    return lambda raw: raw["assemblies"]["en"].update(changes)
+
+
+# what is given, how config.json is changed, what is said
+CONFIGS = [
+    ("a language that is null", lambda raw: raw["assemblies"].update(en=None), r"The entry of 'en' in assemblies is a NoneType; .*'vocab'"),
+    ("a language without an alphabet", lambda raw: raw["assemblies"]["en"].pop("vocab"), r"The entry of 'en' in assemblies lacks \['vocab'\]"),
+    ("a field of nobody's", of_english(foo=1), r"The entry of 'en' in assemblies holds \['foo'\], which this version does not know.*Update"),
+    ("languages as a list", lambda raw: raw.update(assemblies=["en", "fr", "ru"]), r"assemblies is a list; \{language: \{"),
+    ("parts that are null", of_english(parts=None), "parts must hold 'mapping' and 'head' .*; got None"),
+    ("parts of dicts", of_english(parts=[{}]), "parts must hold 'mapping' and 'head' .*; got .\\{\\}"),
+    ("a bank shared in words", of_english(shares_bank="no"), "shares_bank of 'en' is true or false; got 'no'"),
+    ("sparsity in words", lambda raw: raw.update(sparsity="0.3"), "sparsity is the fraction .*; got '0.3'"),
+    ("a number of specialists in words", lambda raw: raw.update(num_specialists="4"), "num_specialists must be a whole number, at least 1; got '4'"),
+    ("half a specialist", lambda raw: raw.update(num_specialists=1.5), "num_specialists must be a whole number, at least 1; got 1.5"),
+    ("a default language that is not there", lambda raw: raw.update(default_language="zz"), r"default_language is 'zz'; one of \['en', 'fr', 'ru'\]"),
+    ("an empty default language", lambda raw: raw.update(default_language=""), r"default_language is ''; one of \['en', 'fr', 'ru'\]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change, said", [case[1:] for case in CONFIGS], ids=[case[0] for case in CONFIGS])
+def test_a_config_that_says_what_cannot_be_is_refused_by_what_it_says(tmp_path, change, said):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=said):
+        MasterASRForCTC.from_pretrained(tmp_path)
+
+
+# what is given, the fields of an assembly's entry, what is said
+FACTS = [
+    ("parts that are null", {"parts": None}, "parts must hold 'mapping' and 'head' .*; got None"),
+    ("parts of dicts", {"parts": [{}]}, "parts must hold 'mapping' and 'head' .*; got .\\{\\}"),
+    ("a number of specialists in words", {"num_specialists": "4"}, "made with num_specialists='4', this model has num_specialists=4"),
+    ("a revision that is a number", {"base_revision": 7, "fingerprint": "0" * 64}, "was made for the base .* at 7 "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, said", [case[1:] for case in FACTS], ids=[case[0] for case in FACTS])
+def test_facts_of_an_assembly_that_cannot_be_are_refused_and_nothing_is_added(tmp_path, changes, said):
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "base")
+    model.save_assembly("fr", tmp_path / "fr")
+    model.remove_language("fr")
+    path = tmp_path / "fr/assembly_config.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"assemblies": {"fr": raw["assemblies"]["fr"] | changes}}))
+    with pytest.raises(ValueError, match=said):
+        model.load_assembly(tmp_path / "fr")
+    path.write_text(json.dumps(raw))
+    assert model.load_assembly(tmp_path / "fr") == "fr"
+
+
+def test_values_of_a_language_that_are_no_numbers_are_refused_by_name(tmp_path):
+    """As in an assembly's own file."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.assemblies["fr"].mapping[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds values that are NaN or infinite in what \['fr'\] own"):
+        MasterASRForCTC.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nowhere/model", "a/b/c", "~/nothing-of-ours"])
+def test_a_folder_that_is_not_there_is_said_to_be_none_and_no_hub_is_asked(name, hub):
+    model = tiny_model()
+    asked = len(hub.requests)
+    for load in (MasterASRForCTC.from_pretrained, model.load_assembly, lambda name: MasterASRForCTC.from_backbone(name, languages=VOCABS)):
+        with pytest.raises(FileNotFoundError, match=f"No folder at {name}"):
+            load(name)
+    assert len(hub.requests) == asked
+
+
+def test_a_weight_file_cut_short_is_named(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match=f"The weights of {tmp_path} are not a whole safetensors file .*Download or save them again"):
+        MasterASRForCTC.from_pretrained(tmp_path)
+
+
+def test_a_vocab_file_that_lacks_a_language_is_named(tmp_path):
+    MasterASRProcessor.from_model(tiny_model()).save_pretrained(tmp_path)
+    path = tmp_path / "vocab.json"
+    vocabs = json.loads(path.read_text())
+    path.write_text(json.dumps({code: vocab for code, vocab in vocabs.items() if code != "en"}))
+    with pytest.raises(ValueError, match=f"The processor of {tmp_path} lacks 'en'. Does its vocab.json hold the language"):
+        MasterASRProcessor.from_pretrained(tmp_path)
 
 
 def swapped(bank: list) -> list:

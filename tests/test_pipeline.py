@@ -142,6 +142,15 @@ def test_chunks_that_are_none_are_refused():
         asr(CLIPS[0], language="en", chunk_length_s=1, stride_length_s=1)
     with pytest.raises(ValueError, match="chunk_length_s=0.01 is shorter than the 400 samples"):
         asr(CLIPS[0], language="en", chunk_length_s=0.01, stride_length_s=0)
+    for given in ({"chunk_length_s": float("nan")}, {"chunk_length_s": "30"}, {"chunk_length_s": float("inf")}, {"chunk_length_s": 1, "stride_length_s": "x"},
+                  {"chunk_length_s": 1, "stride_length_s": (0.1, 0.1, 0.1)}, {"chunk_length_s": 1, "stride_length_s": (0.1, None)}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"chunk_length_s is a number of seconds, stride_length_s one or two of them; got .*(nan|30|inf|x|0.1)"):
+            asr(CLIPS[0], language="en", **given)
+    for stride in ("ab", (1, 2, 3), 5, (1, float("nan")), (None, 1)):
+        with pytest.raises(ValueError, match='"stride" is .left, right., two whole numbers of samples; got '):
+            asr({"raw": CLIPS[0], "sampling_rate": 16_000, "stride": stride}, language="en")
+    with pytest.raises(TypeError, match="language is 7; one code, or a list of one for each clip"):
+        asr(CLIPS[0], language=7)
 
 
 def test_a_dicts_stride_is_context_alone(monkeypatch):

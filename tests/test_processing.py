@@ -93,6 +93,9 @@ def test_languages_are_added_and_removed(processor):
     assert processor.decode(processor(text="ਕਾ ਖ", language="pa-IN").input_ids[0], "pa-IN") == "ਕਾ ਖ"
     with pytest.raises(ValueError, match="already there with another alphabet"):
         processor.add_language("pa-IN", vocab("ਕ"))
+    with pytest.raises(ValueError, match=r"The vocab of 'xx' lacks \['\[PAD\]'"):
+        processor.add_language("xx", {"a": 0})
+    assert "xx" not in processor.languages
     processor.remove_language("pa-IN")
     assert processor.languages == list(VOCABS)
 

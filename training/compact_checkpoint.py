@@ -37,6 +37,8 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     if Path(args.model).exists() and args.out.resolve() == Path(args.model).resolve():
         parser.error(f"--out {args.out} is --model itself: its weights would be replaced by a lossy copy. Name another folder.")
+    if args.out.is_file():
+        parser.error(f"--out {args.out} is a file. Name a folder.")
     model = MasterASRForCTC.from_pretrained(args.model)
     processor = MasterASRProcessor.from_pretrained(args.model)
     compact(model)

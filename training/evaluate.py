@@ -24,7 +24,7 @@ from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from training.loop.config import positive
 from training.loop.data import Collator, Features, minutes_of, select
 from training.loop.metrics import error_rates, evaluate_clips, transcribe_clips
-from training.loop.models import model_argument
+from training.loop.models import folder_or_id, model_argument
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
 from training.loop.watching import mapping_figures
@@ -73,7 +73,7 @@ def languages_there(clips, split: str, model) -> list[str]:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
-    parser.add_argument("--assembly", nargs="*", default=[], help="folders or hub ids of further languages")
+    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages")
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
     parser.add_argument("--allow_outside", action="store_true", help="manifests may name recordings outside of their folder")
@@ -83,6 +83,8 @@ def main(argv=None) -> None:
     parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
+    if args.out.is_dir():
+        parser.error(f"--out {args.out} is a folder. Name a file, such as {args.out / 'result.json'}.")
     accelerator = Accelerator()
     model = MasterASRForCTC.from_pretrained(args.model).to(accelerator.device)
     for source in args.assembly:

@@ -18,7 +18,7 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import fetch_assembly
-from training.loop.models import model_argument
+from training.loop.models import folder_or_id, model_argument
 
 OWN_FACTS = ("cer", "wer", "minutes")  # of a trained assembly, worth carrying to its card
 
@@ -45,7 +45,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id; with --assembly, the base")
     parser.add_argument("--repo", required=True, help="owner/name")
-    parser.add_argument("--assembly", help="folder of a language to publish instead of the model")
+    parser.add_argument("--assembly", type=folder_or_id, help="folder of a language to publish instead of the model")
     parser.add_argument("--language", help="which one, where --assembly holds several")
     parser.add_argument("--base", help="hub id of the base that --assembly was made for (owner/name or owner/name@revision); default: --model, if that is one")
     parser.add_argument("--card", type=Path, help="README.md of the model, with the pictures it shows; default: the repo's, or a short one")

@@ -22,7 +22,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRPro
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, MAX_DOWNLOAD_BYTES, MAX_DURATION_S
 from modeling_master_asr.pipeline_master_asr import LIMITS
 from training.loop.config import positive
-from training.loop.models import resolve_model
+from training.loop.models import folder_or_id, resolve_model
 
 
 def load(model_id: str, assemblies: list[str]) -> MasterASRPipeline:
@@ -52,7 +52,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--model", required=True, help="folder or hub id")
-    parser.add_argument("--assembly", nargs="*", default=[], help="folders or hub ids of further languages")
+    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages")
     parser.add_argument("--language", required=True)
     parser.add_argument("--json", action="store_true", help="one JSON object a file, with word times in seconds")
     parser.add_argument("--max_duration_s", type=positive, default=MAX_DURATION_S, help="longer recordings are refused")

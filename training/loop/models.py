@@ -25,15 +25,12 @@ def resolve_model(id_or_path: str) -> str:
         ValueError: for a model of another kind.
     """
     folder = Path(id_or_path).expanduser()
-    if folder.is_dir():
+    if _is_folder(id_or_path):
         if not (folder / "config.json").is_file():
             held = sorted(path.name for path in folder.iterdir())[:8]
             raise FileNotFoundError(f"The folder {folder} holds no config.json, so it is no saved model. It holds {held or 'nothing'}.")
         config, found = folder / "config.json", str(folder)
     else:
-        first = Path(id_or_path).parts[:1]
-        if not HUB_ID.fullmatch(id_or_path) or first[0] in OUR_FOLDERS or ("/" in id_or_path and Path(first[0]).is_dir()):
-            raise FileNotFoundError(f"No folder at {id_or_path} (seen from {Path.cwd().name or '/'}). --model takes a folder or a hub id, owner/name.")
         config, found = _hub_config(id_or_path), id_or_path
     kind = json.loads(Path(config).read_text(encoding="utf-8")).get("model_type")
     if kind != "master_asr":
@@ -42,6 +39,28 @@ def resolve_model(id_or_path: str) -> str:
             f"python -m training.train_multilingual --backbone {id_or_path} ..., or MasterASRForCTC.from_backbone({id_or_path!r}, languages=...)."
         )
     return found
+
+
+def _is_folder(id_or_path: str) -> bool:
+    """Whether it is a folder that is there; False: it may be a hub id.
+
+    Raises:
+        FileNotFoundError: if it can be neither.
+    """
+    if Path(id_or_path).expanduser().is_dir():
+        return True
+    first = Path(id_or_path).parts[:1]
+    if not HUB_ID.fullmatch(id_or_path) or first[0] in OUR_FOLDERS or ("/" in id_or_path and Path(first[0]).is_dir()):
+        raise FileNotFoundError(f"No folder at {id_or_path} (seen from {Path.cwd().name or '/'}). A folder or a hub id, owner/name, is wanted.")
+    return False
+
+
+def folder_or_id(name: str) -> str:
+    """The `type=` of a command line's `--assembly`: a folder that is there, or `owner/name[@revision]`, as `load_assembly` takes it."""
+    try:
+        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() or _is_folder(name.partition("@")[0]) else name
+    except FileNotFoundError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def model_argument(id_or_path: str) -> str:

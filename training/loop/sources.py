@@ -166,6 +166,8 @@ def read_data(
     report, clips = Report(), []
     for source in sources:
         code, path = _language_and_path(source)
+        if not path.strip():
+            raise ValueError(f"--data holds {source!r}, which names nothing. It takes files, folders and hub:owner/name.")
         budget = Budget(minutes, code)
         shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb, download_timeout_s=download_timeout_s)
         rows = 0
