@@ -71,37 +71,46 @@ class BankHead(nn.Module):
 
 
 class Matrices(nn.ParameterList):
-    """An `nn.ParameterList` that can be called: all its matrices."""
+    """An `nn.ParameterList` that can be called: all its matrices.
+
+    Args:
+        shapes: theirs.
+        std: of their first values; 0: zeros.
+    """
 
     __call__ = nn.Module.__call__
+
+    def __init__(self, shapes: list[tuple[int, int]], std: float):
+        super().__init__([torch.zeros(shape) for shape in shapes])
+        self.std = std
 
     def forward(self) -> list[torch.Tensor]:
         return list(self)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for matrix in self:
+            init.normal_(matrix, std=self.std) if self.std else init.zeros_(matrix)
+
 
 class LowRank(nn.Module):
-    """One product `up_i down_i` of rank r for each Artisan layer."""
+    """One product `up_i down_i` of rank r for each Artisan layer.
+
+    up starts at 0 and down at random: the product is zero, so a fresh part changes no logit, and both halves can learn.
+    """
 
     def __init__(self, shapes: list[tuple[int, int]], rank: int, down_std: float):
         super().__init__()
         smallest = min(min(shape) for shape in shapes)
         if rank > smallest:  # said before any memory is taken
             raise ValueError(f"rank is {rank}; the smallest matrix it is for has {smallest} rows or columns, so it is 1 to {smallest}.")
-        self.down_std = down_std
-        self.up = Matrices([torch.zeros(rows, rank) for rows, _ in shapes])
-        self.down = Matrices([torch.zeros(rank, columns) for _, columns in shapes])
+        # first values are theirs to give: Transformers passes over modules without parameters of their own
+        self.up = Matrices([(rows, rank) for rows, _ in shapes], std=0.0)
+        self.down = Matrices([(rank, columns) for _, columns in shapes], std=down_std)
 
     def forward(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """`(up, down)` of every layer."""
         return list(zip(self.up(), self.down()))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """up = 0 and down random: the product is zero, so a fresh part changes no logit, and both halves can learn."""
-        for up in self.up:
-            init.zeros_(up)
-        for down in self.down:
-            init.normal_(down, std=self.down_std)
 
 
 class Vectors(nn.Module):
@@ -212,6 +221,10 @@ class LanguageAssembly(nn.Module):
         """What the language owns of the encoder."""
         owned = {part: getattr(self, part)() if part in self.parts else None for part in ("specialist", "delta", "scales", "norms")}
         return OwnTensors(mapping=self.mapping, targets=self.targets, **owned)
+
+    def own_of_encoder(self) -> dict[str, nn.Parameter]:
+        """All that the language owns but its head, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("head.")}
 
     @torch.no_grad()
     def reset_mapping(self) -> None:

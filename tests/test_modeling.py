@@ -181,6 +181,16 @@ def test_in_every_family_every_part_of_every_layer_reaches_the_logits(family):
             assert is_heard(vector) or not len(vector), place
 
 
+def test_low_rank_parts_begin_as_those_of_add_language_when_a_config_asks_for_them_or_a_checkpoint_lacks_them(model, tmp_path):
+    """Both halves at zero could never learn: neither has a gradient."""
+    model.config.assemblies["fr"] |= {"parts": list(ALL_PARTS), "rank": 2}
+    made = MasterASRForCTC(model.config)
+    model.save_pretrained(tmp_path)
+    for fresh in (made, MasterASRForCTC.from_pretrained(tmp_path)):
+        for part in (fresh.assemblies["fr"].delta, fresh.assemblies["fr"].specialist):
+            assert not any(bool(up.any()) for up in part.up) and all(bool(down.any()) for down in part.down)
+
+
 @torch.no_grad()
 def test_fresh_optional_parts_change_no_logit(model):
     inputs = inputs_for(model)
