@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import initialization as init
 
-from .configuration_master_asr import MasterASRConfig, vocab_digest
+from .configuration_master_asr import PAPER_PARTS, MasterASRConfig, vocab_digest
 
 ASSEMBLY_CONFIG_NAME = "assembly_config.json"
 FORMAT_VERSION = "1.0"  # of assembly_config.json: a reader refuses a later major, and ignores what it does not know
@@ -111,6 +111,24 @@ class LowRank(nn.Module):
     def forward(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """`(up, down)` of every layer."""
         return list(zip(self.up(), self.down()))
+
+    @torch.no_grad()
+    def start_from(self, other: LowRank) -> None:
+        """Takes another's products, of the same layers: exactly with as much rank or more, else the nearest of this rank."""
+        for (up, down), (other_up, other_down) in zip(self(), other()):
+            rank = min(up.shape[1], other_up.shape[1])
+            if rank < other_up.shape[1]:
+                other_up, other_down = _of_rank(other_up, other_down, rank)
+            up[:, :rank], down[:rank] = other_up, other_down
+
+
+def _of_rank(up: torch.Tensor, down: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the product of rank `rank` that is nearest to `up down` (Eckart-Young), each with half of its scale."""
+    left, of_up = torch.linalg.qr(up)
+    right, of_down = torch.linalg.qr(down.T)
+    u, scale, v = torch.linalg.svd(of_up @ of_down.T)  # (R, R): up down = left (of_up of_down') right'
+    half = scale[:rank].sqrt()
+    return left @ u[:, :rank] * half, half[:, None] * (v[:rank] @ right.T)
 
 
 class Vectors(nn.Module):
@@ -225,6 +243,17 @@ class LanguageAssembly(nn.Module):
     def own_of_encoder(self) -> dict[str, nn.Parameter]:
         """All that the language owns but its head, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("head.")}
+
+    @torch.no_grad()
+    def start_from(self, other: LanguageAssembly) -> None:
+        """The mapping, and the parts that both own of the same layers, start from the other's; the rest changes nothing yet."""
+        self.mapping.copy_(other.mapping)
+        for part in (part for part in self.parts if part in other.parts and part not in PAPER_PARTS):
+            mine, theirs = getattr(self, part), getattr(other, part)
+            if not isinstance(mine, LowRank):
+                mine.values.copy_(theirs.values)
+            elif part != "delta" or self.targets == other.targets:
+                mine.start_from(theirs)
 
     @torch.no_grad()
     def reset_mapping(self) -> None:

@@ -55,7 +55,7 @@ class LanguageMixin:
             language: its code, ISO 639 or BCP-47.
             vocab: `{token: id}`.
             init: where it starts: "random", a loaded language's code, or "nearest" (needs `batches`); of a loaded language it
-                takes the mapping, the head's rows of shared letters, and the parts that both own in the same shape.
+                takes the mapping, the head's rows of shared letters, and the parts that both own.
             preset: what it owns: "paper", "small" or "best" (`configuration_master_asr.PRESETS`); parts, rank and targets override it.
             parts: "mapping" and "head", and optionally "specialist", "delta", "scales" and "norms".
             rank: r of the low-rank parts.
@@ -76,21 +76,11 @@ class LanguageMixin:
             for module in assembly.modules():
                 self._init_weights(module)
             if source is not None:
-                self._start_parts(assembly, source)
+                assembly.start_from(source)
             self._start_head(assembly.head, vocab, None if source is None else init)
             has_values = assembly.mapping.device.type != "meta"  # PEFT's low_cpu_mem_usage: the file's values follow
             self.assemblies[language] = assembly.to(self.device) if has_values else assembly
         return assembly
-
-    @staticmethod
-    def _start_parts(assembly: LanguageAssembly, source: LanguageAssembly) -> None:
-        """What of the encoder both own in the same shape starts from the source's values; other parts change nothing at first."""
-        mine, theirs = assembly.own_of_encoder(), source.own_of_encoder()
-        for part in assembly.parts:
-            names = [name for name in mine if name.partition(".")[0] == part]
-            if all(name in theirs and theirs[name].shape == mine[name].shape for name in names):
-                for name in names:
-                    mine[name].copy_(theirs[name])
 
     def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
         """Rows of the new head start from the source language's rows, else the bank's, else their base letter's.
