@@ -19,9 +19,10 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_master_asr import PAPER_PARTS, MasterASRConfig, vocab_digest
+from .packing_master_asr import misfits, packed, rounded, shapes_in_file, unpacked
 
 ASSEMBLY_CONFIG_NAME = "assembly_config.json"
-FORMAT_VERSION = "1.0"  # of assembly_config.json: a reader refuses a later major, and ignores what it does not know
+FORMAT_VERSION = "2.0"  # of assembly_config.json: a reader refuses a later major, and ignores what it does not know
 FACTS = ("vocab", "parts", "rank", "num_specialists", "sparsity", "base", "fingerprint")  # what every assembly says of itself
 MAPPING_STD = 0.01  # CHOICE: rows of T start undecided, close to the gates' threshold, half of the gates open
 
@@ -260,18 +261,19 @@ class LanguageAssembly(nn.Module):
         """A first row of T; the other parts have first values of their own."""
         init.normal_(self.mapping, std=MAPPING_STD)
 
-    def complete_state_dict(self) -> dict[str, torch.Tensor]:
-        """The state dict with the head's rows gathered: what a file of this language alone must hold, in half precision where that
-        loses nothing.
+    def content_of_file(self) -> dict[str, torch.Tensor]:
+        """What a file of this language alone holds: its state dict with the head's rows gathered, each tensor in the smallest type
+        that loses nothing.
         """
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("head.")}
         state |= {"head.weight": self.head.weight.detach(), "head.bias": self.head.bias.detach()}
-        return {name: _halved(value.detach().cpu().contiguous()) for name, value in state.items()}
+        return packed({name: value.detach().cpu().contiguous() for name, value in state.items()})
 
-
-def _halved(value: torch.Tensor) -> torch.Tensor:
-    half = value.half() if value.dtype == torch.float32 else value
-    return half if torch.equal(half.to(value.dtype), value) else value
+    @torch.no_grad()
+    def round_values(self) -> None:
+        """Rounds all that the language owns to values that its file holds in few bits."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(rounded(name, parameter))
 
 
 class Assemblies(nn.ModuleDict):
@@ -389,6 +391,7 @@ def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], vocab: dict[str
         with safe_open(path, "pt") as opened:
             headers = {name: opened.get_slice(name) for name in opened.keys()}
             found = {name: tuple(header.get_shape()) for name, header in headers.items()}
+            wanted = shapes_in_file(wanted, found)
             if found != wanted:
                 differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
                 listed = "; ".join(f"{name}: {found.get(name, 'missing')}, not {wanted.get(name, 'wanted')}" for name in differing[:3])
@@ -410,10 +413,10 @@ def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], vocab: dict[str
             f"{path} is {'a pickle, which can run code and is refused' if pickled else 'not a whole safetensors file'} ({error}). "
             "Download or save it again: model.save_assembly(...) writes safetensors."
         ) from error
-    broken = [name for name, value in state.items() if not value.is_floating_point() or not value.float().isfinite().all()]
+    broken = misfits(state)
     if broken:
-        raise ValueError(f"{source} holds values that are NaN, infinite or no floats in {broken}. Train or save it again.")
-    return state
+        raise ValueError(f"{source} holds values that are NaN, infinite or of no type that belongs there in {broken}. Train or save it again.")
+    return unpacked(state)
 
 
 def parameter_kilobytes(state: dict[str, torch.Tensor]) -> float:

@@ -121,16 +121,14 @@ class LanguageMixin:
         self.requires_grad_(False)
         self.assemblies[language].requires_grad_(True)
 
-    @torch.no_grad()
     def round_assembly(self, language: str) -> None:
-        """Rounds what `language` owns to the values that half precision holds, so that its file is half as large and exact.
+        """Rounds what `language` owns to values that its file holds in few bits (`packing_master_asr`), so that what is tested is
+        what the file holds.
 
         Raises:
             KeyError: if it is not loaded.
         """
-        for parameter in self.assemblies[self.config.check_language(language)].parameters():
-            if float(parameter.abs().max()) <= torch.finfo(torch.float16).max:
-                parameter.copy_(parameter.half())
+        self.assemblies[self.config.check_language(language)].round_values()
 
     def unfreeze(self) -> None:
         """Everything trains again, but what the backbone itself keeps fixed (Whisper's sinusoid positions)."""

@@ -189,7 +189,7 @@ def main(argv=None) -> None:
         result = {**facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped)
         model, result["log"] = trained(accelerator, config, model, processor, features, splits)
-        result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].complete_state_dict()), 1)
+        result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         save(accelerator, config, model, splits)
         result["test"] = tested(accelerator, model, processor, features, splits.test)
         if result["test"]:
