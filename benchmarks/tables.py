@@ -51,13 +51,18 @@ def load(name: str) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def validation_of(run: dict) -> float:
+    """Macro CER on validation: of what was tested, or in older files of the last step, before weights were averaged or rounded."""
+    return (run.get("validation") or list(run["log"]["validation"].values())[-1])["macro"]["cer"]
+
+
 def stage_1_table(names=tuple(STAGE_1)) -> list[str]:
     lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | macro, validation | mask bits that differ |", "|---" * 10 + "|"]
     for name in names:
         run, label = load(name), STAGE_1[name]
         if run:
             rates = [f"{run['test']['languages'][code]['cer']:.1f}" for code in LANGUAGES]
-            validation = list(run["log"]["validation"].values())[-1]["macro"]["cer"]
+            validation = validation_of(run)
             differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
             lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
     return lines
@@ -78,7 +83,7 @@ def methods_table() -> list[str]:
     for name, label in METHODS.items():
         runs = of_method(name)
         if runs:
-            last = [list(run["log"]["validation"].values())[-1]["macro"]["cer"] for run in runs]
+            last = [validation_of(run) for run in runs]
             rates = [[run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer")]
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
@@ -91,7 +96,7 @@ def tried_table() -> list[str]:
     for name, label in TRIED_IN_STAGE_2.items():
         run = load(name)
         if run:
-            validation = list(run["log"]["validation"].values())[-1]["macro"]["cer"]
+            validation = validation_of(run)
             loss = list(run["log"]["loss"].values())[-1]
             lines.append(f"| {label} | {validation:.1f} | {run['test']['macro']['cer']:.1f} | {loss:.2f} |")
             if "finetune_test" in run:

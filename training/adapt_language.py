@@ -191,6 +191,7 @@ def main(argv=None) -> None:
         model, result["log"] = trained(accelerator, config, model, processor, features, splits)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         save(accelerator, config, model, splits)
+        result["validation"] = tested(accelerator, model, processor, features, splits.validation)
         result["test"] = tested(accelerator, model, processor, features, splits.test)
         if result["test"]:
             save(accelerator, config, model, splits, result["test"])

@@ -148,11 +148,11 @@ def main(argv=None) -> None:
         features = Features(processor, config.features_cache)
         model, log = trained(accelerator, config, model, processor, features, splits)
         save(accelerator, model, processor, config.out / "model")
-        test = tested(accelerator, model, processor, features, splits.test)
+        validation, test = (tested(accelerator, model, processor, features, clips) for clips in (splits.validation, splits.test))
         if accelerator.is_main_process:
             report(config, {
                 **facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training),
-                "dropped": [str(clip.audio) for clip in dropped], "test": test, "mapping": mapping_figures(model), "log": log,
+                "dropped": [str(clip.audio) for clip in dropped], "validation": validation, "test": test, "mapping": mapping_figures(model), "log": log,
             })  # fmt: skip
 
 
