@@ -24,6 +24,12 @@ STAGE_1 = {
     "stage1_ship_seed1": "... another seed",
     "stage1_beta2": "... Adam's beta2 0.98 instead of 0.999",
     "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
+    "stage1_dense_beta2": "beta2 0.98: dense",
+    "stage1_onemask_beta2": "beta2 0.98: one mask",
+    "stage1_dense_parts": "beta2 0.98: dense, each language with the parts of preset best",
+    "stage1_best": "**beta2 0.98: Master-ASR, each language with preset best** (shipped)",
+    "stage1_best_seed1": "... another seed",
+    "stage1_dense_beta2_seed1": "... the dense one with another seed",
 }
 SHORT = ("stage1_dense_long", "stage1_onemask_long", "stage1_ship", "stage1_ship_seed1")  # of table 1, in the README
 METHODS = {  # benchmarks/results/es_NAME_seedN.json
@@ -43,6 +49,11 @@ TRIED_IN_STAGE_2 = {
     "stage2_es_specialist": "mapping + head + specialist",
     "stage2_es_delta": "mapping + head + delta",
     "stage2_es_delta_accumulated": "... T's gradient accumulated over its beta steps",
+}
+TRIED_LONG = {
+    "tried_es_rank1": "mapping + head + delta of rank 1 on all layers",
+    "tried_es_best_rest": "preset best; T's rate decays and rests for the last tenth, the last fifth averaged",
+    "tried_es_best_spec3": "... and three times the SpecAugment",
 }
 
 
@@ -91,9 +102,9 @@ def methods_table() -> list[str]:
     return lines
 
 
-def tried_table() -> list[str]:
-    lines = ["| es, 10 minutes, 300 steps | validation CER, % | test CER, % | training loss at the end |", "|---|---|---|---|"]
-    for name, label in TRIED_IN_STAGE_2.items():
+def tried_table(tried: dict[str, str], steps: str) -> list[str]:
+    lines = [f"| es, 10 minutes, {steps} steps | validation CER, % | test CER, % | training loss at the end |", "|---|---|---|---|"]
+    for name, label in tried.items():
         run = load(name)
         if run:
             validation = validation_of(run)
@@ -147,7 +158,7 @@ def lora_table() -> list[str]:
 
 def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
-    names = [*STAGE_1, *names, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
+    names = [*STAGE_1, *names, *TRIED_LONG, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
@@ -166,7 +177,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(), "stage-1-short": stage_1_table(SHORT), "methods": methods_table(), "tried": tried_table(), "masks": masks_table(), "row-swap": row_swap_table(),
+        "stage-1": stage_1_table(), "stage-1-short": stage_1_table(SHORT), "methods": methods_table(), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
