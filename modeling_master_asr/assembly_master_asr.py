@@ -66,6 +66,10 @@ class BankHead(nn.Module):
     def reset_rows(self) -> None:
         init.copy_(self.rows, torch.tensor(self._row_ids, device=self.rows.device))
 
+    def stands_as_built(self) -> bool:
+        """Whether its rows, which a file may have brought, are still those of its alphabet."""
+        return self.rows.tolist() == self._row_ids
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden)` -> `(B, T, V)`."""
         return nn.functional.linear(hidden_states, *self._model[0].character_bank(self.rows))

@@ -68,6 +68,17 @@ def check_rate(rate_hz, name: str = "audio") -> float:
     return number
 
 
+def check_limits(**limits: float) -> None:
+    """Refuses limits that would be none: nothing is larger than NaN.
+
+    Raises:
+        ValueError: naming the first that is no number above 0.
+    """
+    for name, value in limits.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{name} is {value!r}; a number above 0 is wanted.")
+
+
 def mono_floats(audio, name: str = "audio") -> np.ndarray:
     """One clip as float32 samples `(n,)`. Integers are scaled by their range: int16 / 32768; uint8 about 128.
 
@@ -187,6 +198,7 @@ def decode_audio(
         ValueError: if it cannot be decoded, is too long, or yields less than half of what it declares, naming it.
         FileNotFoundError: if it is not there.
     """
+    check_limits(max_duration_s=max_duration_s)
     best, declared_s, errors = None, 0.0, []
     with _opened(source, name) as (file, suffix, name):
         for decode in [d for d, library in ((_with_soundfile, soundfile), (_with_av, av)) if library is not None]:
@@ -280,7 +292,7 @@ def download(url: str, timeout_s: float = DOWNLOAD_TIMEOUT_S, max_bytes: int = M
             while block := response.read1(1 << 20):
                 content += block
                 if len(content) > max_bytes:
-                    raise ValueError(f"{url} has more than max_download_bytes={max_bytes} bytes. Pass a larger limit if you trust it.")
+                    raise ValueError(f"{url} has more than max_download_bytes={max_bytes:.0f} bytes. Pass a larger limit if you trust it.")
                 if time.monotonic() > ends:
                     raise TimeoutError
     except TimeoutError as error:
@@ -307,6 +319,7 @@ def read_audio(
     Raises:
         ValueError, TypeError, OSError: for what is no audio, naming it.
     """
+    check_limits(max_duration_s=max_duration_s, download_timeout_s=download_timeout_s, max_download_bytes=max_download_bytes)
     if isinstance(source, Mapping):
         source, rate_hz = _row(source)
         if rate_hz is not None:

@@ -184,6 +184,9 @@ class StoredMixin(UploadMixin):
 
         Args:
             dtype: of W and M, "auto": as stored; what languages own stays float32.
+
+        Raises:
+            ValueError: also if config.json and the weights disagree on which row belongs to which character.
         """
         dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
         if pretrained_model_name_or_path is None:  # a config and a state_dict given in memory
@@ -198,6 +201,7 @@ class StoredMixin(UploadMixin):
         base.remember(StoredBase(name, getattr(revision, "resolved", None) if on_hub else None, model.config.fingerprint, on_hub))
         if dtype not in (torch.float32, "float32"):
             base._cast_files = _weight_files(name, kwargs.get("subfolder", ""), revision=revision, **hub_kwargs)
+        _check_rows(name, base)
         _warn_of_missing(name, info["missing_keys"])
         return (model, info) if wants_info else model
 
@@ -230,8 +234,23 @@ def _weight_files(name: str, subfolder: str, **hub_kwargs) -> tuple[Path, ...]:
     return (Path(found),) if found else tuple(Path(index).parent.glob("model-*.safetensors")) if index else ()
 
 
+def _check_rows(name: str, base) -> None:
+    """Refuses heads whose rows of the character bank, as stored, are not those of their alphabets by config.json.
+
+    Raises:
+        ValueError: naming the languages.
+    """
+    heads = {code: assembly.head for code, assembly in base.assemblies.items() if hasattr(assembly.head, "rows") and not assembly.head.rows.is_meta}
+    differing = [code for code, head in heads.items() if not head.stands_as_built()]
+    if differing:
+        raise ValueError(
+            f"{name}: the heads of {differing} were saved with other rows of the character bank than the character_bank and the alphabets in "
+            "config.json give them: rows would be taken for other characters'. Download or save config.json and the weights again."
+        )
+
+
 def _warn_of_missing(name: str, missing) -> None:
-    ours = sorted(key for key in missing if key.endswith(".specialists") or ".assemblies." in f".{key}")
+    ours = sorted(key for key in missing if key.endswith(".specialists") or any(f".{part}." in f".{key}" for part in ("assemblies", "character_bank")))
     if ours:
         logger.warning(
             f"{name} lacks {len(ours)} tensors that its config.json promises, {', '.join(ours[:3])}{' ...' if len(ours) > 3 else ''}. They "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -51,6 +52,43 @@ def check_vocab(vocab: dict[str, int], language: str) -> dict[str, int]:
 def vocab_digest(vocab: dict[str, int]) -> str:
     """SHA-256 of an alphabet, tokens in the order of their ids: kept beside what was trained with it, so that a permuted one is seen."""
     return hashlib.sha256(json.dumps(sorted(vocab, key=vocab.get), ensure_ascii=False).encode()).hexdigest()
+
+
+def bank_digest(bank: list[str]) -> str:
+    """`vocab_digest` of a character bank: its rows belong to its characters by their order alone."""
+    return vocab_digest({token: row for row, token in enumerate(bank)})
+
+
+def check_bank(bank: Optional[list[str]], assemblies: dict[str, dict], bank_sha256: Optional[str] = None) -> Optional[list[str]]:
+    """Returns a character bank if the heads that share it find their rows in it.
+
+    Args:
+        assemblies: `{language: entry}` of the config.
+        bank_sha256: of the bank as it was saved, `bank_digest`; None: nobody says, as in older files.
+
+    Raises:
+        ValueError: naming what is wrong with it, or if it is not the one that was saved.
+    """
+    sharing = {code: entry["vocab"] for code, entry in assemblies.items() if entry["shares_bank"]}
+    if bank is None and not sharing and bank_sha256 is None:
+        return None
+    if not isinstance(bank, (list, tuple)):
+        words = "None" if bank is None else f"a {type(bank).__name__}"
+        raise ValueError(f"character_bank is {words}; a list of characters, each once, is wanted. The heads of {list(sharing)} are rows of it.")
+    if others := [token for token in bank if not isinstance(token, str)]:
+        raise ValueError(f"character_bank holds {shortened(others)}, which are no text.")
+    if twice := [token for token, count in Counter(bank).items() if count > 1]:
+        raise ValueError(f"character_bank holds {shortened(twice)} more than once.")
+    known = set(bank)
+    for code, vocab in sharing.items():
+        if lacking := [token for token in vocab if token not in known]:
+            raise ValueError(f"character_bank lacks {shortened(lacking)}, which the head of {code!r} takes from it.")
+    if bank_sha256 not in (None, bank_digest(bank)):
+        raise ValueError(
+            "The character_bank in config.json is not the one that its rows were saved with: they would be taken for other characters'. "
+            "Download or save config.json again."
+        )
+    return list(bank)
 
 
 def shortened(items: list, most: int = 20) -> str:
@@ -121,6 +159,7 @@ class MasterASRConfig(PreTrainedConfig):
         artisan_targets: names of the linear layers that become Artisan; None: the family's attention projections.
         assemblies: `{language: {"vocab": {token: id}, "parts": [...], "rank": r, "targets": "attention", "shares_bank": bool}}`, in the order added.
         character_bank: the characters whose head rows stage 1 shares between languages, blank first.
+        character_bank_sha256: of the bank as it was saved; written on save, checked where it is there.
         default_language: the language of calls that name none, or None.
         ctc_zero_infinity: clips whose loss is infinite count as zero (and are named in a warning).
         fingerprint: SHA-256 of W and M as saved; what an assembly file is checked against.
@@ -147,6 +186,7 @@ class MasterASRConfig(PreTrainedConfig):
         base_model: Optional[str] = None,
         inputs_to_logits_ratio: Optional[int] = None,
         language_order: Optional[list[str]] = None,
+        character_bank_sha256: Optional[str] = None,
         **kwargs,
     ):
         if isinstance(backbone_config, dict):
@@ -172,7 +212,7 @@ class MasterASRConfig(PreTrainedConfig):
             )
         for language in order:
             self.add_assembly(language, **assemblies[language])
-        self.character_bank = character_bank
+        self.character_bank = check_bank(character_bank, self.assemblies, character_bank_sha256)
         self.default_language = default_language
         self.ctc_zero_infinity = ctc_zero_infinity
         self.ctc_loss_reduction = "mean"
@@ -203,11 +243,12 @@ class MasterASRConfig(PreTrainedConfig):
         return config, {**unused, "assemblies": sources}
 
     def to_dict(self) -> dict[str, Any]:
-        """As in Transformers, plus the languages' order (JSON files are written with sorted keys) and a digest of each alphabet,
-        without paths of this machine.
+        """As in Transformers, plus the languages' order (JSON files are written with sorted keys) and a digest of each alphabet and
+        of the character bank, without paths of this machine.
         """
         assemblies = {code: {**entry, "vocab_sha256": vocab_digest(entry["vocab"])} for code, entry in self.assemblies.items()}
-        return without_paths({**super().to_dict(), "assemblies": assemblies, "language_order": self.languages})
+        of_bank = {"character_bank_sha256": bank_digest(self.character_bank)} if self.character_bank else {}
+        return without_paths({**super().to_dict(), "assemblies": assemblies, "language_order": self.languages, **of_bank})
 
     @property
     def languages(self) -> list[str]:

@@ -139,4 +139,8 @@ def hub():
     HUB.requests.clear()
     HUB.drop_downloads.clear()
     HUB.drop_uploads = 0
-    return HUB
+    HUB.stalls.clear()
+    HUB.released.clear()
+    yield HUB
+    HUB.stalls.clear()
+    HUB.released.set()

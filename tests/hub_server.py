@@ -12,6 +12,7 @@ import json
 import re
 import threading
 import urllib.parse
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -48,6 +49,8 @@ class Hub:
     blobs: dict[str, bytes] = field(default_factory=dict)  # LFS, by sha256
     drop_downloads: dict[str, int] = field(default_factory=dict)  # file name: so many of its downloads end after half the bytes
     drop_uploads: int = 0  # so many of the next uploads are cut off
+    stalls: dict[str, str] = field(default_factory=dict)  # part of an address: "silent", no answer; "trickle", a byte now and then
+    released: threading.Event = field(default_factory=threading.Event)  # ends the stalls
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     url: str = ""
 
@@ -110,6 +113,23 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, code: int, kind: str, message: str) -> None:
         self.answer(code, {"error": message}, {"X-Error-Code": kind, "X-Error-Message": message})
 
+    def stall(self) -> bool:
+        """Whether this request was kept waiting until the test was over, and has had no answer of use."""
+        kind = next((kind for part, kind in self.hub.stalls.items() if part in urllib.parse.unquote(self.path)), None)
+        if kind == "trickle" and self.command == "GET":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with suppress(OSError):  # the reader may go
+                while not self.hub.released.wait(0.05):
+                    self.wfile.write(b"x")
+        elif kind == "silent":
+            self.hub.released.wait(60)
+        else:
+            return False
+        self.hang_up()
+        return True
+
     def hang_up(self) -> None:
         self.close_connection = True
         self.connection.close()
@@ -142,6 +162,8 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        if self.stall():
+            return
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         if path == "/api/whoami-v2":
             if not self.has_token():
@@ -220,6 +242,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         raw = self.body()
+        if self.stall():
+            return
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
         if not (self.has_token() or "/paths-info/" in path):

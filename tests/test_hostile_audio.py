@@ -101,8 +101,7 @@ def test_what_is_no_audio_is_refused_with_a_reason(given):
 def test_text_that_names_files_and_ports_opens_none(given, suffix, absolute, tmp_path, monkeypatch):
     """The file it names is a pipe with nobody at the other end, and on its port nobody sends: whoever opened either would wait for ever.
 
-    SDP needs the whitelist: without it this waits. The m3u8, ffconcat and DASH texts name files, and are refused also without it, because
-    decoders get bytes without a name (test_decoders_are_handed_bytes_and_never_a_name): for them this shows that the two together hold.
+    Here the guards stand together; test_hostile_containers.py takes each of them away.
     """
     secret = tmp_path / "secret.ts"
     os.mkfifo(secret)
@@ -267,6 +266,14 @@ def test_downloads_end_by_time_and_by_size(server):
         download("http://127.0.0.1:9/x.wav", timeout_s=1)
 
 
+@pytest.mark.parametrize("value", [float("nan"), 0, -1, "60", None, True])
+@pytest.mark.parametrize("limit", ["max_duration_s", "download_timeout_s", "max_download_bytes"])
+def test_a_limit_that_would_be_none_is_refused(limit, value):
+    """Nothing is larger than NaN: as a limit it let everything through."""
+    with pytest.raises(ValueError, match=re.escape(f"{limit} is {value!r}; a number above 0 is wanted")):
+        read_audio(encoded(), 16_000, **{limit: value})
+
+
 def test_a_recording_a_little_short_is_read_and_said(caplog):
     content = LONG_MP3[: int(len(LONG_MP3) * 0.7)]
     samples = decode_audio(content, name="a.mp3")
@@ -298,6 +305,17 @@ def test_transcribe_does_the_rest_of_its_files_and_ends_with_1(saved, tmp_path, 
     assert [line.split("\t")[0] for line in said.out.splitlines()] == [str(good), str(tmp_path) + "/\\udcff\\udce9.wav"]
     assert f"Cannot decode {bad}" in said.err and "No audio file at" in said.err and "2 of 4 files could not be read." in said.err
     assert transcribe.main([str(good), odd, "--model", str(saved), "--language", "en", "--json"]) == 0
+
+
+def test_transcribe_has_the_limits_that_its_messages_name(saved, server, capsys):
+    options = ["--model", str(saved), "--language", "en"]
+    assert transcribe.main([f"{server}/clip.wav", *options, "--max_download_bytes", "999"]) == 1
+    assert "/clip.wav has more than max_download_bytes=999 bytes" in capsys.readouterr().err
+    assert transcribe.main([f"{server}/endless", *options, "--download_timeout_s", "0.3"]) == 1
+    assert "/endless did not arrive within download_timeout_s=0.3" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        transcribe.main(["a.wav", *options, "--max_duration_s", "nan"])
+    assert "--max_duration_s: got 'nan'; allowed: a number above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model, said", [

@@ -5,6 +5,10 @@ Every case lies in a folder with `a.wav` and `b.wav` (0.5 s each); outside of it
 
 import json
 import math
+import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -448,6 +452,54 @@ def test_downloads_have_limits_that_the_message_names(folder, hub, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="hub:tester/set has sent more than 1e-05 GB of recordings.*max_download_gb"):
         read_data([source], folder / "cache", max_download_gb=1e-5)
+
+
+# what keeps the reader waiting, how, what is waited for by the message
+STALLS = [
+    ("the answer to the name", "/api/datasets/tester/set", "silent", "the list of its files"),
+    ("the first file", "train-0.", "silent", "the columns of train"),
+    ("the first file, byte by byte", "train-0.", "trickle", "the columns of train"),
+    ("the second file", "train-1.", "silent", "its next row, train, row 1"),
+    ("the second file, byte by byte", "train-1.", "trickle", "its next row, train, row 1"),
+    ("a file that a row names", "audio/a.wav", "silent", "'hf://datasets/tester/set/audio/a.wav'"),
+    ("a file that a row names, byte by byte", "audio/a.wav", "trickle", "'hf://datasets/tester/set/audio/a.wav'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address, how, what", [case[1:] for case in STALLS], ids=[case[0] for case in STALLS])
+def test_a_data_set_that_does_not_arrive_ends_by_a_time_that_the_message_names(folder, hub, address, how, what):
+    """The client's own limits are of one read of one request, and it tries again and again."""
+    row = parquet(folder, {"bytes": None, "path": "hf://datasets/tester/set/audio/a.wav"}).read_bytes()
+    files = {f"data/train-{number}.parquet": row for number in range(2)}
+    source = dataset_on(hub, folder, files | {"audio/a.wav": (folder / "a.wav").read_bytes()})
+    assert len(read_data([source], folder / "cache")[0]) == 2  # also imports what the short time below is not meant for
+    hub.stalls[address] = how
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=re.escape(f"hub:tester/set: {what} did not arrive within download_timeout_s=2. ") + ".*--download_timeout_s"):
+        read_data([source], folder / "cache", download_timeout_s=2)
+    assert time.monotonic() - started < 20
+
+
+READ_STALLED = """
+import sys
+sys.path.insert(0, "tests")
+from conftest import HUB
+from huggingface_hub import HfApi
+from training.loop.sources import read_data
+api = HfApi(token="a-token")
+api.create_repo("tester/set", repo_type="dataset")
+api.upload_file(path_or_fileobj=sys.argv[1], path_in_repo="train-0.parquet", repo_id="tester/set", repo_type="dataset")
+read_data(["hub:tester/set"], sys.argv[2])
+HUB.stalls["train-0."] = "trickle"
+read_data(["hub:tester/set"], sys.argv[2], download_timeout_s=2)
+"""
+
+
+def test_a_process_ends_in_order_whatever_still_keeps_a_thread_waiting(folder):
+    """Told to end, and waited for: an interpreter that ended under a thread inside of pyarrow aborted, with exit code 134."""
+    path = parquet(folder, {"bytes": b"WAV", "path": None})
+    done = subprocess.run([sys.executable, "-c", READ_STALLED, path, folder / "cache"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("TimeoutError: hub:tester/set: the columns of train"), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("source, said", [

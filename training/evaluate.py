@@ -19,6 +19,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
+from training.loop.config import positive
 from training.loop.data import Collator, Features, minutes_of, select
 from training.loop.metrics import error_rates, evaluate_clips, transcribe_clips
 from training.loop.models import model_argument
@@ -66,7 +68,8 @@ def main(argv=None) -> None:
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
     parser.add_argument("--allow_outside", action="store_true", help="manifests may name recordings outside of their folder")
-    parser.add_argument("--max_download_gb", type=float, default=20, help="of recordings, from one data set of the Hub")
+    parser.add_argument("--max_download_gb", type=positive, default=20.0, help="of recordings, from one data set of the Hub")
+    parser.add_argument("--download_timeout_s", type=positive, default=DOWNLOAD_TIMEOUT_S, help="in which each row or file of a data set of the Hub has to arrive")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
     parser.add_argument("--out", required=True, type=Path)
@@ -77,7 +80,10 @@ def main(argv=None) -> None:
         model.load_assembly(source)
     check_languages(args.languages or [], model, args.model)
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
-    clips, report = read_data(args.data, args.out.parent / "recordings", allow_outside=args.allow_outside, max_download_gb=args.max_download_gb)
+    clips, report = read_data(
+        args.data, args.out.parent / "recordings", allow_outside=args.allow_outside, max_download_gb=args.max_download_gb,
+        download_timeout_s=args.download_timeout_s,
+    )  # fmt: skip
     if accelerator.is_main_process:
         print("\n".join(report.lines(clips)))
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))

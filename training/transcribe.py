@@ -19,7 +19,9 @@ from tqdm import tqdm
 from transformers import pipeline
 
 from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
-from modeling_master_asr.audio_master_asr import MAX_DURATION_S
+from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, MAX_DOWNLOAD_BYTES, MAX_DURATION_S
+from modeling_master_asr.pipeline_master_asr import LIMITS
+from training.loop.config import positive
 from training.loop.models import resolve_model
 
 
@@ -53,7 +55,9 @@ def main(argv=None) -> int:
     parser.add_argument("--assembly", nargs="*", default=[], help="folders or hub ids of further languages")
     parser.add_argument("--language", required=True)
     parser.add_argument("--json", action="store_true", help="one JSON object a file, with word times in seconds")
-    parser.add_argument("--max_duration_s", type=float, default=MAX_DURATION_S, help="longer recordings are refused")
+    parser.add_argument("--max_duration_s", type=positive, default=MAX_DURATION_S, help="longer recordings are refused")
+    parser.add_argument("--download_timeout_s", type=positive, default=DOWNLOAD_TIMEOUT_S, help="in which a URL has to arrive")
+    parser.add_argument("--max_download_bytes", type=positive, default=MAX_DOWNLOAD_BYTES, help="what a URL may hold")
     args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
@@ -62,10 +66,10 @@ def main(argv=None) -> int:
         asr.model.config.check_language(args.language)
     except (OSError, ValueError, KeyError) as error:
         parser.exit(1, f"{error.args[0] if isinstance(error, KeyError) else error}\n")
-    failed = 0
+    failed, limits = 0, {name: getattr(args, name) for name in LIMITS}
     for path in tqdm(args.files, disable=len(args.files) == 1):
         options = {"return_timestamps": "word"} if args.json else {}
-        result = asr(path, language=args.language, chunk_length_s=28, on_error="return", max_duration_s=args.max_duration_s, **options)
+        result = asr(path, language=args.language, chunk_length_s=28, on_error="return", **limits, **options)
         if result["text"] is None:
             failed += 1
             tqdm.write(result["error"], file=sys.stderr)

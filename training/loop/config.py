@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_typ
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
+from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.configuration_master_asr import ALL_PARTS, DEFAULT_PRESET, PAPER_PARTS
 
 
@@ -49,6 +50,7 @@ MAY_CHANGE = {
     "log_with": "nor is who is told",
     "allow_outside": "the clips themselves are compared",
     "max_download_gb": "so they are here",
+    "download_timeout_s": "and here",
     "features_cache": "nor where features are kept",
     "gradient_checkpointing": "it changes memory, not gradients",
     "shard": "a checkpoint is whole, however the weights were divided",
@@ -83,6 +85,7 @@ class LoopConfig(Settings):
     max_s: Positive = HfArg(default=30.0, help="longer clips are skipped")
     allow_outside: bool = HfArg(default=False, help="manifests may name recordings that do not lie below their folder")
     max_download_gb: Positive = HfArg(default=20.0, help="of recordings, from one data set of the Hub")
+    download_timeout_s: Positive = HfArg(default=DOWNLOAD_TIMEOUT_S, help="in which each row or file of a data set of the Hub has to arrive")
     temperature: Positive = HfArg(default=1.0, help="of sampling languages; above 1, small ones are heard more often")
     features_cache: Optional[Path] = HfArg(default=None, help="folder of computed features; else they are kept in memory")
     batch_s: Positive = HfArg(default=24.0, help="seconds of audio a batch of one process, padding included")
@@ -172,6 +175,20 @@ def check_value(name: str, value: Any, kind: Any, choices=None) -> None:
             refuse(f"one of {list(get_args(kind))}")
     elif not isinstance(value, kind) or value == "":
         refuse(f"a {kind.__name__}")
+
+
+def positive(text: str) -> float:
+    """`Positive` as the `type=` of a command line that has no config.
+
+    Raises:
+        ArgumentTypeError: for anything else.
+    """
+    try:
+        if Range(above=0).allows(float(text)):
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number above 0.")
 
 
 Config = TypeVar("Config", bound=Settings)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import hashlib
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeVar
 
 import soundfile
 
-from modeling_master_asr.audio_master_asr import decode_audio
+from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, decode_audio
 
 MAX_RECORDING_BYTES = 256 << 20  # of one recording inside a data set
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".aiff", ".au")
 KINDS = {bool: "true or false", int: "a number", float: "a number", str: "words", list: "a list", dict: "an object"}
 RATE_HZ = 16_000
+LEFT_BEHIND_S = 15.0  # more than the Hub's client waits for a single read
+Arrived = TypeVar("Arrived")
 
 
 class LeftOut(Exception):
@@ -48,6 +54,7 @@ class Shelf:
         allow_outside: a local source may name any file.
         repo: of a data set on the Hub: `owner/name`.
         max_download_gb: of recordings from the Hub, for the whole source.
+        download_timeout_s: in which whatever is waited for, a row or a file, has to arrive from the Hub.
     """
 
     name: str
@@ -57,6 +64,7 @@ class Shelf:
     allow_outside: bool = False
     repo: Optional[str] = None
     max_download_gb: float = 20.0
+    download_timeout_s: float = DOWNLOAD_TIMEOUT_S
     _received: int = field(default=0, init=False)
 
     def file_of(self, audio: object, where: str) -> Path:
@@ -108,13 +116,48 @@ class Shelf:
             raise LeftOut("names a file that is not of the data set: not opened", name[:200])
         from huggingface_hub import HfFileSystem
 
-        try:
+        def read() -> bytes:
             with HfFileSystem().open(name, "rb") as opened:
-                content = opened.read(MAX_RECORDING_BYTES + 1)
+                return opened.read(MAX_RECORDING_BYTES + 1)
+
+        try:
+            content = self.arrived(repr(name), read)
         except FileNotFoundError as error:
             raise LeftOut("no recording", name[:200]) from error
         self.count(len(content))
         return content
+
+    def arrived(self, what: str, call: Callable[[], Arrived]) -> Arrived:
+        """What `call` returns, which asks the Hub.
+
+        It runs in a thread of its own: the Hub's client limits a single read of a single request, and tries again many times, so that a
+        server can keep it waiting for hours. A thread that takes too long is told to end, which it does after that single read.
+
+        Raises:
+            TimeoutError: beyond `download_timeout_s`.
+        """
+        answers: list[Arrived] = []
+        errors: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                answers.append(call())
+            except BaseException as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(min(self.download_timeout_s, threading.TIMEOUT_MAX))
+        if errors:
+            raise errors[0]
+        if not answers:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(asking.ident), ctypes.py_object(SystemExit))
+            atexit.register(asking.join, LEFT_BEHIND_S)  # an interpreter that ends under a thread inside of pyarrow aborts
+            raise TimeoutError(
+                f"{self.name}: {what} did not arrive within download_timeout_s={self.download_timeout_s:g}. Try again, raise the limit, "
+                "--download_timeout_s (download_timeout_s=), or download the set and pass its folder."
+            )
+        return answers[0]
 
     def count(self, received: int) -> None:
         """Counts bytes that a data set has sent.

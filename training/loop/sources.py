@@ -13,6 +13,7 @@ Data comes from strangers: what a row may open is in recordings.py, what a text 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -23,6 +24,7 @@ from typing import Optional
 
 from tqdm import tqdm
 
+from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, seconds_of
 from training.loop.tables import COLUMNS, TABLES, pick, read_table
 from training.loop.text import build_vocab, letters_beside, main_script, normalize
@@ -142,7 +144,7 @@ class Budget:
 
 def read_data(
     sources: list[str], cache: Path, minutes: Optional[float] = None, min_s: float = 0.2, max_s: float = 30.0,
-    allow_outside: bool = False, max_download_gb: float = 20.0,
+    allow_outside: bool = False, max_download_gb: float = 20.0, download_timeout_s: float = DOWNLOAD_TIMEOUT_S,
 ) -> tuple[list[Clip], Report]:  # fmt: skip
     """Clips of all sources. A broken clip costs that clip, is counted and named, never the run.
 
@@ -153,9 +155,11 @@ def read_data(
         min_s, max_s: clips of another duration are skipped.
         allow_outside: manifests and local parquet files may name recordings that do not lie below their folder.
         max_download_gb: of recordings, from one data set of the Hub.
+        download_timeout_s: in which each row, or file that a row names, has to arrive from the Hub.
 
     Raises:
         FileNotFoundError: for a source that is not there.
+        TimeoutError: for a data set of the Hub that keeps us waiting.
         ValueError: for one of no known kind, without rows, or that names no language; for a table that is broken, by its line;
             for a row that names a file outside.
     """
@@ -163,7 +167,7 @@ def read_data(
     for source in sources:
         code, path = _language_and_path(source)
         budget = Budget(minutes, code)
-        shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb)
+        shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb, download_timeout_s=download_timeout_s)
         rows = 0
         for row in tqdm(_rows(path, shelf, report, budget), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
             rows += 1
@@ -334,7 +338,7 @@ def _from_hub(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterat
     if Path(name).exists():
         raise ValueError(f"{path}: a folder of that name is here, and would be read in its place. Start from another folder.")
     shelf.repo = name
-    builder = load_dataset_builder(name, config or None)
+    builder = shelf.arrived("the list of its files", lambda: load_dataset_builder(name, config or None))
     files = _own_files(builder, name)
     unknown = [str(split) for split in files if split_named(str(split)) is None]
     if len(unknown) == len(files):
@@ -368,10 +372,14 @@ def _own_files(builder, name: str) -> dict[str, list[str]]:
 
 
 def _stream(builder, split: str, where: str, shelf: Shelf) -> Iterator[Row]:
-    data = builder.as_streaming_dataset(split=split)
+    data = shelf.arrived(f"the columns of {split}", lambda: builder.as_streaming_dataset(split=split))
     if data.features:
         data = data.decode(False)  # bytes as they came: recordings are decoded by us, pictures by nobody
-    for number, raw in enumerate(data):
+    rows = iter(data)
+    for number in itertools.count():
+        raw = shelf.arrived(f"its next row, {split}, row {number}", lambda: next(rows, None))
+        if raw is None:
+            return
         shelf.count(sum(len(value.get("bytes") or b"") for value in raw.values() if isinstance(value, dict)))
         yield _row(f"{where}, row {number}", {name.lower(): value for name, value in raw.items()}, shelf, split_named(split))
 

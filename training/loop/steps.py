@@ -84,8 +84,9 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     """
     with accelerator.main_process_first():
         clips, report = read_data(
-            config.data, config.out / "recordings", minutes, config.min_s, config.max_s, config.allow_outside, config.max_download_gb
-        )
+            config.data, config.out / "recordings", minutes, config.min_s, config.max_s, config.allow_outside, config.max_download_gb,
+            config.download_timeout_s,
+        )  # fmt: skip
     testable = having(clips, "test", languages)
     accelerator.print("\n".join(report.lines(clips)))
     if len(testable) < len(languages):
