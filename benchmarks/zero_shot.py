@@ -1,10 +1,10 @@
 """What a user has today: stock Whisper with its own decoder, zero-shot and greedy, told the right language and to transcribe.
 
-    python -m benchmarks.zero_shot --model ../shared/models/whisper-base --data data/manifest.jsonl --languages es en fr it ru cs nl \
-        --out benchmarks/results/zero_shot.json
+    python -m benchmarks.zero_shot --model ../shared/models/whisper-base --data data/manifest.jsonl \
+        --languages es en fr it ru cs nl --out benchmarks/results/zero_shot.json
 
-What Whisper wrote stays in `--heard`, a line a clip, and a stopped run goes on from there. It is scored as this project's own texts
-are: digits spelled as `training.prepare_speech` spells them in transcripts, then `normalize`, then the same CER and WER.
+What Whisper wrote stays in `--heard`, a line a clip, and a stopped run goes on from there. It is scored as this project's own
+texts are: digits spelled as `training.prepare_speech` spells them in transcripts, then `normalize`, then the same CER and WER.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import time
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ LONGEST_NUMBER = 6  # digits that are read as one number; longer rows, and those
 
 
 def spell_numbers(text: str, language: str) -> str:
-    """Whisper's text without digits: lone ones as `prepare_speech` spells them, longer numbers, which no transcript holds, as cardinals."""
+    """A text without digits: lone ones as `prepare_speech` spells them, longer numbers, which no transcript holds, as cardinals."""
     text = re.sub(r"(?<=\d)[.,](?=\d{3}(?!\d))", "", spell_digits(text, language))
 
     def spelled(digits: re.Match) -> str:
@@ -46,8 +47,13 @@ def spell_numbers(text: str, language: str) -> str:
     return re.sub(r"[0-9]+", spelled, text)
 
 
+def without_marks(text: str) -> str:
+    """Letters without their accents: a transcript that leaves them out is no error of who writes them."""
+    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+
+
 def load(folder: str, languages: list[str]) -> tuple:
-    """Model, feature extractor and tokenizer; how to generate comes from the tokenizer, since a folder's own file may lack the languages."""
+    """Model, feature extractor and tokenizer; the latter says how to generate, since a folder's own file may lack the languages."""
     model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     token = tokenizer.convert_tokens_to_ids
@@ -95,14 +101,16 @@ def transcribe_all(folder: str, clips: list[Clip], path: Path) -> list[dict]:
 
 
 def score(clips: list[Clip], heard: list[dict]) -> dict:
-    """`{"languages": {code: {"cer", "wer", ...}}, "macro": {...}}` in %, and the rates without spelled digits."""
+    """`{"languages": {code: {"cer", "wer", ...}}, "macro": {...}}` in %; also with digits as written, and without accents."""
     rates = {}
     for code in dict.fromkeys(clip.language for clip in clips):
         pairs = [(clip, line) for clip, line in zip(clips, heard) if clip.language == code]
         references = [clip.text for clip, _ in pairs]
+        texts = [normalize(spell_numbers(line["text"], code)) for _, line in pairs]
         rates[code] = {
-            **error_rates([normalize(spell_numbers(line["text"], code)) for _, line in pairs], references),
+            **error_rates(texts, references),
             "digits_not_spelled": error_rates([normalize(line["text"]) for _, line in pairs], references),
+            "accents_ignored": error_rates(list(map(without_marks, texts)), list(map(without_marks, references))),
             "clips": len(pairs), "seconds_a_clip": round(sum(line["seconds"] for _, line in pairs) / len(pairs), 3),
             "clips_with_digits": sum(any(map(str.isdigit, line["text"])) for _, line in pairs),
             "clips_cut_off": sum(line["tokens"] >= MAX_NEW_TOKENS for _, line in pairs),
