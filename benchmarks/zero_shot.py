@@ -33,7 +33,7 @@ from training.prepare_speech import SAMPLING_RATE_HZ, spell_digits
 
 MAX_NEW_TOKENS = 200  # 20 s of speech are at most about 120 tokens; what comes later is a loop
 LONGEST_NUMBER = 6  # digits that are read as one number; longer rows, and those that begin with 0, are read digit by digit
-ORDINALS = {"en": "st|nd|rd|th", "fr": "er|ère|ème|eme|e", "nl": "de|ste|e", "es": "[.]?[ºª]", "it": "[°ºª]", "ru": "-(?:ый|ий|ой|й)"}
+ORDINALS = {"en": "st|nd|rd|th", "fr": "er|ère|ème|eme|e", "nl": "de|ste|e", "es": "[.]?[ºª]", "it": "[°ºª]", "ru": "-[ыио]?й"}
 
 
 def spell_numbers(text: str, language: str) -> str:
@@ -74,7 +74,7 @@ def load(folder: str, languages: list[str]) -> tuple:
 
 @torch.no_grad()
 def transcribe(model, extractor, tokenizer, clip: Clip) -> dict:
-    """What Whisper writes for one clip, its tokens and the processor's seconds (the machine has other work) from samples to text."""
+    """What Whisper writes for one clip, its tokens and the seconds of processor time from samples to text."""
     samples = decode_audio(clip.audio, SAMPLING_RATE_HZ)
     start = time.process_time()
     inputs = extractor(samples, sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt", return_attention_mask=True)
