@@ -49,7 +49,8 @@ def audio_facts(samples: np.ndarray) -> dict[str, float]:
     return {
         "rms_db": round(float(decibels(np.sqrt((samples**2).mean()))), 1),
         "peak_db": round(float(decibels(np.abs(samples).max())), 1),
-        "clipped_share": round(float((np.abs(samples) >= 0.99).mean()), 5), "snr_db": round(float(loud - quiet), 1), "bandwidth_hz": int(audible.max()),
+        "clipped_share": round(float((np.abs(samples) >= 0.99).mean()), 5),
+        "snr_db": round(float(loud - quiet), 1), "bandwidth_hz": int(audible.max()),
     }  # fmt: skip
 
 

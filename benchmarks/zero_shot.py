@@ -110,12 +110,13 @@ def score(clips: list[Clip], heard: list[dict]) -> dict:
     for code in dict.fromkeys(clip.language for clip in clips):
         pairs = [(clip, line) for clip, line in zip(clips, heard) if clip.language == code]
         references = [clip.text for clip, _ in pairs]
+        timed = [line["cpu_s"] for _, line in pairs if "cpu_s" in line]
         texts = [normalize(spell_numbers(line["text"], code)) for _, line in pairs]
         rates[code] = {
             **error_rates(texts, references),
             "digits_not_spelled": error_rates([normalize(line["text"]) for _, line in pairs], references),
             "accents_ignored": error_rates(list(map(without_marks, texts)), list(map(without_marks, references))),
-            "clips": len(pairs), "cpu_s_a_clip": round(sum(line["cpu_s"] for _, line in pairs) / len(pairs), 3),
+            "clips": len(pairs), "clips_timed": len(timed), "cpu_s_a_clip": round(sum(timed) / len(timed), 2) if timed else None,
             "clips_with_digits": sum(any(map(str.isdigit, line["text"])) for _, line in pairs),
             "clips_cut_off": sum(line["tokens"] >= MAX_NEW_TOKENS for _, line in pairs),
         }  # fmt: skip
@@ -137,7 +138,7 @@ def main(argv=None) -> None:
     conditions = {"threads": torch.get_num_threads(), "max_new_tokens": MAX_NEW_TOKENS, "minutes": minutes_of(clips)}
     write_json(args.out, {**facts, **conditions, "test": rates})
     for code, rate in rates["languages"].items():
-        print(f"{code}\tCER {rate['cer']:.2f}\tWER {rate['wer']:.2f}\t{rate['cpu_s_a_clip']:.2f} s a clip")
+        print(f"{code}\tCER {rate['cer']:.2f}\tWER {rate['wer']:.2f}\t{rate['cpu_s_a_clip']} s a clip")
     print(f"Wrote {args.out}; what was heard is in {args.heard}.")
 
 
