@@ -29,7 +29,8 @@ from training.loop.text import normalize
 from training.prepare_speech import SAMPLING_RATE_HZ
 
 VERDICTS = (
-    "wrong or incomplete transcript", "spelled otherwise", "foreign name", "noise, effect or shouting", "very short", "our error",
+    "wrong or incomplete transcript", "spelled otherwise", "foreign name", "noise, effect or shouting", "very short", "read by neither",
+    "our error",
 )  # fmt: skip
 FRAME = SAMPLING_RATE_HZ // 50  # samples of a level: 20 ms
 FLOOR = 1e-5  # -100 dB, below what 16 bits hold

@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.zero_shot import spell_numbers
 from training.loop.text import build_vocab, letters_beside, main_script, normalize
 
 
@@ -50,13 +49,3 @@ def test_a_vocab_has_its_special_tokens_and_every_character_once():
 ])  # fmt: skip
 def test_letters_of_another_script_are_found_and_marks_belong_to_any(text, script, beside):
     assert main_script([text]) == script and letters_beside(text, script) == beside
-
-
-@pytest.mark.parametrize("language, written, spoken", [
-    ("es", "Pulse 1.", "pulse uno"), ("en", "1, 2, 3-4", "one two three four"), ("en", "12 of 1,000", "twelve of one thousand"),
-    ("cs", "12:30", "dvanáct třicet"), ("ru", "код 007", "код ноль ноль семь"), ("nl", "2,5", "twee vijf"), ("fr", "rien", "rien"),
-    ("en", "the 16th", "the sixteenth"), ("fr", "la 2ème", "la deuxième"), ("it", "9° piano", "nono piano"),
-    ("ru", "6-й", "шестой"), ("en", "4these", "four these"),
-])  # fmt: skip
-def test_a_recogniser_that_writes_digits_is_scored_on_the_words_they_stand_for(language, written, spoken):
-    assert normalize(spell_numbers(written, language)) == spoken
