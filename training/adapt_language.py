@@ -57,6 +57,7 @@ class AdaptConfig(PartsConfig):
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
     steps: Count = HfArg(default=1000, help="updates of what the language owns")
     beta2: Share = HfArg(default=0.98, help="Adam's, for the squares of the gradients")
+    spec_masks: Count = HfArg(default=3, help="bands of mels, and times in every 2 s, that SpecAugment masks")
     finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps')
     finetune_learning_rate: Positive = HfArg(default=1e-4, help="of all weights")
     alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
