@@ -34,6 +34,7 @@ STAGE_1 = {
 SHORT = ("stage1_dense_long", "stage1_onemask_long", "stage1_ship", "stage1_ship_seed1")  # of table 1, in the README
 METHODS = {  # benchmarks/results/es_NAME_seedN.json
     "assembly_paper": "**Master-ASR, preset paper**",
+    "assembly_norms": "Master-ASR, mapping + head + norms",
     "assembly_small": "**Master-ASR, preset small**",
     "assembly_best": "**Master-ASR, preset best**",
     "head": "head alone, on the dense model",
@@ -51,9 +52,12 @@ TRIED_IN_STAGE_2 = {
     "stage2_es_delta_accumulated": "... T's gradient accumulated over its beta steps",
 }
 TRIED_LONG = {
-    "tried_es_rank1": "mapping + head + delta of rank 1 on all layers",
-    "tried_es_best_rest": "preset best; T's rate decays and rests for the last tenth, the last fifth averaged",
-    "tried_es_best_spec3": "... and three times the SpecAugment",
+    "tried_es_best_half": "preset best, in half precision; T never rests, nothing is averaged",
+    "es_assembly_best_seed0": "... in 8 bits; T's rate decays and rests for the last tenth, the last fifth of the steps averaged",
+    "tried_es_best_spec3": "... three times the SpecAugment (the default now)",
+    "tried_es_best_start": "... on the model whose languages own preset best, started from the nearest of them",
+    "es_assembly_small_seed0": "preset small, T at rest and averaged as above",
+    "tried_es_small_spec3": "... three times the SpecAugment",
 }
 
 
@@ -99,6 +103,10 @@ def methods_table() -> list[str]:
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
             lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
+    zero_shot = load("zero_shot")
+    if zero_shot:
+        rate = zero_shot["test"]["languages"]["es"]
+        lines.append(f"| Whisper-base as it is, zero-shot, with its decoder | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
     return lines
 
 
@@ -158,7 +166,7 @@ def lora_table() -> list[str]:
 
 def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
-    names = [*STAGE_1, *names, *TRIED_LONG, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
+    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
