@@ -66,19 +66,19 @@ def load(folder: str, languages: list[str]) -> tuple:
         is_multilingual=True, lang_to_id={f"<|{code}|>": token(f"<|{code}|>") for code in languages},
         task_to_id={"transcribe": token("<|transcribe|>")}, no_timestamps_token_id=token("<|notimestamps|>"),
         decoder_start_token_id=token("<|startoftranscript|>"), eos_token_id=end, pad_token_id=end,
-        suppress_tokens=NON_SPEECH_TOKENS_MULTI, begin_suppress_tokens=[token("Ġ"), end],
+        suppress_tokens=NON_SPEECH_TOKENS_MULTI, max_initial_timestamp_index=50, begin_suppress_tokens=[token("Ġ"), end],
         do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS,
     )  # fmt: skip
     return model, WhisperFeatureExtractor.from_pretrained(folder), tokenizer
 
 
 @torch.no_grad()
-def transcribe(model, extractor, tokenizer, clip: Clip) -> dict:
+def transcribe(model, extractor, tokenizer, clip: Clip, timestamps: bool = False) -> dict:
     """What Whisper writes for one clip, its tokens and the seconds of processor time from samples to text."""
     samples = decode_audio(clip.audio, SAMPLING_RATE_HZ)
     start = time.process_time()
     inputs = extractor(samples, sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt", return_attention_mask=True)
-    ids = model.generate(**inputs, language=clip.language, task="transcribe")[0]
+    ids = model.generate(**inputs, language=clip.language, task="transcribe", return_timestamps=timestamps)[0]
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
     seconds = round(time.process_time() - start, 3)
     return {"audio": clip.audio.name, "language": clip.language, "text": text, "tokens": len(ids), "cpu_s": seconds}
@@ -90,7 +90,7 @@ def read_heard(path: Path) -> dict[tuple[str, str], dict]:
     return {(line["language"], line["audio"]): line for line in map(json.loads, lines)}
 
 
-def transcribe_all(folder: str, clips: list[Clip], path: Path) -> list[dict]:
+def transcribe_all(folder: str, clips: list[Clip], path: Path, timestamps: bool = False) -> list[dict]:
     """A line a clip, in order, of which those that are in the file already are not heard again."""
     heard = read_heard(path)
     missing = [clip for clip in clips if (clip.language, clip.audio.name) not in heard]
@@ -99,7 +99,7 @@ def transcribe_all(folder: str, clips: list[Clip], path: Path) -> list[dict]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for clip in tqdm(missing, desc="clips"):
-                heard[clip.language, clip.audio.name] = line = transcribe(*parts, clip)
+                heard[clip.language, clip.audio.name] = line = transcribe(*parts, clip, timestamps)
                 print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
     return [heard[clip.language, clip.audio.name] for clip in clips]
 
@@ -127,13 +127,15 @@ def main(argv=None) -> None:
     parser.add_argument("--model", required=True, help="folder or hub id of a stock Whisper")
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", required=True, nargs="+", help="in the order in which they are read")
-    parser.add_argument("--heard", type=Path, default=Path("runs/zero_shot/heard.jsonl"), help="what Whisper wrote")
+    parser.add_argument("--timestamps", action="store_true", help="times, too: it goes on after pauses at which it may stop")
+    parser.add_argument("--heard", type=Path, help="what Whisper wrote; default: heard[_timestamps].jsonl in runs/zero_shot")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
+    args.heard = args.heard or Path(f"runs/zero_shot/heard{'_timestamps' if args.timestamps else ''}.jsonl")
     logging.set_verbosity_error()  # a warning a clip: both limits of length are set
     facts = facts_of_run()
     clips = select(read_data(args.data, args.heard.parent / "recordings")[0], "test", args.languages)
-    rates = score(clips, transcribe_all(args.model, clips, args.heard))
+    rates = score(clips, transcribe_all(args.model, clips, args.heard, args.timestamps))
     conditions = {"threads": torch.get_num_threads(), "max_new_tokens": MAX_NEW_TOKENS, "minutes": minutes_of(clips)}
     write_json(args.out, {**facts, **conditions, "test": rates})
     for code, rate in rates["languages"].items():
