@@ -110,12 +110,13 @@ def score(clips: list[Clip], heard: list[dict]) -> dict:
     for code in dict.fromkeys(clip.language for clip in clips):
         pairs = [(clip, line) for clip, line in zip(clips, heard) if clip.language == code]
         references = [clip.text for clip, _ in pairs]
+        timed = [line["cpu_s"] for _, line in pairs if "cpu_s" in line]
         texts = [normalize(spell_numbers(line["text"], code)) for _, line in pairs]
         rates[code] = {
             **error_rates(texts, references),
             "digits_not_spelled": error_rates([normalize(line["text"]) for _, line in pairs], references),
             "accents_ignored": error_rates(list(map(without_marks, texts)), list(map(without_marks, references))),
-            "clips": len(pairs), "cpu_s_a_clip": round(sum(line["cpu_s"] for _, line in pairs) / len(pairs), 2),
+            "clips": len(pairs), "clips_timed": len(timed), "cpu_s_a_clip": round(sum(timed) / max(len(timed), 1), 2),
             "clips_with_digits": sum(any(map(str.isdigit, line["text"])) for _, line in pairs),
             "clips_cut_off": sum(line["tokens"] >= MAX_NEW_TOKENS for _, line in pairs),
         }  # fmt: skip
