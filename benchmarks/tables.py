@@ -103,10 +103,11 @@ def methods_table() -> list[str]:
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
             lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
-    zero_shot = load("zero_shot")
-    if zero_shot:
-        rate = zero_shot["test"]["languages"]["es"]
-        lines.append(f"| Whisper-base as it is, zero-shot, with its decoder | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
+    for name, label in (("zero_shot_es_timestamps", "its decoder, timestamps on"), ("zero_shot", "timestamps off")):
+        zero_shot = load(name)
+        if zero_shot:
+            rate = zero_shot["test"]["languages"]["es"]
+            lines.append(f"| Whisper-base as it is, zero-shot, {label} | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
     return lines
 
 
@@ -166,7 +167,7 @@ def lora_table() -> list[str]:
 
 def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
-    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
+    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "zero_shot_es_timestamps", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
