@@ -80,6 +80,10 @@ def stage_1_table(names=tuple(STAGE_1)) -> list[str]:
             validation = validation_of(run)
             differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
             lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
+    zero_shot = load("zero_shot")
+    if zero_shot:
+        rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
+        lines.append(f"| stock Whisper-base, zero-shot, with its decoder | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
     return lines
 
 
@@ -103,7 +107,7 @@ def methods_table() -> list[str]:
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
             lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
-    for name, label in (("zero_shot_es_timestamps", "its decoder, timestamps on"), ("zero_shot", "timestamps off")):
+    for name, label in (("zero_shot_timestamps", "its decoder, timestamps on"), ("zero_shot", "timestamps off")):
         zero_shot = load(name)
         if zero_shot:
             rate = zero_shot["test"]["languages"]["es"]
@@ -167,7 +171,7 @@ def lora_table() -> list[str]:
 
 def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
-    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "zero_shot_es_timestamps", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
+    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "zero_shot_timestamps", "worst_clips", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
