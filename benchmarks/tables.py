@@ -26,10 +26,7 @@ STAGE_1 = {
     "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
     "stage1_dense_beta2": "beta2 0.98: dense",
     "stage1_onemask_beta2": "beta2 0.98: one mask",
-    "stage1_dense_parts": "beta2 0.98: dense, each language with the parts of preset best",
-    "stage1_best": "**beta2 0.98: Master-ASR, each language with preset best** (shipped)",
-    "stage1_best_seed1": "... another seed",
-    "stage1_dense_beta2_seed1": "... the dense one with another seed",
+    "stage1_best": "beta2 0.98: Master-ASR, each language with preset best",
 }
 SHORT = ("stage1_dense_long", "stage1_onemask_long", "stage1_ship", "stage1_ship_seed1")  # of table 1, in the README
 METHODS = {  # benchmarks/results/es_NAME_seedN.json
@@ -130,6 +127,14 @@ def tried_table(tried: dict[str, str], steps: str) -> list[str]:
     return lines
 
 
+def precision_table() -> list[str]:
+    run = load("precision")
+    if not run:
+        return []
+    rows = [f"| {name} | {row['kilobytes']:,.0f} | {row['validation']['cer']:.2f} | {row['test']['cer']:.2f} |" for name, row in run["types"].items()]
+    return ["| es, preset best, as trained | KB | validation CER, % | test CER, % |", "|---|---|---|---|", *rows]
+
+
 def masks_table() -> list[str]:
     run = load("masks")
     if not run:
@@ -171,7 +176,7 @@ def lora_table() -> list[str]:
 
 def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
-    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "zero_shot_timestamps", "worst_clips", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
+    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "zero_shot_timestamps", "worst_clips", "precision", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
@@ -190,7 +195,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(), "stage-1-short": stage_1_table(SHORT), "methods": methods_table(), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "masks": masks_table(), "row-swap": row_swap_table(),
+        "stage-1": stage_1_table(), "stage-1-short": stage_1_table(SHORT), "methods": methods_table(), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "precision": precision_table(), "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
