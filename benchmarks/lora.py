@@ -16,7 +16,7 @@ from torch import nn
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.backbone_master_asr import TrueLengthWhisperEncoder
-from training.adapt_language import LEARNING_RATES
+from training.loop.config import LEARNING_RATES
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 

@@ -1,4 +1,4 @@
-"""The speed of masks and assembled weights, each as a ratio measured in one run: 1024 x 1024 float32, one thread.
+"""The speed of masks and assembled weights, each as a ratio of processor times in one run: 1024 x 1024 float32, one thread.
 
     python -m benchmarks.masks --out benchmarks/results/masks.json
 """
@@ -20,15 +20,18 @@ SIZE, SPARSITY, K = 1024, 0.3, 8
 
 
 def interleaved(one, other, rounds: int = 30) -> dict:
-    """Medians in ms of two functions timed in turn, and the median of their pairwise ratios."""
+    """Medians in ms of two functions timed in turn, and the median of their pairwise ratios.
+
+    In processor time: on a busy machine the longer function waits more often, which would flatter the shorter one.
+    """
     for _ in range(3):
         one(), other()
     times = {"one": [], "other": []}
     for _ in range(rounds):
         for name, function in (("one", one), ("other", other)):
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            times[name].append(1000 * (time.perf_counter() - start))
+            times[name].append(1000 * (time.process_time() - start))
     ratios = [a / b for a, b in zip(times["one"], times["other"])]
     return {
         "ms": round(statistics.median(times["one"]), 3), "reference_ms": round(statistics.median(times["other"]), 3),

@@ -111,7 +111,8 @@ def run(accelerator, config: MethodConfig) -> dict:
     turns.use_average()
     return {
         **facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
-        "kilobytes": round(kilobytes, 1), "log": log, "test": tested(accelerator, model, processor, features, splits.test),
+        "kilobytes": round(kilobytes, 1), "log": log,
+        "validation": tested(accelerator, model, processor, features, splits.validation), "test": tested(accelerator, model, processor, features, splits.test),
         "old_languages_before": old_before, "old_languages_after": tested(accelerator, model, processor, features, old),
     }  # fmt: skip
 

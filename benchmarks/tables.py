@@ -24,10 +24,14 @@ STAGE_1 = {
     "stage1_ship_seed1": "... another seed",
     "stage1_beta2": "... Adam's beta2 0.98 instead of 0.999",
     "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
+    "stage1_dense_beta2": "beta2 0.98: dense",
+    "stage1_onemask_beta2": "beta2 0.98: one mask",
+    "stage1_best": "beta2 0.98: Master-ASR, each language with preset best",
 }
 SHORT = ("stage1_dense_long", "stage1_onemask_long", "stage1_ship", "stage1_ship_seed1")  # of table 1, in the README
 METHODS = {  # benchmarks/results/es_NAME_seedN.json
     "assembly_paper": "**Master-ASR, preset paper**",
+    "assembly_norms": "Master-ASR, mapping + head + norms",
     "assembly_small": "**Master-ASR, preset small**",
     "assembly_best": "**Master-ASR, preset best**",
     "head": "head alone, on the dense model",
@@ -44,11 +48,24 @@ TRIED_IN_STAGE_2 = {
     "stage2_es_delta": "mapping + head + delta",
     "stage2_es_delta_accumulated": "... T's gradient accumulated over its beta steps",
 }
+TRIED_LONG = {
+    "tried_es_best_half": "preset best, in half precision; T never rests, nothing is averaged",
+    "es_assembly_best_seed0": "... in 8 bits; T's rate decays and rests for the last tenth, the last fifth of the steps averaged",
+    "tried_es_best_spec3": "... three times the SpecAugment (the default now)",
+    "tried_es_best_start": "... on the model whose languages own preset best, started from the nearest of them",
+    "es_assembly_small_seed0": "preset small, T at rest and averaged as above",
+    "tried_es_small_spec3": "... three times the SpecAugment",
+}
 
 
 def load(name: str) -> dict | None:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def validation_of(run: dict) -> float:
+    """Macro CER on validation: of what was tested, or in older files of the last step, before weights were averaged or rounded."""
+    return (run.get("validation") or list(run["log"]["validation"].values())[-1])["macro"]["cer"]
 
 
 def stage_1_table(names=tuple(STAGE_1)) -> list[str]:
@@ -57,9 +74,13 @@ def stage_1_table(names=tuple(STAGE_1)) -> list[str]:
         run, label = load(name), STAGE_1[name]
         if run:
             rates = [f"{run['test']['languages'][code]['cer']:.1f}" for code in LANGUAGES]
-            validation = list(run["log"]["validation"].values())[-1]["macro"]["cer"]
+            validation = validation_of(run)
             differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
             lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
+    zero_shot = load("zero_shot")
+    if zero_shot:
+        rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
+        lines.append(f"| stock Whisper-base, zero-shot, with its decoder | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
     return lines
 
 
@@ -78,20 +99,25 @@ def methods_table() -> list[str]:
     for name, label in METHODS.items():
         runs = of_method(name)
         if runs:
-            last = [list(run["log"]["validation"].values())[-1]["macro"]["cer"] for run in runs]
+            last = [validation_of(run) for run in runs]
             rates = [[run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer")]
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
             lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
+    for name, label in (("zero_shot_timestamps", "its decoder, timestamps on"), ("zero_shot", "timestamps off")):
+        zero_shot = load(name)
+        if zero_shot:
+            rate = zero_shot["test"]["languages"]["es"]
+            lines.append(f"| Whisper-base as it is, zero-shot, {label} | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
     return lines
 
 
-def tried_table() -> list[str]:
-    lines = ["| es, 10 minutes, 300 steps | validation CER, % | test CER, % | training loss at the end |", "|---|---|---|---|"]
-    for name, label in TRIED_IN_STAGE_2.items():
+def tried_table(tried: dict[str, str], steps: str) -> list[str]:
+    lines = [f"| es, 10 minutes, {steps} steps | validation CER, % | test CER, % | training loss at the end |", "|---|---|---|---|"]
+    for name, label in tried.items():
         run = load(name)
         if run:
-            validation = list(run["log"]["validation"].values())[-1]["macro"]["cer"]
+            validation = validation_of(run)
             loss = list(run["log"]["loss"].values())[-1]
             lines.append(f"| {label} | {validation:.1f} | {run['test']['macro']['cer']:.1f} | {loss:.2f} |")
             if "finetune_test" in run:
@@ -99,6 +125,14 @@ def tried_table() -> list[str]:
                 loss = list(run["finetune_log"]["loss"].values())[-1]
                 lines.append(f"| ... then + ft, 300 steps of all weights | {validation:.1f} | {run['finetune_test']['macro']['cer']:.1f} | {loss:.2f} |")
     return lines
+
+
+def precision_table() -> list[str]:
+    run = load("precision")
+    if not run:
+        return []
+    rows = [f"| {name} | {row['kilobytes']:,.0f} | {row['validation']['cer']:.2f} | {row['test']['cer']:.2f} |" for name, row in run["types"].items()]
+    return ["| es, preset best, as trained | KB | validation CER, % | test CER, % |", "|---|---|---|---|", *rows]
 
 
 def masks_table() -> list[str]:
@@ -142,7 +176,7 @@ def lora_table() -> list[str]:
 
 def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
-    names = [*STAGE_1, *names, *TRIED_IN_STAGE_2, "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
+    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "zero_shot_timestamps", "worst_clips", "precision", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
@@ -161,7 +195,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(), "stage-1-short": stage_1_table(SHORT), "methods": methods_table(), "tried": tried_table(), "masks": masks_table(), "row-swap": row_swap_table(),
+        "stage-1": stage_1_table(), "stage-1-short": stage_1_table(SHORT), "methods": methods_table(), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "precision": precision_table(), "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):

@@ -75,7 +75,7 @@ def adapt(model, processor, features, clips, config: AdaptConfig, test_minutes: 
     before = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     announce(model, config, training, [])
     trained(Accelerator(cpu=True), config, model, processor, features, splits)
-    kilobytes = parameter_kilobytes(model.assemblies[LANGUAGE].complete_state_dict())
+    kilobytes = parameter_kilobytes(model.assemblies[LANGUAGE].content_of_file())
     return {"before": before, "after": evaluate_clips(model, processor, features, test)["macro"]["cer"], "kilobytes": kilobytes}
 
 

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import initialization as init
 
-from .configuration_master_asr import MasterASRConfig, vocab_digest
+from .configuration_master_asr import PAPER_PARTS, MasterASRConfig, vocab_digest
+from .packing_master_asr import misfits, packed, rounded, shapes_in_file, unpacked
 
 ASSEMBLY_CONFIG_NAME = "assembly_config.json"
-FORMAT_VERSION = "1.0"  # of assembly_config.json: a reader refuses a later major, and ignores what it does not know
+FORMAT_VERSION = "2.0"  # of assembly_config.json: a reader refuses a later major, and ignores what it does not know
 FACTS = ("vocab", "parts", "rank", "num_specialists", "sparsity", "base", "fingerprint")  # what every assembly says of itself
 MAPPING_STD = 0.01  # CHOICE: rows of T start undecided, close to the gates' threshold, half of the gates open
 
@@ -75,37 +76,64 @@ class BankHead(nn.Module):
 
 
 class Matrices(nn.ParameterList):
-    """An `nn.ParameterList` that can be called: all its matrices."""
+    """An `nn.ParameterList` that can be called: all its matrices.
+
+    Args:
+        shapes: theirs.
+        std: of their first values; 0: zeros.
+    """
 
     __call__ = nn.Module.__call__
+
+    def __init__(self, shapes: list[tuple[int, int]], std: float):
+        super().__init__([torch.zeros(shape) for shape in shapes])
+        self.std = std
 
     def forward(self) -> list[torch.Tensor]:
         return list(self)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for matrix in self:
+            init.normal_(matrix, std=self.std) if self.std else init.zeros_(matrix)
+
 
 class LowRank(nn.Module):
-    """One product `up_i down_i` of rank r for each Artisan layer."""
+    """One product `up_i down_i` of rank r for each Artisan layer.
+
+    up starts at 0 and down at random: the product is zero, so a fresh part changes no logit, and both halves can learn.
+    """
 
     def __init__(self, shapes: list[tuple[int, int]], rank: int, down_std: float):
         super().__init__()
         smallest = min(min(shape) for shape in shapes)
         if rank > smallest:  # said before any memory is taken
             raise ValueError(f"rank is {rank}; the smallest matrix it is for has {smallest} rows or columns, so it is 1 to {smallest}.")
-        self.down_std = down_std
-        self.up = Matrices([torch.zeros(rows, rank) for rows, _ in shapes])
-        self.down = Matrices([torch.zeros(rank, columns) for _, columns in shapes])
+        # first values are theirs to give: Transformers passes over modules without parameters of their own
+        self.up = Matrices([(rows, rank) for rows, _ in shapes], std=0.0)
+        self.down = Matrices([(rank, columns) for _, columns in shapes], std=down_std)
 
     def forward(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """`(up, down)` of every layer."""
         return list(zip(self.up(), self.down()))
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """up = 0 and down random: the product is zero, so a fresh part changes no logit, and both halves can learn."""
-        for up in self.up:
-            init.zeros_(up)
-        for down in self.down:
-            init.normal_(down, std=self.down_std)
+    def start_from(self, other: LowRank) -> None:
+        """Takes another's products, of the same layers: exactly with as much rank or more, else the nearest of this rank."""
+        for (up, down), (other_up, other_down) in zip(self(), other()):
+            rank = min(up.shape[1], other_up.shape[1])
+            if rank < other_up.shape[1]:
+                other_up, other_down = _of_rank(other_up, other_down, rank)
+            up[:, :rank], down[:rank] = other_up, other_down
+
+
+def _of_rank(up: torch.Tensor, down: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the product of rank `rank` that is nearest to `up down` (Eckart-Young), each with half of its scale."""
+    left, of_up = torch.linalg.qr(up)
+    right, of_down = torch.linalg.qr(down.T)
+    u, scale, v = torch.linalg.svd(of_up @ of_down.T)  # (R, R): up down = left (of_up of_down') right'
+    half = scale[:rank].sqrt()
+    return left @ u[:, :rank] * half, half[:, None] * (v[:rank] @ right.T)
 
 
 class Vectors(nn.Module):
@@ -217,23 +245,39 @@ class LanguageAssembly(nn.Module):
         owned = {part: getattr(self, part)() if part in self.parts else None for part in ("specialist", "delta", "scales", "norms")}
         return OwnTensors(mapping=self.mapping, targets=self.targets, **owned)
 
+    def own_of_encoder(self) -> dict[str, nn.Parameter]:
+        """All that the language owns but its head, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("head.")}
+
+    @torch.no_grad()
+    def start_from(self, other: LanguageAssembly) -> None:
+        """The mapping, and the parts that both own of the same layers, start from the other's; the rest changes nothing yet."""
+        self.mapping.copy_(other.mapping)
+        for part in (part for part in self.parts if part in other.parts and part not in PAPER_PARTS):
+            mine, theirs = getattr(self, part), getattr(other, part)
+            if not isinstance(mine, LowRank):
+                mine.values.copy_(theirs.values)
+            elif part != "delta" or self.targets == other.targets:
+                mine.start_from(theirs)
+
     @torch.no_grad()
     def reset_mapping(self) -> None:
         """A first row of T; the other parts have first values of their own."""
         init.normal_(self.mapping, std=MAPPING_STD)
 
-    def complete_state_dict(self) -> dict[str, torch.Tensor]:
-        """The state dict with the head's rows gathered: what a file of this language alone must hold, in half precision where that
-        loses nothing.
+    def content_of_file(self) -> dict[str, torch.Tensor]:
+        """What a file of this language alone holds: its state dict with the head's rows gathered, each tensor in the smallest type
+        that loses nothing.
         """
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("head.")}
         state |= {"head.weight": self.head.weight.detach(), "head.bias": self.head.bias.detach()}
-        return {name: _halved(value.detach().cpu().contiguous()) for name, value in state.items()}
+        return packed({name: value.detach().cpu().contiguous() for name, value in state.items()})
 
-
-def _halved(value: torch.Tensor) -> torch.Tensor:
-    half = value.half() if value.dtype == torch.float32 else value
-    return half if torch.equal(half.to(value.dtype), value) else value
+    @torch.no_grad()
+    def round_values(self) -> None:
+        """Rounds all that the language owns to values that its file holds in few bits."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(rounded(name, parameter))
 
 
 class Assemblies(nn.ModuleDict):
@@ -351,6 +395,7 @@ def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], vocab: dict[str
         with safe_open(path, "pt") as opened:
             headers = {name: opened.get_slice(name) for name in opened.keys()}
             found = {name: tuple(header.get_shape()) for name, header in headers.items()}
+            wanted = shapes_in_file(wanted, found)
             if found != wanted:
                 differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
                 listed = "; ".join(f"{name}: {found.get(name, 'missing')}, not {wanted.get(name, 'wanted')}" for name in differing[:3])
@@ -372,10 +417,10 @@ def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], vocab: dict[str
             f"{path} is {'a pickle, which can run code and is refused' if pickled else 'not a whole safetensors file'} ({error}). "
             "Download or save it again: model.save_assembly(...) writes safetensors."
         ) from error
-    broken = [name for name, value in state.items() if not value.is_floating_point() or not value.float().isfinite().all()]
+    broken = misfits(state)
     if broken:
-        raise ValueError(f"{source} holds values that are NaN, infinite or no floats in {broken}. Train or save it again.")
-    return state
+        raise ValueError(f"{source} holds values that are NaN, infinite or of no type that belongs there in {broken}. Train or save it again.")
+    return unpacked(state)
 
 
 def parameter_kilobytes(state: dict[str, torch.Tensor]) -> float:

@@ -21,7 +21,7 @@ PAPER_PARTS = ("mapping", "head")
 # Combinations that were measured (RESULTS.md): what a language owns beside its head, from bits to a megabyte.
 PRESETS = {
     "paper": {"parts": PAPER_PARTS, "rank": 8, "targets": "attention"},
-    "small": {"parts": ("mapping", "head", "norms"), "rank": 8, "targets": "attention"},
+    "small": {"parts": ("mapping", "head", "delta"), "rank": 1, "targets": "all"},
     "best": {"parts": ("mapping", "head", "delta", "norms"), "rank": 8, "targets": "all"},
 }
 DEFAULT_PRESET = "best"

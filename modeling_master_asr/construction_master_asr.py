@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Optional
 
@@ -11,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from .artisan_master_asr import ArtisanLinear, as_assembled
 from .backbone_master_asr import family_of
-from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, check_folder
+from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, check_folder, from_preset
 
 
 def build_backbone(backbone_config, num_specialists: int, targets: Optional[list[str]] = None) -> PreTrainedModel:
@@ -82,6 +83,10 @@ class Construction:
         artisan_targets: Optional[list[str]] = None,
         num_layers: Optional[int] = None,
         dtype: torch.dtype = torch.float32,
+        preset: str = "paper",
+        parts: Optional[Iterable[str]] = None,
+        rank: Optional[int] = None,
+        targets: Optional[str] = None,
         **backbone_kwargs,
     ):
         """A fresh model on a pretrained encoder: W bit-equal to it, its languages sharing one character bank.
@@ -94,17 +99,19 @@ class Construction:
             artisan_targets: names of the linear layers to make Artisan; None: the attention projections.
             num_layers: keeps only the encoder's first layers; None: all.
             dtype: of W and M; what languages own stays float32.
+            preset, parts, rank, targets: what each language owns, see `add_language`.
             backbone_kwargs: `revision`, `token`, ... of the encoder's own `from_pretrained`.
         """
         id_or_path = str(Path(id_or_path).resolve() if Path(id_or_path).is_dir() else id_or_path)  # a folder is known as one ever after
         backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, num_layers, **backbone_kwargs)
+        owned = from_preset(preset, parts, rank, targets)
         characters = sorted({token for vocab in languages.values() for token in vocab} - set(SPECIAL_TOKENS))
         config = MasterASRConfig(
             backbone_config=backbone_config,
             num_specialists=num_specialists,
             sparsity=sparsity,
             artisan_targets=artisan_targets,
-            assemblies={code: {"vocab": vocab, "shares_bank": True} for code, vocab in languages.items()},
+            assemblies={code: {"vocab": vocab, "shares_bank": True, **owned} for code, vocab in languages.items()},
             character_bank=[*SPECIAL_TOKENS, *characters],
             base_model=id_or_path,
         )

@@ -235,7 +235,7 @@ class HubMixin:
         }  # fmt: skip
 
     def _write_assembly(self, language: str, folder: Path, facts: dict) -> Path:
-        return write_assembly(folder, language, self.assemblies[language].complete_state_dict(), facts)
+        return write_assembly(folder, language, self.assemblies[language].content_of_file(), facts)
 
     def save_assembly(self, language: str, folder: Source, **facts) -> Path:
         """Writes one language into `folder`: its tensors, `assembly_config.json` with the base it belongs to, and a card.

@@ -54,7 +54,8 @@ class LanguageMixin:
         Args:
             language: its code, ISO 639 or BCP-47.
             vocab: `{token: id}`.
-            init: where the mapping starts: "random", a loaded language's code, or "nearest" (needs `batches`).
+            init: where it starts: "random", a loaded language's code, or "nearest" (needs `batches`); of a loaded language it
+                takes the mapping, the head's rows of shared letters, and the parts that both own.
             preset: what it owns: "paper", "small" or "best" (`configuration_master_asr.PRESETS`); parts, rank and targets override it.
             parts: "mapping" and "head", and optionally "specialist", "delta", "scales" and "norms".
             rank: r of the low-rank parts.
@@ -75,7 +76,7 @@ class LanguageMixin:
             for module in assembly.modules():
                 self._init_weights(module)
             if source is not None:
-                assembly.mapping.copy_(source.mapping)
+                assembly.start_from(source)
             self._start_head(assembly.head, vocab, None if source is None else init)
             has_values = assembly.mapping.device.type != "meta"  # PEFT's low_cpu_mem_usage: the file's values follow
             self.assemblies[language] = assembly.to(self.device) if has_values else assembly
@@ -120,16 +121,14 @@ class LanguageMixin:
         self.requires_grad_(False)
         self.assemblies[language].requires_grad_(True)
 
-    @torch.no_grad()
     def round_assembly(self, language: str) -> None:
-        """Rounds what `language` owns to the values that half precision holds, so that its file is half as large and exact.
+        """Rounds what `language` owns to values that its file holds in few bits (`packing_master_asr`), so that what is tested is
+        what the file holds.
 
         Raises:
             KeyError: if it is not loaded.
         """
-        for parameter in self.assemblies[self.config.check_language(language)].parameters():
-            if float(parameter.abs().max()) <= torch.finfo(torch.float16).max:
-                parameter.copy_(parameter.half())
+        self.assemblies[self.config.check_language(language)].round_values()
 
     def unfreeze(self) -> None:
         """Everything trains again, but what the backbone itself keeps fixed (Whisper's sinusoid positions)."""

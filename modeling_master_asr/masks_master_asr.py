@@ -16,12 +16,13 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from typing import Optional
 
+import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .artisan_master_asr import pack_mask, unpack_mask
 
-SAMPLE = 64  # values of each tensor that a stamp looks at
+SAMPLE = 31  # values of each tensor that a stamp looks at; prime, so that those of a matrix lie in many of its rows and columns
 DENSE_LANGUAGES = 2  # how many languages keep dense assembled weights in evaluation; the others keep packed masks
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # values are compared as bits: NaN equals itself
 
@@ -31,36 +32,46 @@ class Stamp:
 
     Args:
         tensors: its views of them keep their memory alive, so that no other tensor can come to lie in the same place.
+        whole: the one of them of which every value is looked at.
     """
 
-    def __init__(self, tensors: Iterable[torch.Tensor]):
+    def __init__(self, tensors: Iterable[torch.Tensor], whole: Optional[torch.Tensor] = None):
         tensors = list(tensors)
-        self._marks = [_mark(tensor) for tensor in tensors]
-        groups: dict[tuple, list[torch.Tensor]] = defaultdict(list)
+        self._marks = _marks(tensors)
+        groups: dict[tuple, list] = defaultdict(list)
         for tensor in tensors:
-            groups[tensor.device, tensor.dtype].append(_sample(tensor))
+            groups[tensor.device, tensor.dtype].append(_sample(tensor, 1 if tensor is whole else max(tensor.numel() // SAMPLE, 1)))
         self._samples = list(groups.values())
         self._values = None if any(tensor.is_meta for tensor in tensors) else self._read()
 
     def holds(self, tensors: Iterable[torch.Tensor]) -> bool:
         """Whether `tensors` are the stamp's own, in its order, and as they were; never for tensors without values (meta)."""
-        if self._values is None or [_mark(tensor) for tensor in tensors] != self._marks:
-            return False
-        return all(torch.equal(then, now) for then, now in zip(self._values, self._read()))
+        return self._values is not None and self._marks == _marks(tensors) and self._values == self._read()
 
-    def _read(self) -> list[torch.Tensor]:
-        return [torch.cat([sample.reshape(-1) for sample in group]) for group in self._samples]
+    def _read(self) -> list[bytes]:
+        return [_joined(group).tobytes() for group in self._samples]
 
 
-def _mark(tensor: torch.Tensor) -> tuple:
-    version = -1 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, version
+def _marks(tensors: Iterable[torch.Tensor]) -> list:
+    """Where each tensor lies, how (a transposed square is told by the last mark), in which type and version."""
+    return [
+        mark for tensor in tensors
+        for mark in (tensor.data_ptr(), tensor.shape, tensor.dtype, -1 if tensor.is_inference() else tensor._version, tensor.is_contiguous())
+    ]  # fmt: skip
 
 
-def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    """Every n-th value, as bits, in the tensor's own memory; all of them where they do not lie in a row."""
+def _sample(tensor: torch.Tensor, step: int):
+    """Every `step`-th value, as bits, in the tensor's own memory; all of them where they do not lie in a row."""
     bits = tensor.detach().view(_BITS[tensor.element_size()])
-    return bits.view(-1)[:: max(tensor.numel() // SAMPLE, 1)] if tensor.is_contiguous() else bits
+    bits = bits.view(-1)[::step] if tensor.is_contiguous() else bits
+    return bits.numpy() if bits.device.type == "cpu" else bits
+
+
+def _joined(samples: list) -> np.ndarray:
+    """All values; on a CPU by NumPy, which joins many short views in a third of torch's time."""
+    if isinstance(samples[0], np.ndarray):
+        return np.concatenate(samples, axis=None)
+    return torch.cat([sample.reshape(-1) for sample in samples]).cpu().numpy()
 
 
 def gradient_is_asked_for(tensors: Iterable[torch.Tensor]) -> bool:
@@ -88,7 +99,7 @@ class MaskStore:
         with self._lock:
             self._masks: dict[int, OrderedDict] = defaultdict(OrderedDict)  # layer -> {(gates, language): (stamp, packed)}
             self._products: dict[int, tuple] = {}  # layer -> (gates, stamp, W * B)
-            self._dense: OrderedDict[str, tuple] = OrderedDict()  # language -> (gates, stamp, {(module, name): tensor})
+            self._dense: OrderedDict[tuple, tuple] = OrderedDict()  # (language, inference mode) -> (stamp, {(module, name): tensor})
             self._sources: set[int] = set()
 
     def forget_made_of(self, ids: set[int]) -> None:
@@ -139,15 +150,21 @@ class MaskStore:
             self._sources.update(map(id, sources))
         return product
 
-    def dense(self, language: str, gates: list[tuple], sources: list[torch.Tensor]) -> Optional[dict]:
-        """In evaluation: the dict in which a language's assembled parameters are kept, filled by whoever makes them."""
+    def dense(self, language: str, mapping: torch.Tensor, sources: list[torch.Tensor]) -> dict:
+        """In evaluation: the dict in which a language's assembled parameters are kept, filled by whoever makes them.
+
+        Args:
+            mapping: its T, compared whole: one entry that crosses zero is another mask.
+            sources: all tensors that the parameters are made of.
+        """
+        key = language, torch.is_inference_mode_enabled()  # tensors made in inference mode serve there alone
         with self._lock:
-            kept = self._dense.get(language)
-        if kept is None or kept[0] != gates or not kept[1].holds(sources):
-            kept = gates, Stamp(sources), {}
+            kept = self._dense.get(key)
+        if kept is None or not torch.equal(kept[0], mapping) or not kept[1].holds(sources):
+            kept = mapping.detach().clone(), Stamp(sources), {}
         with self._lock:
-            self._dense[language] = kept
-            self._dense.move_to_end(language)
+            self._dense[key] = kept
+            self._dense.move_to_end(key)
             while len(self._dense) > DENSE_LANGUAGES:
                 self._dense.popitem(last=False)
             self._sources.update(map(id, sources))

@@ -25,7 +25,7 @@ from .assembly_master_asr import (
     BankHead,
     CharacterBank,
     LanguageAssembly,
-    LowRank,
+    Matrices,
     Vectors,
 )
 from .backbone_master_asr import family_of, keep_frozen_parts_still
@@ -67,7 +67,7 @@ class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, BankHead):
             module.reset_rows()
-        elif isinstance(module, (LowRank, Vectors)):
+        elif isinstance(module, (Matrices, Vectors)):
             module.reset_parameters()
 
     def initialize_weights(self) -> None:

@@ -48,7 +48,7 @@ class AssemblyConfig(PeftConfig):
         parts: "mapping" and "head", and optionally "specialist", "delta", "scales" and "norms".
         rank: r of the low-rank parts.
         targets: what a delta reaches: "attention", the Artisan layers, or "all", the feed-forward layers too.
-        init: where the mapping starts: "random" or a loaded language's code.
+        init: where it starts: "random" or a loaded language's code, as in `add_language`.
         num_specialists, sparsity, fingerprint: of the base; filled in, and checked when the adapter is loaded.
     """
 

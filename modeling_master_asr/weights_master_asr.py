@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Optional
 
 import torch
@@ -39,17 +40,21 @@ class Layout:
         self.row = {layer: row for row, layer in enumerate(self.artisan)}
         self.place = {layer: place for layers in (self.linear, self.norms) for place, layer in enumerate(layers)}
 
+    def specialists(self) -> list[torch.Tensor]:
+        """M of every Artisan layer, as it is now."""
+        return [layer._parameters["specialists"] for layer in self.artisan]
+
     def is_sharded(self) -> bool:
         """Whether W and M lie in shards (FSDP2)."""
-        return any(isinstance(layer.specialists, DTensor) for layer in self.artisan)
+        return any(isinstance(specialists, DTensor) for specialists in self.specialists())
 
     def is_offloaded(self) -> bool:
         """Whether W and M lie elsewhere between the calls of their layers (accelerate's offload)."""
-        return any(layer.specialists.is_meta for layer in self.artisan)
+        return any(specialists.is_meta for specialists in self.specialists())
 
     def sources(self, assembly) -> list[torch.Tensor]:
         """All that the parameters of a language are made of."""
-        tensors = [*assembly.parameters(), *(layer.specialists for layer in self.artisan)]
+        tensors = [*assembly.parameters(), *self.specialists()]
         only_masked = not {"norms", "scales"} & set(assembly.parts) and assembly.targets == "attention"
         layers = self.artisan if only_masked else [*self.linear, *self.norms]
         names = ("weight",) if only_masked else ("weight", "bias")
@@ -77,13 +82,16 @@ class AssembledWeights:
         self._arguments = (layout, assembly, language, sparsity, store, languages, training)
         self._layout, _, self._language, self._sparsity, self._store, self._languages, self._training = self._arguments
         self._parts, self._own = assembly.parts, assembly()
-        self._gates = open_gates_of_layers(self._own.mapping)
         self._made: dict[tuple[nn.Module, str], torch.Tensor] = {}
         if store is not None and not training:
             sources = layout.sources(assembly)
             if not gradient_is_asked_for(sources):
-                # tensors made in inference mode serve there alone
-                self._made = store.dense(language, [*self._gates, torch.is_inference_mode_enabled()], sources)
+                self._made = store.dense(language, self._own.mapping, sources)
+
+    @cached_property
+    def _gates(self) -> list[tuple[bool, ...]]:
+        """Of every Artisan layer; not asked for where all that is read was made before."""
+        return open_gates_of_layers(self._own.mapping)
 
     def with_nothing_made(self) -> AssembledWeights:
         """The same language from the start: what a recomputation needs."""

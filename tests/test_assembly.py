@@ -428,13 +428,13 @@ def test_a_bad_rank_or_alphabet_adds_nothing_to_a_model(model):
 def test_later_formats_are_refused_and_unknown_fields_are_not(base, tmp_path):
     with_spanish(base).save_assembly("es", tmp_path / "es")
     facts = tmp_path / "es/assembly_config.json"
-    assert json.loads(facts.read_text())["format_version"] == "1.0"
-    edit(facts, lambda whole: (whole.update(format_version="1.7", extra={}), whole["assemblies"]["es"].update(dialect="x")))
+    assert json.loads(facts.read_text())["format_version"] == "2.0"
+    edit(facts, lambda whole: (whole.update(format_version="2.7", extra={}), whole["assemblies"]["es"].update(dialect="x")))
     assert MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es") == "es"
     edit(facts, lambda whole: whole.pop("format_version"))  # written before there was one
     assert MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es") == "es"
-    edit(facts, lambda whole: whole.update(format_version="2.0"))
-    with pytest.raises(ValueError, match="has format version 2.0; this release of modeling-master-asr reads up to 1.0. Update it: pip install -U"):
+    edit(facts, lambda whole: whole.update(format_version="3.0"))
+    with pytest.raises(ValueError, match="has format version 3.0; this release of modeling-master-asr reads up to 2.0. Update it: pip install -U"):
         MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es")
     edit(facts, lambda whole: whole.update(format_version="x"))
     with pytest.raises(ValueError, match="is not a whole assembly_config.json"):

@@ -316,3 +316,25 @@ def test_a_stamp_holds_on_nan_and_never_without_values():
     assert Stamp([tensor]).holds([tensor])
     empty = torch.empty(5, device="meta")
     assert not Stamp([empty]).holds([empty])
+
+
+@pytest.mark.parametrize("size", [64, 96, 512, 768, 1024])
+def test_a_stamp_sees_a_write_to_some_rows_or_columns_and_a_transposed_square(size):
+    for rows, columns in (
+        (slice(None), slice(size // 2)), (slice(None), slice(size // 2, None)), (slice(size // 2), slice(None)), (slice(size // 2, None), slice(None)),
+    ):  # fmt: skip
+        tensor = torch.randn(size, size)
+        stamp = Stamp([tensor])
+        tensor.data[rows, columns].neg_()
+        assert not stamp.holds([tensor]), (rows, columns)
+    tensor = torch.randn(size, size)
+    stamp = Stamp([tensor])
+    tensor.data = tensor.data.T
+    assert not stamp.holds([tensor])
+
+
+def test_a_stamp_looks_at_every_value_of_what_is_to_be_whole():
+    tensor = torch.randn(100, 40)
+    stamp = Stamp([tensor], whole=tensor)
+    tensor.data[53, 7].neg_()
+    assert not stamp.holds([tensor])

@@ -10,6 +10,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_master_asr import LanguageAssembly, MasterASRForCTC, MasterASRModel
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
+from modeling_master_asr.assembly_master_asr import LowRank
 from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.modeling_master_asr import frames_needed
@@ -179,6 +180,40 @@ def test_in_every_family_every_part_of_every_layer_reaches_the_logits(family):
     for vectors in (dict(enumerate(assembly.scales())), assembly.norms()):
         for place, vector in vectors.items():
             assert is_heard(vector) or not len(vector), place
+
+
+def test_low_rank_parts_begin_as_those_of_add_language_when_a_config_asks_for_them_or_a_checkpoint_lacks_them(model, tmp_path):
+    """Both halves at zero could never learn: neither has a gradient."""
+    model.config.assemblies["fr"] |= {"parts": list(ALL_PARTS), "rank": 2}
+    made = MasterASRForCTC(model.config)
+    model.save_pretrained(tmp_path)
+    for fresh in (made, MasterASRForCTC.from_pretrained(tmp_path)):
+        for part in (fresh.assemblies["fr"].delta, fresh.assemblies["fr"].specialist):
+            assert not any(bool(up.any()) for up in part.up) and all(bool(down.any()) for down in part.down)
+
+
+@torch.no_grad()
+def test_a_language_that_starts_from_another_hears_as_it_does(model):
+    for rank, own_rank in ((2, 2), (2, 3)):
+        model.add_language("from", model.config.vocab("fr"), init="fr", parts=ALL_PARTS, rank=rank, targets="all")
+        for parameter in model.assemblies["from"].parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.add_language("new", model.config.vocab("fr"), init="from", parts=ALL_PARTS, rank=own_rank, targets="all")
+        inputs = inputs_for(model)
+        assert torch.equal(model(**inputs, language="new").logits, model(**inputs, language="from").logits)
+        model.remove_language("from"), model.remove_language("new")
+
+
+@torch.no_grad()
+def test_a_low_rank_part_starts_from_one_of_more_rank_as_its_best_approximation():
+    """Against the singular values of the whole product: no matrix of that rank is nearer."""
+    torch.manual_seed(0)
+    source, mine = LowRank([(12, 9)], 5, down_std=0.3), LowRank([(12, 9)], 2, down_std=0.3)
+    source.up[0].normal_(), source.down[0].normal_()
+    mine.start_from(source)
+    product = source.up[0] @ source.down[0]
+    missed = torch.linalg.svdvals(product)[2:].square().sum().sqrt()
+    assert torch.allclose((product - mine.up[0] @ mine.down[0]).norm(), missed, rtol=1e-5)
 
 
 @torch.no_grad()

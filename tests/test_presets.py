@@ -3,10 +3,12 @@
 import pytest
 import torch
 from conftest import inputs_for, tiny_model, vocab
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.configuration_master_asr import PRESETS, from_preset, preset_of
+from modeling_master_asr.configuration_master_asr import ALL_PARTS, PRESETS, from_preset, preset_of
+from modeling_master_asr.packing_master_asr import packed, rounded, unpacked
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -28,23 +30,61 @@ def test_what_a_call_names_overrides_its_preset():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_rounded_assembly_is_half_as_large_and_comes_back_bit_for_bit(preset, tmp_path):
+@pytest.mark.parametrize("parts", [*(preset["parts"] for preset in PRESETS.values()), ALL_PARTS])
+def test_a_rounded_assembly_is_small_and_comes_back_bit_for_bit(parts, tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "base")
-    model.add_language("es", vocab("abñ"), preset=preset, rank=2)
+    model.add_language("es", vocab("abñ"), parts=parts, rank=2)
     for parameter in model.assemblies["es"].parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     inputs = inputs_for(model)
     whole = load_file(model.save_assembly("es", tmp_path / "whole"))
     model.round_assembly("es")
     expected = model(**inputs, language="es").logits
-    half = load_file(model.save_assembly("es", tmp_path / "half"))
-    assert all(whole[name].dtype == torch.float32 and half[name].dtype == torch.float16 for name in whole)
+    small = load_file(model.save_assembly("es", tmp_path / "small"))
+    matrices = [name for name in whole if name.startswith(("head.weight", "delta", "specialist"))]
+    assert all(value.dtype == torch.float32 for value in whole.values()) and all(small[name].dtype == torch.int8 for name in matrices)
+    assert all(small[name].dtype == torch.float16 for name in set(whole) - set(matrices))
     again = MasterASRForCTC.from_pretrained(tmp_path / "base")
-    again.load_assembly(tmp_path / "half")
+    again.load_assembly(tmp_path / "small")
     assert torch.equal(again(**inputs, language="es").logits, expected)
     assert {p.dtype for p in again.assemblies["es"].parameters()} == {torch.float32}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(3, 700), (700, 3), (1, 1)])
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 0.01, 1.0, 1e6])
+def test_rounding_to_8_bits_moves_no_value_by_more_than_a_step_and_is_packed_exactly(size, scale):
+    value = scale * torch.randn(size, generator=torch.Generator().manual_seed(0))
+    near = rounded("head.weight", value)
+    step = value.abs().amax(0 if size[0] > size[1] else 1, keepdim=True) / 127
+    assert bool(((value - near).abs() <= 0.5001 * step).all()) and torch.equal(rounded("head.weight", near), near)
+    content = packed({"head.weight": near})
+    assert content["head.weight"].dtype == torch.int8 and torch.equal(unpacked(content)["head.weight"], near)
+    assert torch.equal(unpacked(packed({"head.weight": value}))["head.weight"], value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changed", ["the scales of another", "8 bits without scales", "scales without 8 bits", "NaN among the scales"])
+def test_a_file_in_8_bits_that_does_not_fit_together_is_refused(changed, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    model.add_language("es", vocab("ab"), preset="paper")
+    model.round_assembly("es")
+    path = model.save_assembly("es", tmp_path / "es")
+    with safe_open(path, "pt") as opened:
+        content, facts = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()
+    scales = content.pop("head.weight.scales")
+    content |= {
+        "the scales of another": {"head.weight.scales": scales[:-1].clone()}, "8 bits without scales": {},
+        "scales without 8 bits": {"head.weight.scales": scales, "head.weight": content["head.weight"].float()},
+        "NaN among the scales": {"head.weight.scales": scales * torch.nan},
+    }[changed]  # fmt: skip
+    save_file(content, path, metadata=facts)
+    model.remove_language("es")
+    with pytest.raises(ValueError, match="does not fit its own|of no type that belongs there in"):
+        model.load_assembly(tmp_path / "es")
+    assert "es" not in model.languages
 
 
 @torch.no_grad()
@@ -56,4 +96,4 @@ def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
     model.round_assembly("es")
     assert float(model.assemblies["es"].head.bias.max()) == 1e6
     state = load_file(model.save_assembly("es", tmp_path))
-    assert state["head.bias"].dtype == torch.float32 and state["head.weight"].dtype == torch.float16
+    assert state["head.bias"].dtype == torch.float32 and state["head.weight"].dtype == torch.int8

@@ -83,7 +83,8 @@ ROOMS = {  # who may import whom
     "whisper": set(),  # a materialized Whisper ships it alone
     "backbone": {"whisper"},
     "construction": {"artisan", "backbone", "configuration"},
-    "assembly": {"configuration", "artisan"},
+    "packing": set(),
+    "assembly": {"configuration", "artisan", "packing"},
     "upload": {"configuration"},
     "base": {"configuration", "masks", "upload"},
     "languages": {"artisan", "assembly", "backbone", "configuration"},

@@ -19,6 +19,7 @@ from transformers import AutoModel
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
+from modeling_master_asr.configuration_master_asr import preset_of
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.loop import checkpoints
 from training.loop.config import LoopConfig
@@ -72,6 +73,7 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
     ])  # fmt: skip
     rates = json.loads((tmp_path / "rates.json").read_text())
     assert set(rates["row_swap_cer"]["es"]) == {"en", "fr", "es"}
+    assert rates["row_swap_cer"]["es"]["es"] == round(rates["languages"]["es"]["cer"], 2)
     assert rates["languages"]["es"]["cer"] == pytest.approx(stage2["test"]["languages"]["es"]["cer"])
     capsys.readouterr()
     clip = str(corpus / "es-test-0.wav")
@@ -79,6 +81,17 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
                      "--language", "es", "--json"])  # fmt: skip
     answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert answer["file"] == clip and isinstance(answer["words"], list)
+
+
+def test_stage_1_trains_the_parts_that_every_language_owns_and_a_new_one_starts_from_the_nearest_ones(corpus, tmp_path):
+    model = run_stage_1(corpus, tmp_path / "stage1", "--preset", "best")
+    for code in ("en", "fr"):
+        assembly = model.assemblies[code]
+        assert model.config.assemblies[code]["shares_bank"] and preset_of(model.config.assemblies[code]) == "best"
+        assert any(bool(up.detach().any()) for up in assembly.delta.up) and bool(assembly.norms.values.detach().any())  # zero at the start
+    model.add_language("es", model.config.vocab("fr"), init="fr")
+    for name, value in model.assemblies["es"].own_of_encoder().items():
+        assert torch.equal(value, model.assemblies["fr"].own_of_encoder()[name]), name
 
 
 COMMANDS = sorted(path.stem for path in Path(train_multilingual.__file__).parent.glob("*.py") if path.stem != "__init__")

@@ -26,8 +26,18 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
-from modeling_master_asr.configuration_master_asr import ALL_PARTS, DEFAULT_PRESET, PAPER_PARTS
-from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, LoopConfig, Positive, Share, as_record, parse
+from training.loop.config import (
+    EVALUATE_EVERY,
+    LEARNING_RATES,
+    OWN_PARTS,
+    Count,
+    CountOrZero,
+    PartsConfig,
+    Positive,
+    Share,
+    as_record,
+    parse,
+)
 from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
 from training.loop.models import resolve_model
 from training.loop.optim import Turns, freeze_front_end
@@ -36,25 +46,18 @@ from training.loop.sharding import unsharded
 from training.loop.steps import Splits, load_splits, opened, place, tested, train
 from training.loop.text import build_vocab
 
-# Those that served best for es on validation; what else was tried is in RESULTS.md.
-LEARNING_RATES = {"T": 1e-3, "head": 5e-3, "specialist": 3e-3, "delta": 1e-3, "scales": 2e-3, "norms": 2e-3}
-OWN_PARTS = [part for part in LEARNING_RATES if part != "T"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptConfig(LoopConfig):
+class AdaptConfig(PartsConfig):
     """The settings of stage 2."""
 
     model: str = HfArg(help="folder or hub id of a Master-ASR model")
     language: str = HfArg(help="code of the new language, as the data has it")
     minutes: Positive = HfArg(default=10.0, help="of training audio, at most")
-    preset: Literal["paper", "small", "best"] = HfArg(default=DEFAULT_PRESET, help="what the language owns")
-    parts: Optional[list[str]] = HfArg(default=None, help="instead of the preset's", metadata={"choices": ALL_PARTS})
-    rank: Optional[Count] = HfArg(default=None, help="of specialist and delta, instead of the preset's")
-    targets: Optional[Literal["attention", "all"]] = HfArg(default=None, help="what a delta reaches, instead of the preset's")
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
     steps: Count = HfArg(default=1000, help="updates of what the language owns")
     beta2: Share = HfArg(default=0.98, help="Adam's, for the squares of the gradients")
+    spec_masks: Count = HfArg(default=3, help="bands of mels, and times in every 2 s, that SpecAugment masks")
     finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps')
     finetune_learning_rate: Positive = HfArg(default=1e-4, help="of all weights")
     alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
@@ -66,20 +69,11 @@ class AdaptConfig(LoopConfig):
     mapping_decay: bool = HfArg(default=False, help="T's rate falls like the others'; the paper's does not")
     mapping_rest: Share = HfArg(default=0.0, help="share of the steps, at the end, in which T rests")
     head_learning_rate: Positive = HfArg(default=LEARNING_RATES["head"], help="of the head")
-    specialist_learning_rate: Positive = HfArg(default=LEARNING_RATES["specialist"], help="of the part, if there is one")
-    delta_learning_rate: Positive = HfArg(default=LEARNING_RATES["delta"], help="of the part, if there is one")
-    scales_learning_rate: Positive = HfArg(default=LEARNING_RATES["scales"], help="of the part, if there is one")
-    norms_learning_rate: Positive = HfArg(default=LEARNING_RATES["norms"], help="of the part, if there is one")
     evaluate_every: Count = HfArg(default=250, help=EVALUATE_EVERY)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.parts is not None and not set(PAPER_PARTS) <= set(self.parts):
-            raise ValueError(f"--parts: got {self.parts}; allowed: {list(PAPER_PARTS)} and any of {[p for p in ALL_PARTS if p not in PAPER_PARTS]}.")
 
 
 def learning_rates(config: AdaptConfig) -> dict[str, float]:
-    return {"T": config.mapping_learning_rate, **{part: getattr(config, f"{part}_learning_rate") for part in OWN_PARTS}}
+    return {"T": config.mapping_learning_rate, "head": config.head_learning_rate, **config.rates_of_parts()}
 
 
 def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRProcessor]:
@@ -114,7 +108,7 @@ def add_language(model, processor, features, training, config: AdaptConfig) -> N
     vocab = build_vocab(clip.text for clip in training)
     processor.add_language(config.language, vocab)
     init = nearest(model, processor, features, training, vocab, config) if config.init == "nearest" else config.init
-    model.add_language(config.language, vocab, init=init, preset=config.preset, parts=config.parts, rank=config.rank, targets=config.targets)
+    model.add_language(config.language, vocab, init=init, **config.owned())
     model.freeze_except(config.language)
 
 
@@ -159,7 +153,7 @@ def finetuned(accelerator, config: AdaptConfig, model, processor, features, spli
     freeze_front_end(model)
     place(accelerator, model, config)
     config = replace(config, out=config.out / "finetune", steps=config.finetune_steps, resume=config.resume and "newest", max_minutes=left)
-    rates = dict.fromkeys(("W", "M", "T", *OWN_PARTS), config.finetune_learning_rate)
+    rates = dict.fromkeys(("W", "M", "T", "head", *OWN_PARTS), config.finetune_learning_rate)
     turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
     turns.use_average()
@@ -196,8 +190,9 @@ def main(argv=None) -> None:
         result = {**facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped)
         model, result["log"] = trained(accelerator, config, model, processor, features, splits)
-        result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].complete_state_dict()), 1)
+        result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         save(accelerator, config, model, splits)
+        result["validation"] = tested(accelerator, model, processor, features, splits.validation)
         result["test"] = tested(accelerator, model, processor, features, splits.test)
         if result["test"]:
             save(accelerator, config, model, splits, result["test"])

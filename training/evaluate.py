@@ -15,7 +15,6 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import training  # noqa: F401  # says which packages are missing
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -31,23 +30,15 @@ from training.loop.watching import mapping_figures
 
 
 def row_swap(model, processor, features, clips, left_out=()) -> dict[str, dict[str, float]]:
-    """Each language's CER with its own head and every other language's row: `{language: {row of: CER}}`."""
+    """Each language's CER with its own head and all else of another's assembly: `{language: {assembly of: CER}}`."""
     collator = Collator(features, processor)
     table = {}
-    own_rows = {code: model.assemblies[code].mapping.detach().clone() for code in model.languages}
     for code in tqdm(model.languages, desc="row swap"):
         of_language = [clip for clip in clips if clip.language == code and str(clip.audio) not in left_out]
-        if not of_language:
-            continue
-        references = [clip.text for clip in of_language]
-        table[code] = {}
-        for other in model.languages:
-            with torch.no_grad():
-                model.assemblies[code].mapping.copy_(own_rows[other])
-            texts = transcribe_clips(model, processor, collator, of_language)
-            table[code][other] = round(error_rates(texts, references)["cer"], 2)
-        with torch.no_grad():
-            model.assemblies[code].mapping.copy_(own_rows[code])
+        if of_language:
+            references = [clip.text for clip in of_language]
+            texts = {other: transcribe_clips(model, processor, collator, of_language, encoded_as=other) for other in model.languages}
+            table[code] = {other: round(error_rates(read, references)["cer"], 2) for other, read in texts.items()}
     return table
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 if not __package__:  # started by its path, as `accelerate launch` does: the clone's root, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -25,7 +25,7 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
-from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, LoopConfig, NotNegative, Positive, Share, as_record, parse
+from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
@@ -36,9 +36,10 @@ from training.loop.watching import mapping_figures
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultilingualConfig(LoopConfig):
+class MultilingualConfig(PartsConfig):
     """The settings of stage 1."""
 
+    preset: Literal["paper", "small", "best"] = HfArg(default="paper", help="what each language owns")
     backbone: str = HfArg(default="facebook/wav2vec2-large-xlsr-53", help="folder or hub id of a pretrained speech encoder")
     num_layers: Optional[Count] = HfArg(default=None, help="keep only the encoder's first layers")
     languages: list[str] = HfArg(default_factory=lambda: ["en", "fr", "it", "ru", "cs", "nl"], help="codes, as the data has them")
@@ -46,7 +47,7 @@ class MultilingualConfig(LoopConfig):
     steps: Count = HfArg(default=100_000, help="updates of the weights")
     evaluate_every: Count = HfArg(default=300, help=EVALUATE_EVERY)
     learning_rate: Positive = HfArg(default=5e-5, help="of W")
-    specialist_learning_rate: Optional[Positive] = HfArg(default=None, help="of M; else as W")
+    specialists_learning_rate: Optional[Positive] = HfArg(default=None, help="of M; else as W")
     head_learning_rate: Optional[Positive] = HfArg(default=None, help="else as W")
     mapping_learning_rate: Optional[Positive] = HfArg(default=None, help="of T before alpha; else as W")
     sparsity: Share = HfArg(default=0.3, help="t, the fraction masked out")
@@ -63,7 +64,7 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
     """The model on its backbone, alphabets from the training texts."""
     vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in config.languages}
     model = MasterASRForCTC.from_backbone(
-        config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers
+        config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers, **config.owned()
     )
     for assembly in model.assemblies.values():
         torch.nn.init.normal_(assembly.mapping, std=config.mapping_std)
@@ -84,8 +85,8 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
 def learning_rates(config: MultilingualConfig) -> dict[str, float]:
     rate = config.learning_rate
     return {
-        "W": rate, "M": config.specialist_learning_rate or rate, "head": config.head_learning_rate or rate,
-        "T": config.mapping_learning_rate or rate,
+        "W": rate, "M": config.specialists_learning_rate or rate, "head": config.head_learning_rate or rate,
+        "T": config.mapping_learning_rate or rate, **config.rates_of_parts(),
     }  # fmt: skip
 
 
@@ -147,11 +148,11 @@ def main(argv=None) -> None:
         features = Features(processor, config.features_cache)
         model, log = trained(accelerator, config, model, processor, features, splits)
         save(accelerator, model, processor, config.out / "model")
-        test = tested(accelerator, model, processor, features, splits.test)
+        validation, test = (tested(accelerator, model, processor, features, clips) for clips in (splits.validation, splits.test))
         if accelerator.is_main_process:
             report(config, {
                 **facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training),
-                "dropped": [str(clip.audio) for clip in dropped], "test": test, "mapping": mapping_figures(model), "log": log,
+                "dropped": [str(clip.audio) for clip in dropped], "validation": validation, "test": test, "mapping": mapping_figures(model), "log": log,
             })  # fmt: skip
 
 

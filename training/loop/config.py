@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
+from modeling_master_asr.configuration_master_asr import ALL_PARTS, DEFAULT_PRESET, PAPER_PARTS
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class LoopConfig(Settings):
     batch_s: Positive = HfArg(default=24.0, help="seconds of audio a batch of one process, padding included")
     gradient_accumulation: Count = HfArg(default=1, help="batches a process and step")
     beta2: Share = HfArg(default=0.999, help="Adam's, for the squares of the gradients")
+    spec_masks: Count = HfArg(default=1, help="bands of mels, and times in every 2 s, that SpecAugment masks")
     average_last: Share = HfArg(default=0.0, help="share of the steps, at the end, whose weights are averaged; 0: none")
     mixed_precision: Optional[Literal["no", "bf16"]] = HfArg(default=None, help="else what accelerate launch says, or no")
     gradient_checkpointing: bool = HfArg(default=False, help="recompute activations: less memory, slower")
@@ -108,6 +110,38 @@ class LoopConfig(Settings):
             raise ValueError(f"--min_s: got {self.min_s}; allowed: at most --max_s, which is {self.max_s}.")
         if self.patience and self.average_last:
             raise ValueError(f"--average_last: got {self.average_last}; allowed: 0 with --patience, which returns to the best step's own weights.")
+
+
+# Those that served best for es on validation; what else was tried is in RESULTS.md.
+LEARNING_RATES = {"T": 1e-3, "head": 5e-3, "specialist": 3e-3, "delta": 1e-3, "scales": 2e-3, "norms": 2e-3}
+OWN_PARTS = [part for part in LEARNING_RATES if part not in ("T", "head")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsConfig(LoopConfig):
+    """The settings of what languages own beside their heads, alike in both stages."""
+
+    preset: Literal["paper", "small", "best"] = HfArg(default=DEFAULT_PRESET, help="what a language owns")
+    parts: Optional[list[str]] = HfArg(default=None, help="instead of the preset's", metadata={"choices": ALL_PARTS})
+    rank: Optional[Count] = HfArg(default=None, help="of specialist and delta, instead of the preset's")
+    targets: Optional[Literal["attention", "all"]] = HfArg(default=None, help="what a delta reaches, instead of the preset's")
+    specialist_learning_rate: Positive = HfArg(default=LEARNING_RATES["specialist"], help="of the part, if there is one")
+    delta_learning_rate: Positive = HfArg(default=LEARNING_RATES["delta"], help="of the part, if there is one")
+    scales_learning_rate: Positive = HfArg(default=LEARNING_RATES["scales"], help="of the part, if there is one")
+    norms_learning_rate: Positive = HfArg(default=LEARNING_RATES["norms"], help="of the part, if there is one")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.parts is not None and not set(PAPER_PARTS) <= set(self.parts):
+            raise ValueError(f"--parts: got {self.parts}; allowed: {list(PAPER_PARTS)} and any of {[p for p in ALL_PARTS if p not in PAPER_PARTS]}.")
+
+    def rates_of_parts(self) -> dict[str, float]:
+        """`{part: learning rate}` of the parts beside mapping and head."""
+        return {part: getattr(self, f"{part}_learning_rate") for part in OWN_PARTS}
+
+    def owned(self) -> dict[str, Any]:
+        """What a language owns, as `add_language` and `from_backbone` take it."""
+        return {name: getattr(self, name) for name in ("preset", "parts", "rank", "targets")}
 
 
 def check_value(name: str, value: Any, kind: Any, choices=None) -> None:

@@ -14,12 +14,12 @@ from training.loop.data import Clip, Collator, bucket, to_device
 
 @torch.no_grad()
 def transcribe_clips(
-    model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, language=None, accelerator=None
+    model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, encoded_as: Optional[str] = None, accelerator=None
 ) -> list[Optional[str]]:
     """Greedy text of each clip, in order; None for one that cannot be read.
 
     Args:
-        language: reads them all with this language's assembly instead of their own.
+        encoded_as: the language whose assembly, but for the head, encodes them all; None: their own.
         accelerator: shares the work among its processes, all of which have to call this and get the whole list.
     """
     model.eval()
@@ -33,10 +33,12 @@ def transcribe_clips(
         inputs = to_device(collator(batch), model.device)
         inputs.pop("labels")
         codes = inputs.pop("language")
-        row = language or codes[0]
-        logits = model(**inputs, language=row).logits
+        if encoded_as is None:
+            logits = model(**inputs, language=codes[0]).logits
+        else:
+            logits = model.assemblies[codes[0]].head(model.master_asr(**inputs, language=encoded_as).last_hidden_state)
         frames = model.master_asr.frame_counts(inputs[model.main_input_name], inputs["attention_mask"])
-        texts = processor.batch_decode(logits.argmax(-1), row, frames=frames)
+        texts = processor.batch_decode(logits.argmax(-1), codes[0], frames=frames)
         found |= {position[id(clip)]: None if clip.audio in collator.broken else text for clip, text in zip(batch, texts)}
     for share in gather_object([found]) if world > 1 else []:
         found |= share

@@ -1,0 +1,148 @@
+"""What a user has today: stock Whisper with its own decoder, zero-shot and greedy, told the right language and to transcribe.
+
+    python -m benchmarks.zero_shot --model ../shared/models/whisper-base --data data/manifest.jsonl \
+        --languages es en fr it ru cs nl --out benchmarks/results/zero_shot.json
+
+What Whisper wrote stays in `--heard`, a line a clip, and a stopped run goes on from there. It is scored as this project's own
+texts are: digits spelled as `training.prepare_speech` spells them in transcripts, then `normalize`, then the same CER and WER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+import unicodedata
+from pathlib import Path
+
+import torch
+from num2words import num2words
+from tqdm import tqdm
+from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_MULTI
+from transformers.utils import logging
+
+from modeling_master_asr.audio_master_asr import decode_audio
+from modeling_master_asr.trainer_utils import error_rates, macro
+from training.loop.data import Clip, minutes_of, select
+from training.loop.record import facts_of_run, write_json
+from training.loop.sources import read_data
+from training.loop.text import normalize
+from training.prepare_speech import SAMPLING_RATE_HZ, spell_digits
+
+MAX_NEW_TOKENS = 200  # 20 s of speech are at most about 120 tokens; what comes later is a loop
+LONGEST_NUMBER = 6  # digits that are read as one number; longer rows, and those that begin with 0, are read digit by digit
+ORDINALS = {"en": "st|nd|rd|th", "fr": "er|ère|ème|eme|e", "nl": "de|ste|e", "es": "[.]?[ºª]", "it": "[°ºª]", "ru": "-[ыио]?й"}
+
+
+def spell_numbers(text: str, language: str) -> str:
+    """A text without digits: lone ones as `prepare_speech` spells them, ordinals, and longer numbers, which no transcript holds."""
+    if language in ORDINALS:
+        ordinal = rf"(?<!\d)(\d{{1,3}})(?:{ORDINALS[language]})(?!\w)"
+        text = re.sub(ordinal, lambda found: num2words(int(found[1]), lang=language, to="ordinal"), text)
+    text = re.sub(r"(?<=\d)[.,](?=\d{3}(?!\d))", "", spell_digits(text, language))
+
+    def spelled(digits: re.Match) -> str:
+        row = digits[0]
+        numbers = row if len(row) > LONGEST_NUMBER or row[0] == "0" else [row]
+        return " " + " ".join(num2words(int(number), lang=language) for number in numbers) + " "
+
+    return re.sub(r"[0-9]+", spelled, text)
+
+
+def without_marks(text: str) -> str:
+    """Letters without their accents: a transcript that leaves them out is no error of who writes them."""
+    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+
+
+def load(folder: str, languages: list[str]) -> tuple:
+    """Model, feature extractor and tokenizer; the latter says how to generate, since a folder's own file may lack the languages."""
+    model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    token = tokenizer.convert_tokens_to_ids
+    end = token("<|endoftext|>")
+    model.generation_config = GenerationConfig(
+        is_multilingual=True, lang_to_id={f"<|{code}|>": token(f"<|{code}|>") for code in languages},
+        task_to_id={"transcribe": token("<|transcribe|>")}, no_timestamps_token_id=token("<|notimestamps|>"),
+        decoder_start_token_id=token("<|startoftranscript|>"), eos_token_id=end, pad_token_id=end,
+        suppress_tokens=NON_SPEECH_TOKENS_MULTI, max_initial_timestamp_index=50, begin_suppress_tokens=[token("Ġ"), end],
+        do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS,
+    )  # fmt: skip
+    return model, WhisperFeatureExtractor.from_pretrained(folder), tokenizer
+
+
+@torch.no_grad()
+def transcribe(model, extractor, tokenizer, clip: Clip, timestamps: bool = False) -> dict:
+    """What Whisper writes for one clip, its tokens and the seconds of processor time from samples to text."""
+    samples = decode_audio(clip.audio, SAMPLING_RATE_HZ)
+    start = time.process_time()
+    inputs = extractor(samples, sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt", return_attention_mask=True)
+    ids = model.generate(**inputs, language=clip.language, task="transcribe", return_timestamps=timestamps)[0]
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    seconds = round(time.process_time() - start, 3)
+    return {"audio": clip.audio.name, "language": clip.language, "text": text, "tokens": len(ids), "cpu_s": seconds}
+
+
+def read_heard(path: Path) -> dict[tuple[str, str], dict]:
+    """The lines of an earlier run by language and file name."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {(line["language"], line["audio"]): line for line in map(json.loads, lines)}
+
+
+def transcribe_all(folder: str, clips: list[Clip], path: Path, timestamps: bool = False) -> list[dict]:
+    """A line a clip, in order, of which those that are in the file already are not heard again."""
+    heard = read_heard(path)
+    missing = [clip for clip in clips if (clip.language, clip.audio.name) not in heard]
+    if missing:
+        parts = load(folder, list(dict.fromkeys(clip.language for clip in missing)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            for clip in tqdm(missing, desc="clips"):
+                heard[clip.language, clip.audio.name] = line = transcribe(*parts, clip, timestamps)
+                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+    return [heard[clip.language, clip.audio.name] for clip in clips]
+
+
+def score(clips: list[Clip], heard: list[dict]) -> dict:
+    """`{"languages": {code: {"cer", "wer", ...}}, "macro": {...}}` in %; also with digits as written, and without accents."""
+    rates = {}
+    for code in dict.fromkeys(clip.language for clip in clips):
+        pairs = [(clip, line) for clip, line in zip(clips, heard) if clip.language == code]
+        references = [clip.text for clip, _ in pairs]
+        timed = [line["cpu_s"] for _, line in pairs if "cpu_s" in line]
+        texts = [normalize(spell_numbers(line["text"], code)) for _, line in pairs]
+        rates[code] = {
+            **error_rates(texts, references),
+            "digits_not_spelled": error_rates([normalize(line["text"]) for _, line in pairs], references),
+            "accents_ignored": error_rates(list(map(without_marks, texts)), list(map(without_marks, references))),
+            "clips": len(pairs), "clips_timed": len(timed), "cpu_s_a_clip": round(sum(timed) / max(len(timed), 1), 2),
+            "clips_with_digits": sum(any(map(str.isdigit, line["text"])) for _, line in pairs),
+            "clips_cut_off": sum(line["tokens"] >= MAX_NEW_TOKENS for _, line in pairs),
+        }  # fmt: skip
+    return {"languages": rates, "macro": macro(rates)}
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id of a stock Whisper")
+    parser.add_argument("--data", required=True, nargs="+", help="as in training")
+    parser.add_argument("--languages", required=True, nargs="+", help="in the order in which they are read")
+    parser.add_argument("--timestamps", action="store_true", help="times, too: it goes on after pauses at which it may stop")
+    parser.add_argument("--heard", type=Path, help="what Whisper wrote; default: heard[_timestamps].jsonl in runs/zero_shot")
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args(argv)
+    args.heard = args.heard or Path(f"runs/zero_shot/heard{'_timestamps' if args.timestamps else ''}.jsonl")
+    logging.set_verbosity_error()  # a warning a clip: both limits of length are set
+    facts = facts_of_run()
+    clips = select(read_data(args.data, args.heard.parent / "recordings")[0], "test", args.languages)
+    rates = score(clips, transcribe_all(args.model, clips, args.heard, args.timestamps))
+    conditions = {"threads": torch.get_num_threads(), "max_new_tokens": MAX_NEW_TOKENS, "minutes": minutes_of(clips)}
+    write_json(args.out, {**facts, **conditions, "test": rates})
+    for code, rate in rates["languages"].items():
+        print(f"{code}\tCER {rate['cer']:.2f}\tWER {rate['wer']:.2f}\t{rate['cpu_s_a_clip']} s a clip")
+    print(f"Wrote {args.out}; what was heard is in {args.heard}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+../../modeling_master_asr/packing_master_asr.py

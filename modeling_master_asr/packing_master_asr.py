@@ -1,0 +1,88 @@
+"""How values of an assembly lie in its file: each tensor in the smallest type that holds it exactly, 8 bits with scales, 16 or 32.
+
+    training ends -> `rounded`: values that few bits hold -> what is tested -> `packed` -> the file -> `unpacked`: the same values
+
+Nothing is lost between the test and the file, and no flag says how a file was written: its tensors' types do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+LARGEST = 127  # of 8 bits, the same on both sides of zero
+EIGHT_BIT_PARTS = ("head.weight", "delta.", "specialist.")  # matrices; vectors, gates and biases are too few to matter
+SCALES = ".scales"  # name of a tensor's scales, after its own
+
+
+def rounded(name: str, value: torch.Tensor) -> torch.Tensor:
+    """The values nearest to `value` that its file can hold in few bits; as they are where half precision overflows.
+
+    Args:
+        name: the tensor's in its assembly.
+    """
+    if _fits_eight_bits(name, value):
+        scales = _scales(value)
+        return _times(_steps(value, scales), scales)
+    half = value.half().to(value.dtype)
+    return half if bool(half.isfinite().all()) else value
+
+
+def packed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a file holds of a state dict: the same values, exactly, in the smallest type each."""
+    content = {}
+    for name, value in state.items():
+        if _fits_eight_bits(name, value) and torch.equal(rounded(name, value), value):
+            scales = _scales(value)
+            content |= {name: _steps(value, scales).to(torch.int8), name + SCALES: scales}
+        else:
+            half = value.half() if value.dtype == torch.float32 else value
+            content[name] = half if torch.equal(half.to(value.dtype), value) else value
+    return content
+
+
+def unpacked(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inverse of `packed`."""
+    return {
+        name: _times(value, content[name + SCALES]) if name + SCALES in content else value
+        for name, value in content.items() if not name.endswith(SCALES)
+    }  # fmt: skip
+
+
+def shapes_in_file(shapes: dict[str, tuple[int, ...]], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """`{name: shape}` of a file with these names, for tensors of `shapes`: those, and the scales that are among the names."""
+    return shapes | {name + SCALES: (min(shape),) for name, shape in shapes.items() if name + SCALES in names and len(shape) == 2}
+
+
+def misfits(content: dict[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are no finite numbers, or 8 bits without scales, or scales without 8 bits."""
+    wrong = [name for name, value in content.items() if value.is_floating_point() and not value.float().isfinite().all()]
+    wrong += [name for name, value in content.items() if not value.is_floating_point() and not (value.dtype == torch.int8 and name + SCALES in content)]
+    return wrong + [name for name in content if name.endswith(SCALES) and content[name.removesuffix(SCALES)].dtype != torch.int8]
+
+
+def _fits_eight_bits(name: str, value: torch.Tensor) -> bool:
+    is_matrix = value.ndim == 2 and value.dtype == torch.float32 and name.startswith(EIGHT_BIT_PARTS)
+    return is_matrix and bool(value.isfinite().all())
+
+
+def _scales(value: torch.Tensor) -> torch.Tensor:
+    """One scale for each index of the shorter side, float32 of 16 bits of precision: 127 times it is exact, so it is found again
+    from the values that were rounded with it.
+    """
+    scales = value.abs().amax(dim=_longer(value)) / LARGEST
+    scales = scales.view(torch.int32).bitwise_and(-256).view(torch.float32)
+    return torch.where(scales == 0, torch.ones_like(scales), scales)
+
+
+def _longer(value: torch.Tensor) -> int:
+    return 0 if value.shape[0] > value.shape[1] else 1
+
+
+def _steps(value: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return (value / scales.unsqueeze(_longer(value))).round().clamp(-LARGEST, LARGEST)
+
+
+def _times(steps: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return steps.float() * scales.unsqueeze(_longer(steps))

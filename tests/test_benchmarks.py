@@ -1,0 +1,35 @@
+"""What stands behind the figures of benchmarks: texts made comparable, facts of recordings."""
+
+import numpy as np
+import pytest
+
+from benchmarks.worst_clips import audio_facts, worst
+from benchmarks.zero_shot import spell_numbers
+from training.loop.text import normalize
+
+
+@pytest.mark.parametrize("language, written, spoken", [
+    ("es", "Pulse 1.", "pulse uno"), ("en", "1, 2, 3-4", "one two three four"), ("en", "12 of 1,000", "twelve of one thousand"),
+    ("cs", "12:30", "dvanáct třicet"), ("ru", "код 007", "код ноль ноль семь"), ("nl", "2,5", "twee vijf"), ("fr", "rien", "rien"),
+    ("en", "the 16th", "the sixteenth"), ("fr", "la 2ème", "la deuxième"), ("it", "9° piano", "nono piano"),
+    ("ru", "6-й", "шестой"), ("en", "4these", "four these"),
+])  # fmt: skip
+def test_a_recogniser_that_writes_digits_is_scored_on_the_words_they_stand_for(language, written, spoken):
+    assert normalize(spell_numbers(written, language)) == spoken
+
+
+def test_a_tones_level_peak_clipping_and_band_are_those_it_was_made_with():
+    seconds = np.arange(16_000) / 16_000
+    tone = np.sin(2 * np.pi * 1000 * seconds)
+    facts = audio_facts(0.5 * tone)
+    assert facts["peak_db"] == pytest.approx(-6.0, abs=0.1) and facts["rms_db"] == pytest.approx(-9.0, abs=0.1)
+    assert facts["clipped_share"] == 0 and facts["snr_db"] < 1 and 900 < facts["bandwidth_hz"] < 1200
+    assert audio_facts(np.clip(2 * tone, -1, 1))["clipped_share"] > 0.5
+    silent_half = np.where(seconds < 0.5, 0.001, 0.5) * tone
+    assert audio_facts(silent_half)["snr_db"] == pytest.approx(54, abs=1)
+
+
+def test_the_worst_clips_are_each_languages_own_and_of_equal_rates_the_longer_first():
+    rates = [("en", "a", 50, 1), ("en", "b", 50, 4), ("en", "c", 90, 1), ("fr", "d", 10, 1)]
+    entries = [{"language": code, "file": name, "cer": cer, "edits": edits} for code, name, cer, edits in rates]
+    assert [entry["file"] for entry in worst(entries, 2)] == ["c", "b", "d"]
