@@ -52,12 +52,9 @@ class Stamp:
         return [_joined(group).tobytes() for group in self._samples]
 
 
-def _marks(tensors: Iterable[torch.Tensor]) -> list:
+def _marks(tensors: Iterable[torch.Tensor]) -> list[tuple]:
     """Where each tensor lies, how (a transposed square is told by the last mark), in which type and version."""
-    return [
-        mark for tensor in tensors
-        for mark in (tensor.data_ptr(), tensor.shape, tensor.dtype, -1 if tensor.is_inference() else tensor._version, tensor.is_contiguous())
-    ]  # fmt: skip
+    return [(t.data_ptr(), t.shape, t.dtype, -1 if t.is_inference() else t._version, t.is_contiguous()) for t in tensors]
 
 
 def _sample(tensor: torch.Tensor, step: int):
@@ -154,21 +151,24 @@ class MaskStore:
         """In evaluation: the dict in which a language's assembled parameters are kept, filled by whoever makes them.
 
         Args:
-            mapping: its T, compared whole: one entry that crosses zero is another mask.
-            sources: all tensors that the parameters are made of.
+            mapping: its T, looked at whole: one entry that crosses zero is another mask.
+            sources: all tensors that the parameters are made of, T too.
         """
         key = language, torch.is_inference_mode_enabled()  # tensors made in inference mode serve there alone
         with self._lock:
             kept = self._dense.get(key)
-        if kept is None or not torch.equal(kept[0], mapping) or not kept[1].holds(sources):
-            kept = mapping.detach().clone(), Stamp(sources), {}
+            if kept is not None:
+                self._dense.move_to_end(key)
+        if kept is not None and kept[0].holds(sources):
+            return kept[1]
+        kept = Stamp(sources, whole=mapping), {}
         with self._lock:
             self._dense[key] = kept
             self._dense.move_to_end(key)
             while len(self._dense) > DENSE_LANGUAGES:
                 self._dense.popitem(last=False)
             self._sources.update(map(id, sources))
-        return kept[2]
+        return kept[1]
 
 
 _STORES: weakref.WeakSet[MaskStore] = weakref.WeakSet()

@@ -152,11 +152,11 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
 
     def assembled(self, language: str) -> AssembledWeights:
         """The parameters of `language`, each made when its layer first reads it."""
+        elsewhere, assemblies = self.layout.elsewhere(), self.assemblies
         # Once seen it holds: a model that keeps its weights gathered after a forward shows plain tensors in the next.
-        self._is_sharded = self._is_sharded or self.layout.is_sharded()
-        store = None if self._is_sharded or self.layout.is_offloaded() else self._masks
-        assembly = self.assemblies[language]
-        return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
+        self._is_sharded = self._is_sharded or elsewhere == "shards"
+        store = None if self._is_sharded or elsewhere else self._masks
+        return AssembledWeights(self.layout, assemblies[language], language, self.config.sparsity, store, len(assemblies), self.training)
 
     def _forget(self) -> None:
         """Drops what was kept of masks, weights and the fingerprint: called by everything that may write to what they are made of."""

@@ -44,13 +44,14 @@ class Layout:
         """M of every Artisan layer, as it is now."""
         return [layer._parameters["specialists"] for layer in self.artisan]
 
-    def is_sharded(self) -> bool:
-        """Whether W and M lie in shards (FSDP2)."""
-        return any(isinstance(specialists, DTensor) for specialists in self.specialists())
-
-    def is_offloaded(self) -> bool:
-        """Whether W and M lie elsewhere between the calls of their layers (accelerate's offload)."""
-        return any(specialists.is_meta for specialists in self.specialists())
+    def elsewhere(self) -> Optional[str]:
+        """Where W and M lie if not in their layers: "shards" (FSDP2), or "offload" (accelerate's, between the calls); else None."""
+        for specialists in self.specialists():
+            if isinstance(specialists, DTensor):
+                return "shards"
+            if specialists.is_meta:
+                return "offload"
+        return None
 
     def sources(self, assembly) -> list[torch.Tensor]:
         """All that the parameters of a language are made of."""
@@ -114,7 +115,7 @@ class AssembledWeights:
         delta = self._delta(layer)
         if not self._training or delta is None:
             return None
-        return self._scaled(layer, self._masked(layer)), *delta
+        return self._scaled(layer, self._masked_weight(layer)), *delta
 
     def _is_own(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, ArtisanLinear) and name == "weight":
@@ -128,7 +129,7 @@ class AssembledWeights:
         if isinstance(module, AssembledLayerNorm) or name == "bias":
             key = isinstance(module, AssembledLayerNorm), self._layout.place[module], name
             return plain + self._own.norms[key].to(plain.dtype)
-        weight = self._scaled(module, self._masked(module))
+        weight = self._scaled(module, self._masked_weight(module))
         delta = self._delta(module)
         if delta is None:
             return weight
@@ -145,7 +146,7 @@ class AssembledWeights:
             return weight
         return weight * (1 + self._own.scales[self._layout.place[layer]]).to(weight.dtype)[:, None]
 
-    def _masked(self, layer: AssembledLinear) -> torch.Tensor:
+    def _masked_weight(self, layer: AssembledLinear) -> torch.Tensor:
         """W * B of an Artisan layer, W of another."""
         weight = layer._parameters["weight"]
         if not isinstance(layer, ArtisanLinear):

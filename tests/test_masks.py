@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC
+from modeling_master_asr import masks_master_asr as masks
 from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.masks_master_asr import DENSE_LANGUAGES, Stamp
@@ -338,3 +339,14 @@ def test_a_stamp_looks_at_every_value_of_what_is_to_be_whole():
     stamp = Stamp([tensor], whole=tensor)
     tensor.data[53, 7].neg_()
     assert not stamp.holds([tensor])
+
+
+def test_one_gate_that_flips_through_data_is_seen_however_few_values_a_stamp_looks_at(monkeypatch):
+    monkeypatch.setattr(masks, "SAMPLE", 1)
+    model = tiniest(("mapping", "head"))
+    inputs = inputs_for(model, (1600, 1600))
+    mapping = model.assemblies["es"].mapping
+    mapping.data.copy_(torch.tensor([1.0, -1.0, -1.0]).expand_as(mapping))
+    before = logits_of(model, inputs)["es"]
+    mapping.data[-1, -1] = 1
+    assert not torch.equal(assert_answers_as_a_fresh_model(model, inputs)["es"], before)
