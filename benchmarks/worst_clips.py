@@ -1,6 +1,6 @@
 """The worst test clips of each language side by side: transcript, our text, stock Whisper's, and what the audio is like.
 
-    python -m benchmarks.worst_clips --model checkpoints/master-asr-whisper-base --data data/manifest.jsonl \
+    python -m benchmarks.worst_clips --model ./checkpoints/master-asr-whisper-base --data data/manifest.jsonl \
         --languages en fr it ru cs nl --out benchmarks/results/worst_clips.json
 
 `--heard` is written by `benchmarks.zero_shot`. Verdicts are judgements made by hand, from both texts and the facts of the audio
@@ -130,8 +130,9 @@ def main(argv=None) -> None:
     chosen = worst(entries, args.count)
     add_facts(chosen, clips)
     add_verdicts(chosen, args.verdicts)
-    write_json(args.out, {**facts_of_run(), "languages": summary(entries, chosen), "clips": chosen})
-    for code, row in summary(entries, chosen).items():
+    languages = summary(entries, chosen)
+    write_json(args.out, {**facts_of_run(), "languages": languages, "clips": chosen})
+    for code, row in languages.items():
         print(code, f"{100 * row['share_of_edits']:.0f} % of all edits;", row["verdicts"])
     print(f"Wrote {args.out}.")
 

@@ -21,24 +21,25 @@ def rounded(name: str, value: torch.Tensor) -> torch.Tensor:
 
     Args:
         name: the tensor's in its assembly.
+        value: of any shape; matrices `[rows, columns]` of `EIGHT_BIT_PARTS` are rounded to 8 bits, the rest to 16.
     """
-    if _fits_eight_bits(name, value):
-        scales = _scales(value)
-        return _times(_steps(value, scales), scales)
+    if _is_for_eight_bits(name, value):
+        return _times(*_steps_and_scales(value))
     half = value.half().to(value.dtype)
     return half if bool(half.isfinite().all()) else value
 
 
 def packed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a file holds of a state dict: the same values, exactly, in the smallest type each."""
+    """What a file holds of a state dict: the same values, exactly, in the smallest type each; 8 bits have `[shorter side]` scales beside."""
     content = {}
     for name, value in state.items():
-        if _fits_eight_bits(name, value) and torch.equal(rounded(name, value), value):
-            scales = _scales(value)
-            content |= {name: _steps(value, scales).to(torch.int8), name + SCALES: scales}
-        else:
-            half = value.half() if value.dtype == torch.float32 else value
-            content[name] = half if torch.equal(half.to(value.dtype), value) else value
+        if _is_for_eight_bits(name, value):
+            steps, scales = _steps_and_scales(value)
+            if torch.equal(_times(steps, scales), value):
+                content |= {name: steps.to(torch.int8), name + SCALES: scales}
+                continue
+        half = value.half() if value.dtype == torch.float32 else value
+        content[name] = half if torch.equal(half.to(value.dtype), value) else value
     return content
 
 
@@ -62,27 +63,26 @@ def misfits(content: dict[str, torch.Tensor]) -> list[str]:
     return wrong + [name for name in content if name.endswith(SCALES) and content[name.removesuffix(SCALES)].dtype != torch.int8]
 
 
-def _fits_eight_bits(name: str, value: torch.Tensor) -> bool:
+def _is_for_eight_bits(name: str, value: torch.Tensor) -> bool:
     is_matrix = value.ndim == 2 and value.dtype == torch.float32 and name.startswith(EIGHT_BIT_PARTS)
     return is_matrix and bool(value.isfinite().all())
 
 
-def _scales(value: torch.Tensor) -> torch.Tensor:
-    """One scale for each index of the shorter side, float32 of 16 bits of precision: 127 times it is exact, so it is found again
-    from the values that were rounded with it.
+def _steps_and_scales(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers of -127 to 127, of `value`'s shape, and one scale for each index of its shorter side.
+
+    A scale is a float32 of 16 bits of precision: 127 times it is exact, so it is found again from the values that were rounded with it.
     """
-    scales = value.abs().amax(dim=_longer(value)) / LARGEST
+    axis = _longer(value)
+    scales = value.abs().amax(dim=axis) / LARGEST
     scales = scales.view(torch.int32).bitwise_and(-256).view(torch.float32)
-    return torch.where(scales == 0, torch.ones_like(scales), scales)
-
-
-def _longer(value: torch.Tensor) -> int:
-    return 0 if value.shape[0] > value.shape[1] else 1
-
-
-def _steps(value: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return (value / scales.unsqueeze(_longer(value))).round().clamp(-LARGEST, LARGEST)
+    scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+    return (value / scales.unsqueeze(axis)).round().clamp(-LARGEST, LARGEST), scales
 
 
 def _times(steps: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return steps.float() * scales.unsqueeze(_longer(steps))
+
+
+def _longer(value: torch.Tensor) -> int:
+    return 0 if value.shape[0] > value.shape[1] else 1

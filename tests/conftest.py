@@ -131,6 +131,16 @@ def processor(model):
     return MasterASRProcessor.from_model(model)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a tiny model and its processor; for reading alone."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model = tiny_model()
+    model.save_pretrained(folder)
+    MasterASRProcessor.from_model(model).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def hub():
     """The Hub on loopback, empty and without faults."""

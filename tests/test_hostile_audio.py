@@ -293,15 +293,6 @@ def test_a_recording_a_little_short_is_read_and_said(caplog):
 # ---------------------------------------------------------------------- the command
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    model = tiny_model()
-    model.save_pretrained(folder)
-    MasterASRProcessor.from_model(model).save_pretrained(folder)
-    return folder
-
-
 def test_transcribe_does_the_rest_of_its_files_and_ends_with_1(saved, tmp_path, capsys):
     good, odd, bad = tmp_path / "a.wav", os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.wav"), tmp_path / "b.wav"
     for path in (good, odd):

@@ -32,15 +32,6 @@ SDP = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    model = tiny_model()
-    model.save_pretrained(folder)
-    MasterASRProcessor.from_model(model).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def asr():
     processor = MasterASRProcessor.from_model(model := tiny_model())
     return pipeline("automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor,

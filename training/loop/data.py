@@ -250,14 +250,16 @@ class Collator:
     Args:
         full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
-        masks: of `spec_augment`.
+        spec_masks: of `spec_augment`.
         spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
             Without them (in evaluation) a second of silence does, and the clip is left out of the figures.
     """
 
-    def __init__(self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = (), masks: int = 1):
-        self.features, self.processor, self.full_augment_step, self.seed, self.masks = features, processor, full_augment_step, seed, masks
-        self.spares, self.broken = list(spares), {}
+    def __init__(
+        self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = (), spec_masks: int = 1,
+    ):  # fmt: skip
+        self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
+        self.spares, self.spec_masks, self.broken = list(spares), spec_masks, {}
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
         rng = random.Random(f"{self.seed}-{step}")
@@ -268,7 +270,7 @@ class Collator:
             clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0)
             read.append(clip)
             if augment and feature.ndim == 2:  # encoders of raw audio mask their own hidden states
-                feature = spec_augment(feature, rng, self.masks)
+                feature = spec_augment(feature, rng, self.spec_masks)
             features.append(feature)
         batch = dict(self.processor.pad(features))
         languages = [clip.language for clip in read]
@@ -299,16 +301,16 @@ class Collator:
         raise ValueError(f"No clip of {clip.language!r} can be read any more; the first error: {first_error or self.broken[clip.audio]}")
 
 
-def spec_augment(features: np.ndarray, rng: random.Random, masks: int = 1) -> np.ndarray:
-    """SpecAugment on log-mel features `(mels, frames)`: `masks` bands of at most 12 mels, and `masks` times at most 0.2 s of every 2 s."""
+def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int = 1) -> np.ndarray:
+    """SpecAugment on log-mel features `(mels, frames)`: so many bands of at most 12 mels, and times at most 0.2 s in every 2 s."""
     features = features.copy()
     mels, frames = features.shape
     quiet = features.mean()
-    for _ in range(masks):
+    for _ in range(spec_masks):
         width = rng.randint(0, 12)
         start = rng.randint(0, mels - width)
         features[start : start + width] = quiet
-    for _ in range(masks * (frames // 200)):
+    for _ in range(spec_masks * (frames // 200)):
         width = rng.randint(0, 20)
         start = rng.randint(0, frames - width)
         features[:, start : start + width] = quiet
