@@ -3,7 +3,8 @@
     python -m benchmarks.methods --method lora --model runs/dense/model --data data/manifest.jsonl --language es --out runs/lora \
         --steps 1000 --method_learning_rate 1e-3
 
-Every method trains a head of its own for the language. On the dense model: `head` alone, `full` tuning, PEFT's `lora`, `bottleneck`
+Every method trains a head of its own for the language. On the dense model: `head` alone, `full` tuning, PEFT's `lora` on the attention
+projections and `lora_all` on the feed-forward layers too, as preset best reaches them, `bottleneck`
 (the adapter of Transformers' MMS models after every encoder layer) and `mask` (S3-Router: dense scores, W frozen). Master-ASR's own
 presets are `training.adapt_language`. The result says what the method does to the languages that were there before.
 """
@@ -35,7 +36,7 @@ BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints
 class MethodConfig(AdaptConfig):
     """The settings of one method."""
 
-    method: Literal["head", "full", "lora", "bottleneck", "mask"] = HfArg(help="what trains beside the head")
+    method: Literal["head", "full", "lora", "lora_all", "bottleneck", "mask"] = HfArg(help="what trains beside the head")
     method_learning_rate: Positive = HfArg(default=1e-3, help="of what the method trains in the encoder")
     preset: Literal["paper", "small", "best"] = HfArg(default="paper", help="what the language is given; the method says what of it trains")
     mask_sparsity: Share = HfArg(default=0.1, help="of the method `mask`")
@@ -57,7 +58,9 @@ def train_full(model, config: MethodConfig) -> None:
 
 
 def train_lora(model, config: MethodConfig) -> None:
-    inject_adapter_in_model(LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"]), model)
+    family = model.master_asr.family
+    names = [*family.targets, *(family.feed_forward if config.method == "lora_all" else ())]
+    inject_adapter_in_model(LoraConfig(r=8, target_modules=names), model)
     model.assemblies[config.language].head.requires_grad_(True)
 
 
@@ -79,7 +82,7 @@ def train_mask(model, config: MethodConfig) -> None:
         layer.specialists.requires_grad_(True)
 
 
-PREPARE = {"head": train_head, "full": train_full, "lora": train_lora, "bottleneck": train_bottleneck, "mask": train_mask}
+PREPARE = {"head": train_head, "full": train_full, "lora": train_lora, "lora_all": train_lora, "bottleneck": train_bottleneck, "mask": train_mask}
 
 
 def bytes_to_keep(model, config: MethodConfig) -> int:

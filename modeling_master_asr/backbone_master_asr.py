@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Optional
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from .whisper_master_asr import TrueLengthWhisperEncoder, WhisperEncoderForCTC
 ATTENTION_PROJ = ("q_proj", "k_proj", "v_proj", "out_proj")
 ATTENTION_LINEAR = ("linear_q", "linear_k", "linear_v", "linear_out")  # not the positional `linear_pos`
 DENSE = ("intermediate_dense", "output_dense")
+SAMPLING_RATE_HZ = 16_000  # of every family's pretrained encoders
+OF_PADDING = {"padding_side", "padding_value", "return_attention_mask", "chunk_length", "n_samples", "nb_max_frames"}  # we pad ourselves
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class Family:
         layer_norm = getattr(config, "feat_extract_norm", "layer") == "layer"
         return self.feature_extractor(return_attention_mask=layer_norm, do_normalize=True)
 
+    def settings_that_differ(self, extractor, wanted: Optional[dict]) -> dict[str, tuple]:
+        """`{setting: (extractor's, wanted)}` of those that change a clip's features; with None wanted, the sampling rate alone."""
+        own = extractor.to_dict()
+        wanted = {"sampling_rate": SAMPLING_RATE_HZ} if wanted is None else {k: v for k, v in wanted.items() if k not in OF_PADDING}
+        return {name: (own.get(name), value) for name, value in wanted.items() if own.get(name) != value}
+
     def features(self, extractor, samples: np.ndarray) -> np.ndarray:
         """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`."""
         made = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np", **self.extraction)
@@ -91,7 +100,7 @@ class Family:
 
     def input_shape(self, config, length_s: float) -> tuple[int, ...]:
         """Shape of the input of one clip of `length_s` seconds."""
-        return (int(length_s * 16_000),)
+        return (int(length_s * SAMPLING_RATE_HZ),)
 
     # ------------------------------------------------------------------ input to frames
 

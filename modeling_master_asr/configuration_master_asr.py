@@ -187,6 +187,8 @@ class MasterASRConfig(PreTrainedConfig):
         ctc_zero_infinity: clips whose loss is infinite count as zero (and are named in a warning).
         fingerprint: SHA-256 of W and M as saved; what an assembly file is checked against.
         base_model: hub id or path of the pretrained backbone; a path is not written to files.
+        feature_extractor: settings of the feature extractor that the encoder was trained with; a processor with others is refused. None:
+            nobody says, as in older files.
         language_order: codes in the order they were added; written on save.
         inputs_to_logits_ratio: audio samples a logits frame; set by the model from its backbone.
     """
@@ -207,6 +209,7 @@ class MasterASRConfig(PreTrainedConfig):
         ctc_zero_infinity: bool = True,
         fingerprint: Optional[str] = None,
         base_model: Optional[str] = None,
+        feature_extractor: Optional[dict[str, Any]] = None,
         inputs_to_logits_ratio: Optional[int] = None,
         language_order: Optional[list[str]] = None,
         character_bank_sha256: Optional[str] = None,
@@ -240,6 +243,7 @@ class MasterASRConfig(PreTrainedConfig):
         self.ctc_loss_reduction = "mean"
         self.fingerprint = fingerprint
         self.base_model = base_model
+        self.feature_extractor = feature_extractor
         self.inputs_to_logits_ratio = inputs_to_logits_ratio
         kwargs.setdefault("pad_token_id", 0)
         # `auto_map` and `custom_pipelines` make a folder complete for trust_remote_code; files are found by these names.

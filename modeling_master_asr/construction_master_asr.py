@@ -8,7 +8,7 @@ from typing import Optional
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoFeatureExtractor, PreTrainedModel
 
 from .artisan_master_asr import ArtisanLinear, as_assembled
 from .backbone_master_asr import family_of
@@ -70,6 +70,15 @@ def load_pretrained_backbone(
     return config, family.load_encoder(id_or_path, config, dtype, **kwargs).state_dict()
 
 
+def feature_settings(id_or_path: str, **kwargs) -> Optional[dict]:
+    """The settings of the feature extractor that a pretrained encoder comes with; None if none can be read."""
+    try:
+        settings = AutoFeatureExtractor.from_pretrained(id_or_path, **kwargs).to_dict()
+    except (OSError, ValueError):
+        return None
+    return {name: value for name, value in settings.items() if name not in ("feature_extractor_type", "processor_class")}
+
+
 class Construction:
     """How a `MasterASRForCTC` is made where there is no checkpoint of one yet."""
 
@@ -114,6 +123,7 @@ class Construction:
             assemblies={code: {"vocab": vocab, "shares_bank": True, **owned} for code, vocab in languages.items()},
             character_bank=[*SPECIAL_TOKENS, *characters],
             base_model=id_or_path,
+            feature_extractor=feature_settings(id_or_path, **backbone_kwargs),
         )
         model = cls(config)
         model.master_asr.backbone.to(dtype)

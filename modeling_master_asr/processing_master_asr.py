@@ -54,7 +54,9 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
     @classmethod
     def from_config(cls, config: MasterASRConfig, feature_extractor=None) -> MasterASRProcessor:
         """As `from_model`, from a config alone."""
-        if feature_extractor is None:
+        if feature_extractor is None and config.feature_extractor is not None:
+            feature_extractor = family_of(config.backbone_config).feature_extractor(**config.feature_extractor)
+        elif feature_extractor is None:
             feature_extractor = family_of(config.backbone_config).new_feature_extractor(config.backbone_config)
             unreadable = None
             own = config.name_or_path if Path(config.name_or_path or "").is_dir() else None  # base_model names no folder once it is saved
@@ -137,6 +139,13 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             raise ValueError(
                 f"This processor belongs to another model: its {type(self.feature_extractor).__name__} makes {name} of size {size}, the model "
                 f"takes {wanted}{'' if mels is None else f' of size {mels}'}. Use the model's own: MasterASRProcessor.from_model(model)."
+            )
+        others = family_of(config.backbone_config).settings_that_differ(self.feature_extractor, config.feature_extractor)
+        if others:
+            raise ValueError(
+                f"This processor's feature extractor is not the one that the model was trained with: "
+                f"{', '.join(f'{name} {ours!r} instead of {theirs!r}' for name, (ours, theirs) in others.items())}. Use the model's own: "
+                "MasterASRProcessor.from_model(model)."
             )
         differing = [c for c in (config.languages if languages is None else languages) if self.vocabs.get(c) != config.vocab(c)]
         if differing:

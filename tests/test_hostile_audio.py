@@ -20,6 +20,7 @@ from conftest import tiny_model
 from modeling_master_asr import MasterASRProcessor
 from modeling_master_asr.audio_master_asr import decode_audio, download, read_audio
 from training import transcribe
+from training.train_multilingual import MultilingualConfig, build
 
 TONE = (np.sin(np.arange(16_000) / 20) * 0.3).astype(np.float32)  # 1 s
 
@@ -335,6 +336,15 @@ def test_a_model_that_is_none_is_said_at_once(model, said, tmp_path, capsys, hub
     error = capsys.readouterr().err
     assert exit.value.code == 1 and time.monotonic() - started < 10
     assert re.search(said, error), error
+
+
+@pytest.mark.parametrize("backbone", ["runs/base", "./nothing", "tests/no-such"])
+def test_a_backbone_that_can_only_be_a_folder_asks_no_hub(backbone, tmp_path, hub):
+    clips = [SimpleNamespace(language="en", text="ab")]
+    config = MultilingualConfig(out=tmp_path, data=["m.jsonl"], steps=1, evaluate_every=1, backbone=backbone, languages=["en"])
+    with pytest.raises(FileNotFoundError, match=f"No folder at {backbone}"):
+        build(config, clips)
+    assert not hub.requests
 
 
 @pytest.mark.parametrize("assembly", ["runs/es", "checkpoints/es", "./nothing", "tests/no-such"])

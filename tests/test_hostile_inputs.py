@@ -3,6 +3,7 @@
 Every case lies in a folder with `a.wav` and `b.wav` (0.5 s each); outside of it lies `private.wav`, which nobody may read.
 """
 
+import gzip
 import json
 import math
 import re
@@ -26,7 +27,7 @@ from modeling_master_asr import MasterASRProcessor
 from training import evaluate
 from training.loop import recordings
 from training.loop.sources import _own_files, read_data, read_manifest
-from training.prepare_speech import drop_other_scripts, split_by_text
+from training.prepare_speech import Entry, drop_other_scripts, prompt_entries, refusal, split_by_text, transcript
 
 ROW = {"audio": "a.wav", "language": "en", "text": "ab", "split": "train"}
 
@@ -531,6 +532,27 @@ def test_the_corpus_drops_clips_with_words_in_another_script_and_no_other_clip_c
     assert drop_other_scripts(clips, skipped) == clips[:-2] and skipped == {"words in another script": 2}
     assert drop_other_scripts(clips[:-2], Counter()) == clips[:-2]
     assert Counter(clip["split"] for clip in clips) == {"test": 10, "validation": 10, "train": 22}
+
+
+@pytest.mark.parametrize("language, name, raw_text, made", [
+    ("es", "a", "Marque 3 para Ingresar un numero.", "marque el número tres para ingresar un número"),
+    ("es", "a", "Presione 3", "presione tres"), ("es", "a", "numeroso", "numeroso"),
+    ("es", "vm-opts", "Marque 2", "other words are spoken than written, or none"),
+    ("it", "a", "www.asterisk.org", "web addresses, whose dots are spoken"), ("en", "letters/b", "b", "letters, whose names are spoken"),
+    ("en", "spy-nbs", "N B S", "letters, whose names are spoken"), ("fr", "a", "l'appellant", "l'appelant"), ("ru", "a", "Что бы выйти", "чтобы выйти"),
+    ("cs", "a", "Krrrutý ’potvoru‘ hmmm", "krutý potvoru hm"), ("nl", "a", "heeeeel ssst zo'n auto", "heel sst zo'n auto"),
+])  # fmt: skip
+def test_a_transcript_of_the_corpus_is_what_is_spoken_or_the_reason_why_it_is_left_out(language, name, raw_text, made, tmp_path):
+    entry = Entry(language, tmp_path, name, raw_text, "", "")
+    assert (refusal(entry) or transcript(entry)) == made
+
+
+def test_a_listing_with_a_missing_line_break_or_a_name_twice_gives_each_recording_its_own_text(tmp_path):
+    (tmp_path / "usr/share/doc/asterisk-core-sounds-es").mkdir(parents=True)
+    (tmp_path / "usr/share/asterisk/sounds/es_MX").mkdir(parents=True)
+    lines = "; a remark\na: uno b-c: dos\nd: d: tres\ndigits/0: cero\ndigits/0: diez\n"
+    (tmp_path / "usr/share/doc/asterisk-core-sounds-es/core-sounds-es.txt.gz").write_bytes(gzip.compress(lines.encode()))
+    assert [(entry.name, entry.raw_text) for entry in prompt_entries(tmp_path, "es")] == [("a", "uno"), ("d", "tres"), ("digits/0", "cero")]
 
 
 def test_a_language_that_the_model_lacks_is_said_before_data_is_read(folder, capsys):

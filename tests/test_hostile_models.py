@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABS, tiny_model
+from conftest import VOCABS, tiny_backbone_config, tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRModel, MasterASRProcessor
 
@@ -121,6 +122,30 @@ def test_a_vocab_file_that_lacks_a_language_is_named(tmp_path):
     path.write_text(json.dumps({code: vocab for code, vocab in vocabs.items() if code != "en"}))
     with pytest.raises(ValueError, match=f"The processor of {tmp_path} lacks 'en'. Does its vocab.json hold the language"):
         MasterASRProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("setting, value", [("sampling_rate", 8_000), ("do_normalize", True), ("feature_size", 2)])
+def test_a_processor_with_other_settings_than_the_encoder_was_trained_with_is_refused(setting, value, tmp_path):
+    Wav2Vec2Model(tiny_backbone_config("wav2vec2")).save_pretrained(tmp_path / "base")
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path / "base")
+    MasterASRForCTC.from_backbone(tmp_path / "base", VOCABS).save_pretrained(tmp_path / "model")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
+    processor = MasterASRProcessor.from_model(model)  # from the config alone: no file of an extractor lies in the folder
+    assert processor.feature_extractor.to_dict() == Wav2Vec2FeatureExtractor(do_normalize=False).to_dict()
+    processor.check_model(model)
+    setattr(processor.feature_extractor, setting, value)
+    with pytest.raises(ValueError, match=f"is not the one that the model was trained with: {setting} {value} instead of .*from_model"):
+        processor.check_model(model)
+
+
+def test_a_processor_of_another_rate_is_refused_also_where_the_config_does_not_say(model):
+    processor = MasterASRProcessor.from_model(model)
+    assert model.config.feature_extractor is None
+    processor.feature_extractor.do_normalize = not processor.feature_extractor.do_normalize  # nobody knows
+    processor.check_model(model)
+    processor.feature_extractor.sampling_rate = 48_000
+    with pytest.raises(ValueError, match="sampling_rate 48000 instead of 16000"):
+        processor.check_model(model)
 
 
 def swapped(bank: list) -> list:

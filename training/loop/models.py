@@ -11,6 +11,8 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
+from modeling_master_asr.configuration_master_asr import check_folder
+
 OUR_FOLDERS = ("checkpoints", "runs")  # what the documented commands write to: never the name of an owner on a hub
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 TIMEOUT_S = 10.0
@@ -25,7 +27,7 @@ def resolve_model(id_or_path: str) -> str:
         ValueError: for a model of another kind.
     """
     folder = Path(id_or_path).expanduser()
-    if _is_folder(id_or_path):
+    if is_folder(id_or_path):
         if not (folder / "config.json").is_file():
             held = sorted(path.name for path in folder.iterdir())[:8]
             raise FileNotFoundError(f"The folder {folder} holds no config.json, so it is no saved model. It holds {held or 'nothing'}.")
@@ -41,7 +43,7 @@ def resolve_model(id_or_path: str) -> str:
     return found
 
 
-def _is_folder(id_or_path: str) -> bool:
+def is_folder(id_or_path: str) -> bool:
     """Whether it is a folder that is there; False: it may be a hub id.
 
     Raises:
@@ -49,6 +51,7 @@ def _is_folder(id_or_path: str) -> bool:
     """
     if Path(id_or_path).expanduser().is_dir():
         return True
+    check_folder(id_or_path)
     first = Path(id_or_path).parts[:1]
     if not HUB_ID.fullmatch(id_or_path) or first[0] in OUR_FOLDERS or ("/" in id_or_path and Path(first[0]).is_dir()):
         raise FileNotFoundError(f"No folder at {id_or_path} (seen from {Path.cwd().name or '/'}). A folder or a hub id, owner/name, is wanted.")
@@ -58,7 +61,7 @@ def _is_folder(id_or_path: str) -> bool:
 def folder_or_id(name: str) -> str:
     """The `type=` of a command line's `--assembly`: a folder that is there, or `owner/name[@revision]`, as `load_assembly` takes it."""
     try:
-        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() or _is_folder(name.partition("@")[0]) else name
+        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() or is_folder(name.partition("@")[0]) else name
     except FileNotFoundError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
