@@ -10,8 +10,9 @@ import io
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Optional, Union
@@ -220,9 +221,9 @@ def decode_audio(
         raise ValueError(f"Cannot decode {name}: {'; '.join(errors)}. Is it an audio file?{hint}")
     found_s = len(best) / sampling_rate_hz
     if found_s < HALF * declared_s:
-        raise ValueError(f"{name} is damaged or cut short: {found_s:.2f} s of the {declared_s:.2f} s that it declares can be decoded. Fetch it again.")
+        raise ValueError(f"{name} is damaged or cut short: {found_s:.2f} s of the {declared_s:.2f} s that it declares or holds can be decoded. Fetch it again.")
     if found_s < WHOLE * declared_s:
-        logger.warning(f"{name} is damaged or cut short: only {found_s:.2f} s of the {declared_s:.2f} s that it declares can be decoded.")
+        logger.warning(f"{name} is damaged or cut short: only {found_s:.2f} s of the {declared_s:.2f} s that it declares or holds can be decoded.")
     return best
 
 
@@ -248,13 +249,15 @@ def _opened(source, name: Optional[str]):
 
 
 def _with_soundfile(file, suffix: str, start) -> tuple[np.ndarray, float]:
-    """Samples, and the duration that the file declares in seconds."""
+    """Samples, and the seconds that the file declares, or that its bytes amount to where they go on after that: mp3 files put together."""
     with soundfile.SoundFile(_nameless(file)) as sound:
         mono = start(sound.samplerate)
         frames = max(1, BLOCK_SAMPLES // sound.channels)
         while len(block := sound.read(frames, dtype="float32", always_2d=True)):
             mono.add(block)
-        return mono.finish(), sound.frames / sound.samplerate
+        read_to, size = file.tell(), file.seek(0, io.SEEK_END)
+        parts = size / read_to if sound.format == "MP3" and 0 < read_to < size else 1.0
+        return mono.finish(), parts * sound.frames / sound.samplerate
 
 
 def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
@@ -265,12 +268,20 @@ def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
         stream = container.streams.audio[0]
         rate_hz = stream.codec_context.sample_rate
         mono, resampler = start(rate_hz), av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
-        for frame in container.decode(stream):
+        for frame in chain(_frames(container, stream), [None]):
             for out in resampler.resample(frame):
                 mono.add(out.to_ndarray()[0])
-        for out in resampler.resample(None):
-            mono.add(out.to_ndarray()[0])
         return mono.finish(), (container.duration or 0) / av.time_base
+
+
+def _frames(container, stream) -> Iterator:
+    """A stream's frames. What no frame can be made of is passed over in mp3 alone: the header of a file that was put behind another."""
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            if container.format.name != "mp3":
+                raise
 
 
 class _Nameless(SimpleNamespace):
