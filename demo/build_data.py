@@ -31,10 +31,13 @@ def main(argv=None) -> None:
     lines = []
     for clip in chosen:
         name = Path("audio") / clip.language / f"{clip.audio.stem}.ogg"
-        (HERE / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(HERE / name, decode_audio(clip.audio, RATE_HZ), RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.9)
+        if not (HERE / name).exists():  # each encoding has another serial number: a recording that stays is the same file
+            (HERE / name).parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(HERE / name, decode_audio(clip.audio, RATE_HZ), RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.9)
         lines.append({"audio": str(name), "language": clip.language, "text": clip.text, "duration_s": clip.duration_s, "split": clip.split})
     (HERE / "manifest.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    for path in set(HERE.glob("audio/*/*.ogg")) - {HERE / line["audio"] for line in lines}:
+        path.unlink()
     size = sum(p.stat().st_size for p in HERE.glob("audio/*/*.ogg")) / 1e6
     print(f"{len(lines)} clips, {size:.1f} MB. Next: make demo")
 
