@@ -58,7 +58,15 @@ class MultilingualConfig(PartsConfig):
     gamma: CountOrZero = HfArg(default=5000, help="W and M take turns of gamma steps; 0: both at once")
     mapping_std: NotNegative = HfArg(default=0.01, help="of T at the start")
     specialist_noise: NotNegative = HfArg(default=SPECIALIST_NOISE, help="of M at the start, relative to |W|")
-    one_mask: bool = HfArg(default=False, help="baseline: all gates open in every language, T fixed")
+    gates: Literal["learnt", "open", "own"] = HfArg(
+        default="learnt", help="by T; or baselines with T fixed: all open, one mask for all languages; or each language its own specialist alone"
+    )
+    artisan_targets: Optional[list[str]] = HfArg(default=None, help="names of the linear layers that get masks; else the attention projections")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gates == "own" and self.num_specialists != len(self.languages):
+            raise ValueError(f"--gates own: got --num_specialists {self.num_specialists}; allowed: one a language, {len(self.languages)}.")
 
 
 def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
@@ -66,13 +74,16 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
     is_folder(config.backbone)  # or may be a hub id: what is neither is refused before any hub is asked
     vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in config.languages}
     model = MasterASRForCTC.from_backbone(
-        config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers, **config.owned()
-    )
-    for assembly in model.assemblies.values():
+        config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers,
+        artisan_targets=config.artisan_targets, **config.owned(),
+    )  # fmt: skip
+    for own, assembly in enumerate(model.assemblies.values()):
         torch.nn.init.normal_(assembly.mapping, std=config.mapping_std)
-        if config.one_mask:
-            torch.nn.init.ones_(assembly.mapping)
+        if config.gates != "learnt":
+            torch.nn.init.constant_(assembly.mapping, 1.0 if config.gates == "open" else -1.0)
             assembly.mapping.requires_grad_(False)
+        if config.gates == "own":
+            torch.nn.init.ones_(assembly.mapping[:, own])
     for layer in model.master_asr.artisan_layers:
         layer.reset_specialists(noise=config.specialist_noise)
     freeze_front_end(model)

@@ -25,7 +25,7 @@ def similarity_figure(distances: np.ndarray, languages: list[str]) -> Figure:
     figure = Figure(figsize=(1.7 * size, size), layout="constrained")
     tree, heat = figure.subplots(1, 2, width_ratios=[1, 2.2])
     order = list(range(len(languages)))
-    if len(languages) > 1:
+    if distances.any():  # a tree needs a height: one language alone, or gates all alike, have none
         leaves = dendrogram(linkage(squareform(distances, checks=False), "average"), orientation="left", ax=tree, no_labels=True,
                             color_threshold=0, above_threshold_color="#444444")  # fmt: skip
         order = leaves["leaves"][::-1]  # the tree counts from the bottom
