@@ -87,6 +87,22 @@ def rule(rounds: int = 100) -> dict:
     return {"ms": ms[0], "reference_ms": ms[1], "ratio": round(statistics.median(shares), 4)}
 
 
+def fingerprint(rounds: int = 5) -> dict:
+    """The first look of `load_assembly` at a model whether it is the assembly's base, over loading that model; and every later look."""
+    first_ms, again_ms, load_ms = [], [], []
+    for _ in range(rounds):
+        start = time.process_time()
+        model = MasterASRForCTC.from_pretrained("./checkpoints/master-asr-whisper-base").eval()
+        loaded = time.process_time()
+        model.master_asr.base_fingerprint()
+        hashed = time.process_time()
+        model.master_asr.base_fingerprint()
+        for times, seconds in ((load_ms, loaded - start), (first_ms, hashed - loaded), (again_ms, time.process_time() - hashed)):
+            times.append(1000 * seconds)
+    first, again, load = (round(statistics.median(times), 2) for times in (first_ms, again_ms, load_ms))
+    return {"ms": first, "again_ms": again, "reference_ms": load, "ratio": round(first / load, 3)}
+
+
 def layer_gradient() -> dict:
     """Backward of one Artisan layer, K = 8, over the textbook expression with its K-sized temporaries."""
     weight = torch.randn(SIZE, SIZE, requires_grad=True)
@@ -116,9 +132,9 @@ def main(argv=None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     result = {**facts_of_run()}
-    for name, measure in (("mask_selection", mask_selection), ("assembled_forward", assembled_forward), ("layer_gradient", layer_gradient), ("rule", rule)):
-        result[name] = measure()
-        print(name, result[name])
+    for measure in (mask_selection, assembled_forward, layer_gradient, rule, fingerprint):
+        result[measure.__name__] = measure()
+        print(measure.__name__, result[measure.__name__])
     write_json(args.out, result)
 
 

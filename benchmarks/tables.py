@@ -13,14 +13,19 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
 STAGE_1 = {
+    "stage1_dense": "one shared dense model",
+    "stage1_onemask": "one mask for all languages",
+    "stage1_master": "**Master-ASR, K = 2** (shipped)",
+    "stage1_own": "each language its own specialist alone: the most that T could choose",
+}
+STAGE_1_BEFORE = {
     "stage1_dense_1e-4": "one shared dense model, 600 steps",
     "stage1_onemask_1e-4": "one mask for all languages, 600 steps",
     "stage1_master_1e-4": "Master-ASR, 600 steps",
     "stage1_master_3e-4": "Master-ASR, 600 steps, rate of W and M 3e-4",
     "stage1_dense_long": "5 layers, 1,500 steps: dense",
-    "stage1_dense_again": "... trained again, for table 2",
     "stage1_onemask_long": "5 layers, 1,500 steps: one mask",
-    "stage1_ship": "**5 layers, 1,500 steps: Master-ASR, K = 2** (shipped)",
+    "stage1_ship": "**5 layers, 1,500 steps: Master-ASR, K = 2** (shipped until then)",
     "stage1_ship_seed1": "... another seed",
     "stage1_beta2": "... Adam's beta2 0.98 instead of 0.999",
     "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
@@ -28,14 +33,13 @@ STAGE_1 = {
     "stage1_onemask_beta2": "beta2 0.98: one mask",
     "stage1_best": "beta2 0.98: Master-ASR, each language with preset best",
 }
-SHORT = ("stage1_dense_long", "stage1_onemask_long", "stage1_ship", "stage1_ship_seed1")  # of table 1, in the README
 METHODS = {  # benchmarks/results/es_NAME_seedN.json
     "assembly_paper": "**Master-ASR, preset paper**",
-    "assembly_norms": "Master-ASR, mapping + head + norms",
     "assembly_small": "**Master-ASR, preset small**",
     "assembly_best": "**Master-ASR, preset best**",
     "head": "head alone, on the dense model",
     "lora": "PEFT LoRA r = 8, on the dense model",
+    "lora_all": "... on the feed-forward layers too",
     "bottleneck": "bottleneck adapters (MMS), on the dense model",
     "mask": "mask tuning (S3-Router), on the dense model",
     "full": "full tuning of the dense model",
@@ -50,10 +54,10 @@ TRIED_IN_STAGE_2 = {
 }
 TRIED_LONG = {
     "tried_es_best_half": "preset best, in half precision; T never rests, nothing is averaged",
-    "es_assembly_best_seed0": "... in 8 bits; T's rate decays and rests for the last tenth, the last fifth of the steps averaged",
+    "tried_es_best_rest": "... in 8 bits; T's rate decays and rests for the last tenth, the last fifth of the steps averaged",
     "tried_es_best_spec3": "... three times the SpecAugment (the default now)",
     "tried_es_best_start": "... on the model whose languages own preset best, started from the nearest of them",
-    "es_assembly_small_seed0": "preset small, T at rest and averaged as above",
+    "tried_es_small_rest": "preset small, T at rest and averaged as above",
     "tried_es_small_spec3": "... three times the SpecAugment",
 }
 
@@ -68,17 +72,17 @@ def validation_of(run: dict) -> float:
     return (run.get("validation") or list(run["log"]["validation"].values())[-1])["macro"]["cer"]
 
 
-def stage_1_table(names=tuple(STAGE_1)) -> list[str]:
+def stage_1_table(labels: dict[str, str]) -> list[str]:
     lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | macro, validation | mask bits that differ |", "|---" * 10 + "|"]
-    for name in names:
-        run, label = load(name), STAGE_1[name]
+    for name, label in labels.items():
+        run = load(name)
         if run:
             rates = [f"{run['test']['languages'][code]['cer']:.1f}" for code in LANGUAGES]
             validation = validation_of(run)
             differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
             lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
     zero_shot = load("zero_shot")
-    if zero_shot:
+    if zero_shot and labels is STAGE_1:
         rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
         lines.append(f"| stock Whisper-base, zero-shot, with its decoder | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
     return lines
@@ -104,11 +108,10 @@ def methods_table() -> list[str]:
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
             lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
-    for name, label in (("zero_shot_timestamps", "its decoder, timestamps on"), ("zero_shot", "timestamps off")):
-        zero_shot = load(name)
-        if zero_shot:
-            rate = zero_shot["test"]["languages"]["es"]
-            lines.append(f"| Whisper-base as it is, zero-shot, {label} | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
+    zero_shot = load("zero_shot")
+    if zero_shot:
+        rate = zero_shot["test"]["languages"]["es"]
+        lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
     return lines
 
 
@@ -176,7 +179,10 @@ def lora_table() -> list[str]:
 
 def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
-    names = [*STAGE_1, *dict.fromkeys([*names, *TRIED_LONG]), *TRIED_IN_STAGE_2, "zero_shot", "zero_shot_timestamps", "worst_clips", "precision", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora"]
+    names = [
+        *STAGE_1, *names, "zero_shot", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
+        *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "precision", "worst_clips",
+    ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
 
@@ -195,7 +201,9 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(), "stage-1-short": stage_1_table(SHORT), "methods": methods_table(), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "precision": precision_table(), "masks": masks_table(), "row-swap": row_swap_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "precision": precision_table(),
+        "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
