@@ -142,8 +142,8 @@ def masks_table() -> list[str]:
     run = load("masks")
     if not run:
         return []
-    wanted = {"mask_selection": "at most 3", "assembled_forward": "at most 1.02", "layer_gradient": "below 1", "rule": "at most 0.01"}
-    rows = [f"| {name.replace('_', ' ')} | {run[name]['ratio']} | {limit} |" for name, limit in wanted.items()]
+    wanted = {"mask_selection": "at most 3", "assembled_forward": "at most 1.02", "layer_gradient": "below 1", "rule": "at most 0.01", "fingerprint": ""}
+    rows = [f"| {name.replace('_', ' ')} | {run[name]['ratio']} | {limit} |" for name, limit in wanted.items() if name in run]
     return ["| 1024 x 1024, float32, one thread | ratio | wanted |", "|---|---|---|", *rows]
 
 
@@ -181,7 +181,7 @@ def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
     names = [
         *STAGE_1, *names, "zero_shot", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
-        *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "precision", "worst_clips",
+        "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
