@@ -52,6 +52,14 @@ TRIED_IN_STAGE_2 = {
     "stage2_es_delta": "mapping + head + delta",
     "stage2_es_delta_accumulated": "... T's gradient accumulated over its beta steps",
 }
+TRIED = {
+    "es_assembly_best_seed0": "preset best: rank 16, T's rate falls, T rests for the last 30 %",
+    "tried_es_best_r8": "... rank 8, T's rate constant: the preset before",
+    "tried_es_best_rates": "... ... and rates of norms and deltas 3e-3",
+    "tried_es_best_dense": "rank 8 on the dense model: nothing is masked",
+    "es_lora_all_seed0": "LoRA r = 8 on all layers of the dense model, rate 1e-3",
+    "tried_es_lora_all_3e-3": "... rate 3e-3",
+}
 TRIED_LONG = {
     "tried_es_best_half": "preset best, in half precision; T never rests, nothing is averaged",
     "tried_es_best_rest": "... in 8 bits; T's rate decays and rests for the last tenth, the last fifth of the steps averaged",
@@ -82,7 +90,7 @@ def stage_1_table(labels: dict[str, str]) -> list[str]:
             differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
             lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
     zero_shot = load("zero_shot")
-    if zero_shot and labels is STAGE_1:
+    if zero_shot and labels is STAGE_1_BEFORE:
         rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
         lines.append(f"| stock Whisper-base, zero-shot, with its decoder | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
     return lines
@@ -108,7 +116,7 @@ def methods_table() -> list[str]:
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
             lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
-    zero_shot = load("zero_shot")
+    zero_shot = load("zero_shot_es")
     if zero_shot:
         rate = zero_shot["test"]["languages"]["es"]
         lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
@@ -180,8 +188,8 @@ def lora_table() -> list[str]:
 def command_lines() -> list[str]:
     names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
     names = [
-        *STAGE_1, *names, "zero_shot", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
-        "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "precision", "worst_clips",
+        *STAGE_1, *dict.fromkeys([*names, *TRIED]), "zero_shot_es", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
+        "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
@@ -202,7 +210,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main() -> None:
     tables = {
         "stage-1": stage_1_table(STAGE_1), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
-        "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "precision": precision_table(),
+        "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip

@@ -22,7 +22,7 @@ PAPER_PARTS = ("mapping", "head")
 PRESETS = {
     "paper": {"parts": PAPER_PARTS, "rank": 8, "targets": "attention"},
     "small": {"parts": ("mapping", "head", "delta"), "rank": 1, "targets": "all"},
-    "best": {"parts": ("mapping", "head", "delta", "norms"), "rank": 8, "targets": "all"},
+    "best": {"parts": ("mapping", "head", "delta", "norms"), "rank": 16, "targets": "all"},
 }
 DEFAULT_PRESET = "best"
 PIPELINE_TASK = "automatic-speech-recognition"

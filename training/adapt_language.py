@@ -66,8 +66,9 @@ class AdaptConfig(PartsConfig):
         default="last", help="of T: over its beta steps, or of the last of them alone, which is faster"
     )
     mapping_learning_rate: Positive = HfArg(default=LEARNING_RATES["T"], help="of T before alpha")
-    mapping_decay: bool = HfArg(default=False, help="T's rate falls like the others'; the paper's does not")
-    mapping_rest: Share = HfArg(default=0.0, help="share of the steps, at the end, in which T rests")
+    # DEVIATION: the paper's rate of T is constant to the end; each gate that flips late is a mask that the other parts have not met.
+    mapping_decay: bool = HfArg(default=True, help="T's rate falls like the others'; the paper's does not")
+    mapping_rest: Share = HfArg(default=0.3, help="share of the steps, at the end, in which T rests")
     head_learning_rate: Positive = HfArg(default=LEARNING_RATES["head"], help="of the head")
     evaluate_every: Count = HfArg(default=250, help=EVALUATE_EVERY)
 

@@ -49,7 +49,7 @@ class MasterASRTrainer(Trainer):
             gradients are clipped by `turns`.
         clips, validation: training and validation clips (`training.loop.data`).
         turns: the optimizer and its schedule (`training.loop.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
-            `mapping_gradient="last"`.
+            `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3`.
         batch_s: seconds of audio a batch, padding included.
         full_augment_step, spec_masks: see `training.loop.data.Collator`; `None` and 1 are no augmentation, the scripts' are in their configs.
 
