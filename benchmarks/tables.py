@@ -16,7 +16,6 @@ STAGE_1 = {
     "stage1_dense": "one shared dense model",
     "stage1_onemask": "one mask for all languages",
     "stage1_master": "**Master-ASR, K = 2** (shipped)",
-    "stage1_own": "each language its own specialist alone: the most that T could choose",
 }
 STAGE_1_BEFORE = {
     "stage1_dense_1e-4": "one shared dense model, 600 steps",

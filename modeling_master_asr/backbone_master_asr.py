@@ -88,7 +88,11 @@ class Family:
         return self.feature_extractor(return_attention_mask=layer_norm, do_normalize=True)
 
     def settings_that_differ(self, extractor, wanted: Optional[dict]) -> dict[str, tuple]:
-        """`{setting: (extractor's, wanted)}` of those that change a clip's features; with None wanted, the sampling rate alone."""
+        """`{setting: (extractor's, wanted)}` of those that change a clip's features.
+
+        Args:
+            wanted: `to_dict()` of the extractor that the encoder was trained with; None: unknown, so that only the sampling rate can differ.
+        """
         own = extractor.to_dict()
         wanted = {"sampling_rate": SAMPLING_RATE_HZ} if wanted is None else {k: v for k, v in wanted.items() if k not in OF_PADDING}
         return {name: (own.get(name), value) for name, value in wanted.items() if own.get(name) != value}

@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .artisan_master_asr import pack_mask, unpack_mask
 
-SAMPLE = 7  # values of each tensor that a stamp looks at; prime, so that those of a matrix lie in many of its rows and columns
+SAMPLE = 7  # values of each tensor that a stamp looks at; prime, so that those of a matrix lie in different rows and columns
 DENSE_LANGUAGES = 2  # how many languages keep dense assembled weights in evaluation; the others keep packed masks
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # values are compared as bits: NaN equals itself
 

@@ -32,6 +32,7 @@ from num2words import num2words
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import decode_audio
+from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 from training.loop.text import letters_beside, main_script, normalize
 
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
@@ -44,7 +45,6 @@ DRAWN_OUT = {"cs": 1, "nl": 2}  # letters that are left of three and more: "krrr
 # clips that say other words than their text.
 CORRECTIONS = json.loads(Path(__file__).with_name("corrections.json").read_text(encoding="utf-8"))
 GLUED = re.compile(r"\b[a-z]+(-[a-z0-9]+)+:")  # the name of the listing's next line, whose line break is missing
-SAMPLING_RATE_HZ = 16_000
 
 
 @dataclass

@@ -70,7 +70,11 @@ class MultilingualConfig(PartsConfig):
 
 
 def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
-    """The model on its backbone, alphabets from the training texts."""
+    """The model on its backbone, alphabets from the training texts.
+
+    Raises:
+        FileNotFoundError: if `--backbone` is no folder that is there, and can be no hub id.
+    """
     is_folder(config.backbone)  # or may be a hub id: what is neither is refused before any hub is asked
     vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in config.languages}
     model = MasterASRForCTC.from_backbone(
