@@ -14,7 +14,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
 from training.loop.config import LoopConfig
-from training.loop.data import Features, read_manifest, select
+from training.loop.data import Clip, Features, read_manifest, select
 from training.loop.optim import Turns
 from training.loop.steps import train
 from training.loop.trainer import MasterASRTrainer
@@ -33,7 +33,8 @@ def fresh(stage: int):
         model.freeze_except("es")
     processor = MasterASRProcessor.from_model(model)
     rates = {"W": 1e-3, "M": 1e-3, "T": 1e-3, "head": 1e-2, "delta": 1e-2}
-    return model, processor, Turns(model, alpha=10, beta=2, gamma=3 if stage == 1 else 0, learning_rates=rates, num_steps=STEPS)
+    script = {"gamma": 3} if stage == 1 else {"gamma": 0, "mapping_gradient": "last", "mapping_decay": True, "mapping_rest": 0.3}
+    return model, processor, Turns(model, alpha=10, beta=2, learning_rates=rates, num_steps=STEPS, **script)
 
 
 def clips_of(corpus, stage, split):  # noqa: F811
@@ -70,6 +71,19 @@ def test_trainer_and_accelerate_give_equal_losses_and_weights_step_by_step(corpu
     assert logged == pytest.approx(losses, abs=1e-4)  # Trainer rounds what it logs
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_schedule_that_trainer_logs_is_the_one_that_trains(stage, tmp_path):
+    model, processor, turns = fresh(stage)
+    clip = Clip(audio=tmp_path / "a.wav", language="es", text="a", duration_s=1.0, split="train")
+    trainer = MasterASRTrainer(model, arguments(tmp_path), processor, [clip], [clip], turns)
+    trainer.create_optimizer_and_scheduler(STEPS)
+    for step in range(STEPS):
+        logged = trainer.lr_scheduler.get_last_lr()
+        turns.begin(step)
+        assert logged == pytest.approx(list(turns.learning_rates().values())), f"step {step}"
+        trainer.optimizer.step(), trainer.lr_scheduler.step()
 
 
 def test_a_resumed_trainer_ends_as_an_uninterrupted_one(corpus, tmp_path):  # noqa: F811

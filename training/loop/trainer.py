@@ -90,7 +90,8 @@ class MasterASRTrainer(Trainer):
         if self.lr_scheduler is None:
             total, groups = self.turns.num_steps, self.optimizer.param_groups
             slow = len(self.turns.optimizer.param_groups)
-            factors = [(lambda step: tri_stage(step, total)) if i < slow else (lambda step: 1.0) for i in range(len(groups))]
+            falls = [i < slow or self.turns.mapping_decay for i in range(len(groups))]
+            factors = [(lambda step: tri_stage(step, total)) if does else (lambda step: 1.0) for does in falls]
             self.lr_scheduler = LambdaLR(self.optimizer, factors)
         return self.lr_scheduler
 
