@@ -23,7 +23,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .artisan_master_asr import pack_mask, unpack_mask
 
 SAMPLE = 7  # values of each tensor that a stamp looks at; prime, so that those of a matrix lie in different rows and columns
-DENSE_LANGUAGES = 2  # how many languages keep dense assembled weights in evaluation; the others keep packed masks
+# How many languages keep dense assembled weights in evaluation, whatever their size, and in how many bytes more of them may; the others
+# keep packed masks. A request in a language without them first makes them again: a fifth of its time (benchmarks.serving).
+DENSE_LANGUAGES, DENSE_BYTES = 2, 512 << 20
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # values are compared as bits: NaN equals itself
 
 
@@ -165,10 +167,16 @@ class MaskStore:
         with self._lock:
             self._dense[key] = kept
             self._dense.move_to_end(key)
-            while len(self._dense) > DENSE_LANGUAGES:
+            while len(self._dense) > DENSE_LANGUAGES and self._dense_bytes() > DENSE_BYTES:
                 self._dense.popitem(last=False)
             self._sources.update(map(id, sources))
         return kept[1]
+
+
+    def _dense_bytes(self) -> int:
+        """Of the dense weights kept, where what is still to be made counts as the largest made so far."""
+        of_languages = [sum(tensor.nbytes for tensor in list(made.values())) for _, made in self._dense.values()]
+        return sum(made or max(of_languages) for made in of_languages)
 
 
 _STORES: weakref.WeakSet[MaskStore] = weakref.WeakSet()

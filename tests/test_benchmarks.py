@@ -1,8 +1,12 @@
-"""What stands behind the figures of benchmarks: texts made comparable, facts of recordings."""
+"""What stands behind the figures of benchmarks: texts made comparable, facts of recordings, the same work for everybody."""
+
+import itertools
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import serving
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers
 from training.loop.text import normalize
@@ -33,3 +37,13 @@ def test_the_worst_clips_are_each_languages_own_and_of_equal_rates_the_longer_fi
     rates = [("en", "a", 50, 1), ("en", "b", 50, 4), ("en", "c", 90, 1), ("fr", "d", 10, 1)]
     entries = [{"language": code, "file": name, "cer": cer, "edits": edits} for code, name, cer, edits in rates]
     assert [entry["file"] for entry in worst(entries, 2)] == ["c", "b", "d"]
+
+
+@torch.inference_mode()
+def test_whoever_serves_starts_from_the_same_encoder_and_every_language_of_ours_reads_with_its_own_weights():
+    features = torch.randn(1, 80, 100)
+    adapter, ours = serving.lora(), serving.master_asr("best")
+    stock = serving.plain()(features, "en")
+    assert torch.equal(adapter(features, "it"), stock) and torch.equal(adapter(features, "en"), stock)  # untrained adapters add zero
+    logits = [ours(features, code) for code in serving.LANGUAGES]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations([stock, *logits], 2))

@@ -249,7 +249,8 @@ def test_what_trains_keeps_no_mask(monkeypatch):
 
 
 @torch.no_grad()
-def test_no_more_masks_are_kept_than_languages_and_no_more_dense_weights_than_two_languages():
+def test_no_more_masks_are_kept_than_languages_and_without_room_no_more_dense_weights_than_two_languages(monkeypatch):
+    monkeypatch.setattr(masks, "DENSE_BYTES", 0)
     model = tiniest(("mapping", "head"))
     inputs = inputs_for(model, (1600, 1600))
     for _ in range(20):  # gates that move leave masks behind that are no language's any more
@@ -258,6 +259,25 @@ def test_no_more_masks_are_kept_than_languages_and_no_more_dense_weights_than_tw
             model(**inputs, language=code)
     store = model.master_asr._masks
     assert max(map(len, store._masks.values())) <= len(model.languages) and len(store._dense) == DENSE_LANGUAGES
+
+
+@torch.no_grad()
+def test_as_many_languages_keep_dense_weights_as_there_is_room_for(monkeypatch):
+    model = tiniest(("mapping", "head"))
+    inputs, store = inputs_for(model, (1600, 1600)), model.master_asr._masks
+    for code in "abcd":
+        model.add_language(code, model.config.vocab("en"))
+    model.eval()
+    for code in model.languages:
+        model(**inputs, language=code)
+    assert list(dict(store._dense)) == [(code, False) for code in model.languages]
+    room = sum(tensor.nbytes for tensor in store._dense["d", False][1].values())  # of the largest: preset best owns more than a mapping
+    model.master_asr._forget()
+    monkeypatch.setattr(masks, "DENSE_BYTES", 3 * room)
+    for code in "abcd" * 2:
+        model(**inputs, language=code)
+        assert sum(tensor.nbytes for _, made in store._dense.values() for tensor in made.values()) <= 3 * room
+    assert [code for code, _ in store._dense] == ["b", "c", "d"]
 
 
 @torch.no_grad()

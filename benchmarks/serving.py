@@ -1,0 +1,152 @@
+"""What a request costs where seven languages are served: one clip each, the languages in random order, interleaved in one run.
+
+    python -m benchmarks.serving --whisper openai/whisper-base --out benchmarks/results/serving.json
+
+From samples to text, in processor time of one thread, over a plain encoder with one language's weights, the least that this encoder can
+cost. Values are untrained where a language was made for this; that moves no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks import zero_shot
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.audio_master_asr import decode_audio
+from training.loop.data import Clip, read_manifest
+from training.loop.record import facts_of_run, write_json
+
+CHECKPOINT, MANIFEST = "./checkpoints/master-asr-whisper-base", "demo/manifest.jsonl"
+LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl", "es"]
+PLAIN = "plain encoder, one language"
+CLIPS_A_LANGUAGE, ROUNDS = 3, 5
+Forward = Callable[[torch.Tensor, str], torch.Tensor]  # features and language -> logits
+Served = Callable[[Clip], object]  # one request, from the recording to its text
+
+
+def requests() -> list[Clip]:
+    """Test clips of seven languages, as many of each, in random order."""
+    clips = [clip for clip in read_manifest(MANIFEST) if clip.split == "test"]
+    chosen = [clip for code in LANGUAGES for clip in [c for c in clips if c.language == code][:CLIPS_A_LANGUAGE]]
+    random.Random(0).shuffle(chosen)
+    return chosen
+
+
+def base() -> MasterASRForCTC:
+    return MasterASRForCTC.from_pretrained(CHECKPOINT).eval()
+
+
+def greedy(forward: Forward, processor: MasterASRProcessor) -> Served:
+    """Requests to a model that gives logits."""
+
+    def serve(clip: Clip) -> str:
+        features = processor.features(decode_audio(clip.audio, processor.sampling_rate_hz))
+        ids = forward(processor.pad([features])["input_features"], clip.language).argmax(-1)
+        return processor.batch_decode(ids, language="en")[0]
+
+    return serve
+
+
+def plain() -> Forward:
+    encoder = base().materialize("en")
+    return lambda features, language: encoder(input_features=features).logits
+
+
+def master_asr(preset: str) -> Forward:
+    """Seven more languages, each with all that a preset owns."""
+    model = base()
+    for code in LANGUAGES:
+        model.add_language(f"{code}-new", model.config.vocab("en"), preset=preset)
+        for parameter in model.assemblies[f"{code}-new"].parameters():
+            nn.init.normal_(parameter, std=0.02)
+    model.eval()
+    return lambda features, language: model(input_features=features, language=f"{language}-new").logits
+
+
+class WithHead(nn.Module):
+    """A plain encoder and its head, as PEFT wraps them."""
+
+    def __init__(self, stock):
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, input_features):
+        return self.stock(input_features=input_features).logits
+
+
+def lora() -> Forward:
+    """An adapter and a head a language, r = 8 on attention and feed-forward; not merged, since the next request would undo it."""
+    model = base()
+    family = model.master_asr.family
+    config = LoraConfig(r=8, target_modules=[*family.targets, *family.feed_forward], modules_to_save=["lm_head"])
+    adapted = get_peft_model(WithHead(model.materialize("en")), config, adapter_name=LANGUAGES[0])
+    for code in LANGUAGES[1:]:
+        adapted.add_adapter(code, config)
+    adapted.eval()
+
+    def forward(features, language):
+        adapted.set_adapter(language, inference_mode=True)
+        return adapted(input_features=features)
+
+    return forward
+
+
+def whisper(folder: str) -> Served:
+    """Stock Whisper with its decoder: greedy, told the language, with timestamps."""
+    parts = zero_shot.load(folder, LANGUAGES)
+    return lambda clip: zero_shot.transcribe(*parts, clip, timestamps=True)
+
+
+@torch.inference_mode()
+def timed(candidates: dict[str, Served], clips: list[Clip], rounds: int = ROUNDS) -> dict[str, dict]:
+    """`{name: {"ms", "ratio"}}`: the median request, and the median over rounds of a round's time over the plain encoder's."""
+    spent_s: dict[str, list[list[float]]] = {name: [] for name in candidates}
+    for _ in tqdm(range(rounds + 1), desc="rounds"):  # the first one warms up
+        for name, serve in candidates.items():
+            times = []
+            for clip in clips:
+                start = time.process_time()
+                serve(clip)
+                times.append(time.process_time() - start)
+            spent_s[name].append(times)
+    least = [sum(times) for times in spent_s[PLAIN][1:]]
+    return {
+        name: {
+            "ms": round(1000 * statistics.median(t for times in every[1:] for t in times), 1),
+            "ratio": round(statistics.median(sum(times) / floor for times, floor in zip(every[1:], least)), 2),
+        }
+        for name, every in spent_s.items()
+    }  # fmt: skip
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--whisper", help="folder or hub id of a stock Whisper; left out: not measured")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    processor = MasterASRProcessor.from_pretrained(CHECKPOINT)
+    models = {PLAIN: plain(), "preset paper": master_asr("paper"), "preset best": master_asr("best"), "PEFT LoRA r = 8, set_adapter": lora()}
+    candidates = {name: greedy(forward, processor) for name, forward in models.items()}
+    if args.whisper:
+        candidates["Whisper-base with its decoder"] = whisper(args.whisper)
+    clips = requests()
+    rows = timed(candidates, clips)
+    write_json(args.out, {**facts_of_run(), "clips": len(clips), "audio_s": round(sum(clip.duration_s for clip in clips), 1), "requests": rows})
+    for name, row in rows.items():
+        print(f"{name}: {row['ms']:.0f} ms a request, {row['ratio']:.2f} of the plain encoder's")
+
+
+if __name__ == "__main__":
+    main()
