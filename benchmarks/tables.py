@@ -16,6 +16,7 @@ STAGE_1 = {
     "stage1_dense": "one shared dense model",
     "stage1_onemask": "one mask for all languages",
     "stage1_master": "**Master-ASR, K = 2** (shipped)",
+    "stage1_own": "a specialist for every language, K = 6, T fixed",
 }
 STAGE_1_BEFORE = {
     "stage1_dense_1e-4": "one shared dense model, 600 steps",
@@ -32,7 +33,7 @@ STAGE_1_BEFORE = {
     "stage1_onemask_beta2": "beta2 0.98: one mask",
     "stage1_best": "beta2 0.98: Master-ASR, each language with preset best",
 }
-METHODS = {  # benchmarks/results/es_NAME_seedN.json
+METHODS = {  # benchmarks/results/LANGUAGE_NAME_seedN.json
     "assembly_paper": "**Master-ASR, preset paper**",
     "assembly_small": "**Master-ASR, preset small**",
     "assembly_best": "**Master-ASR, preset best**",
@@ -88,16 +89,16 @@ def stage_1_table(labels: dict[str, str]) -> list[str]:
             validation = validation_of(run)
             differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
             lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
-    zero_shot = load("zero_shot")
-    if zero_shot and labels is STAGE_1_BEFORE:
+    zero_shot = load("zero_shot" if labels is STAGE_1_BEFORE else "zero_shot_timestamps")
+    if zero_shot:
         rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
         lines.append(f"| stock Whisper-base, zero-shot, with its decoder | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
     return lines
 
 
-def of_method(name: str) -> list[dict]:
-    """The runs of a method, a seed each."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
+def of_method(name: str, language: str = "es") -> list[dict]:
+    """The runs of a method for a new language, a seed each."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"{language}_{name}_seed*.json"))]
 
 
 def spread(values: list[float]) -> str:
@@ -105,19 +106,20 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def methods_table() -> list[str]:
-    lines = ["| es, 10 minutes, 1,000 steps | trainable | kept, KB | validation CER, % | CER, % | WER, % | seeds | the six languages from before, CER, % |", "|---" * 8 + "|"]
+def methods_table(language: str = "es") -> list[str]:
+    header = f"| {language}, 10 minutes, 1,000 steps | trainable | kept, KB | validation CER, % | CER, % | WER, % | seeds | the languages from before, CER, % |"
+    lines = [header, "|---" * 8 + "|"]
     for name, label in METHODS.items():
-        runs = of_method(name)
+        runs = of_method(name, language)
         if runs:
             last = [validation_of(run) for run in runs]
             rates = [[run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer")]
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
             lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
-    zero_shot = load("zero_shot_es")
+    zero_shot = load("zero_shot_timestamps")
     if zero_shot:
-        rate = zero_shot["test"]["languages"]["es"]
+        rate = zero_shot["test"]["languages"][language]
         lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
     return lines
 
@@ -184,10 +186,18 @@ def lora_table() -> list[str]:
     return ["| stage 2, five Whisper layers, 24 s of audio | s a step | of LoRA's |", "|---|---|---|", *rows]
 
 
+def serving_table() -> list[str]:
+    run = load("serving")
+    if not run:
+        return []
+    rows = [f"| {name} | {row['ms']:,.0f} | {row['ratio']:.2f} |" for name, row in run["requests"].items()]
+    return ["| a request, seven languages in random order | ms | of the plain encoder's |", "|---|---|---|", *rows]
+
+
 def command_lines() -> list[str]:
-    names = [path.stem for name in METHODS for path in sorted(RESULTS.glob(f"es_{name}_seed*.json"))]
+    names = [path.stem for language in ("es", "cs") for name in METHODS for path in sorted(RESULTS.glob(f"{language}_{name}_seed*.json"))]
     names = [
-        *STAGE_1, *dict.fromkeys([*names, *TRIED]), "zero_shot_es", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
+        *STAGE_1, "stage1_nocs_dense", "stage1_nocs_master", *dict.fromkeys([*names, *TRIED]), "zero_shot_timestamps", "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
@@ -208,7 +218,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(), "methods-cs": methods_table("cs"), "serving": serving_table(),
         "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
