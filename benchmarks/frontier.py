@@ -7,32 +7,49 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from benchmarks.tables import METHODS, RESULTS, of_method
+from benchmarks.tables import METHODS, RESULTS, load, of_method
 
 PICTURE = RESULTS / "frontier.png"
+OURS, OTHERS, TODAY = "#1f6f5c", "#777777", "#b5651d"
+SHORT = {
+    "assembly_paper": "paper", "assembly_small": "small", "assembly_best": "best", "head": "head alone", "lora": "LoRA, attention",
+    "lora_all": "LoRA, all layers", "bottleneck": "bottleneck", "mask": "mask tuning", "full": "full tuning",
+}  # fmt: skip
 
 
-def draw() -> Figure:
-    """CER in % against kilobytes (logarithmic), every method a point, Master-ASR's presets joined."""
+def means(language: str) -> dict[str, tuple[float, float, list[float]]]:
+    """`{method: (kilobytes, mean CER on test, each seed's)}` of the methods that have run."""
+    found = {}
+    for name in METHODS:
+        runs = of_method(name, language)
+        if runs:
+            rates = [run["test"]["macro"]["cer"] for run in runs]
+            found[name] = runs[0]["kilobytes"], sum(rates) / len(rates), rates
+    return found
+
+
+def draw(language: str = "es", title: str = "Spanish from 10 minutes of speech") -> Figure:
+    """CER in % against kilobytes (logarithmic): a method's mean, its seeds as a bar, Master-ASR's presets joined, Whisper zero-shot as a line."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    ours = []
-    for name, label in METHODS.items():
-        runs = of_method(name)
-        if not runs:
-            continue
-        kilobytes, cer = runs[0]["kilobytes"], sum(run["test"]["macro"]["cer"] for run in runs) / len(runs)
-        is_ours = name.startswith("assembly")
-        ours += [(kilobytes, cer)] if label.startswith("**") else []  # the presets
-        axes.plot(kilobytes, cer, "o", color="#1f6f5c" if is_ours else "#8a8a8a", markersize=9 if is_ours else 7)
-        axes.annotate(label.replace("**", ""), (kilobytes, cer), xytext=(8, 5), textcoords="offset points", fontsize=8.5)
-    axes.plot(*zip(*sorted(ours)), color="#1f6f5c", linewidth=1, zorder=0) if len(ours) > 1 else None
+    points = means(language)
+    for name, (kilobytes, cer, rates) in points.items():
+        color, place = (OURS, {"xytext": (-7, -13), "ha": "right"}) if name.startswith("assembly") else (OTHERS, {"xytext": (7, 5)})
+        axes.plot([kilobytes, kilobytes], [min(rates), max(rates)], color=color, linewidth=1.5, alpha=0.6)
+        axes.plot(kilobytes, cer, "o", color=color, markersize=8)
+        axes.annotate(SHORT[name], (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, **place)
+    ours = sorted(points[name][:2] for name in points if name.startswith("assembly"))
+    axes.plot(*zip(*ours), color=OURS, linewidth=1, zorder=0)
+    zero_shot = load("zero_shot_timestamps")
+    if zero_shot:
+        cer = zero_shot["test"]["languages"][language]["cer"]
+        axes.axhline(cer, color=TODAY, linewidth=1, linestyle="--", zorder=0)
+        axes.annotate("Whisper itself, zero-shot", (axes.get_xlim()[1], cer), xytext=(0, 4), textcoords="offset points", fontsize=9, color=TODAY, ha="right")
     axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.12)
-    axes.set_xlim(right=axes.get_xlim()[1] * 14)  # room for the last label
+    axes.margins(x=0.15, y=0.12)
     axes.set_xlabel("kept for the language, KB")
     axes.set_ylabel("CER on test, %")
-    axes.set_title("Spanish from 10 minutes of speech", loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
