@@ -57,6 +57,8 @@ TRIED = {
     "tried_es_best_r8": "... rank 8, T's rate constant: the preset before",
     "tried_es_best_rates": "... ... and rates of norms and deltas 3e-3",
     "tried_es_best_dense": "rank 8 on the dense model: nothing is masked",
+    "es_assembly_small_seed0": "preset small: rank 1, rate of the delta 3e-3",
+    "tried_es_small_1e-3": "... rate of the delta 1e-3",
     "es_lora_all_seed0": "LoRA r = 8 on all layers of the dense model, rate 1e-3",
     "tried_es_lora_all_3e-3": "... rate 3e-3",
 }
