@@ -40,7 +40,7 @@ def draw(language: str = "es", title: str = "Spanish from 10 minutes of speech")
         axes.annotate(SHORT[name], (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, **place)
     ours = sorted(points[name][:2] for name in points if name.startswith("assembly"))
     axes.plot(*zip(*ours), color=OURS, linewidth=1, zorder=0)
-    zero_shot = load("zero_shot_timestamps")
+    zero_shot = load("zero_shot_new_languages")
     if zero_shot:
         cer = zero_shot["test"]["languages"][language]["cer"]
         axes.axhline(cer, color=TODAY, linewidth=1, linestyle="--", zorder=0)

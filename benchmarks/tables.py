@@ -91,8 +91,8 @@ def stage_1_table(labels: dict[str, str]) -> list[str]:
             validation = validation_of(run)
             differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
             lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
-    zero_shot = load("zero_shot" if labels is STAGE_1_BEFORE else "zero_shot_timestamps")
-    if zero_shot:
+    zero_shot = load("zero_shot")
+    if zero_shot and labels is STAGE_1_BEFORE:
         rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
         lines.append(f"| stock Whisper-base, zero-shot, with its decoder | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
     return lines
@@ -119,7 +119,7 @@ def methods_table(language: str = "es") -> list[str]:
             old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
             fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
             lines.append(f"| {label} | {runs[0]['trainable']:,} | {runs[0]['kilobytes']:,.0f} | {spread(last)} | {spread(rates[0])} | {spread(rates[1])} | {len(runs)} | {fate} |")
-    zero_shot = load("zero_shot_timestamps")
+    zero_shot = load("zero_shot_new_languages")
     if zero_shot:
         rate = zero_shot["test"]["languages"][language]
         lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | | {rate['cer']:.1f} | {rate['wer']:.1f} | | as they are |")
@@ -199,7 +199,7 @@ def serving_table() -> list[str]:
 def command_lines() -> list[str]:
     names = [path.stem for language in ("es", "cs") for name in METHODS for path in sorted(RESULTS.glob(f"{language}_{name}_seed*.json"))]
     names = [
-        *STAGE_1, "stage1_nocs_dense", "stage1_nocs_master", *dict.fromkeys([*names, *TRIED]), "zero_shot_timestamps", "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
+        *STAGE_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *TRIED]), "zero_shot_new_languages", "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
