@@ -24,7 +24,7 @@ from .artisan_master_asr import pack_mask, unpack_mask
 
 SAMPLE = 7  # values of each tensor that a stamp looks at; prime, so that those of a matrix lie in different rows and columns
 # How many languages keep dense assembled weights in evaluation, whatever their size, and in how many bytes more of them may; the others
-# keep packed masks. A request in a language without them first makes them again: a fifth of its time (benchmarks.serving).
+# keep packed masks, and a request in one of those first makes its weights again.
 DENSE_LANGUAGES, DENSE_BYTES = 2, 512 << 20
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # values are compared as bits: NaN equals itself
 
