@@ -18,22 +18,22 @@ SHORT = {
 }  # fmt: skip
 
 
-def means(language: str) -> dict[str, tuple[float, float, list[float]]]:
+def means() -> dict[str, tuple[float, float, list[float]]]:
     """`{method: (kilobytes, mean CER on test, each seed's)}` of the methods that have run."""
     found = {}
     for name in METHODS:
-        runs = of_method(name, language)
+        runs = of_method(name)
         if runs:
             rates = [run["test"]["macro"]["cer"] for run in runs]
             found[name] = runs[0]["kilobytes"], sum(rates) / len(rates), rates
     return found
 
 
-def draw(language: str = "es", title: str = "Spanish from 10 minutes of speech") -> Figure:
+def draw() -> Figure:
     """CER in % against kilobytes (logarithmic): a method's mean, its seeds as a bar, Master-ASR's presets joined, Whisper zero-shot as a line."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    points = means(language)
+    points = means()
     for name, (kilobytes, cer, rates) in points.items():
         color, place = (OURS, {"xytext": (-7, -13), "ha": "right"}) if name.startswith("assembly") else (OTHERS, {"xytext": (7, 5)})
         axes.plot([kilobytes, kilobytes], [min(rates), max(rates)], color=color, linewidth=1.5, alpha=0.6)
@@ -43,14 +43,14 @@ def draw(language: str = "es", title: str = "Spanish from 10 minutes of speech")
     axes.plot(*zip(*ours), color=OURS, linewidth=1, zorder=0)
     zero_shot = load("zero_shot_new_languages")
     if zero_shot:
-        cer = zero_shot["test"]["languages"][language]["cer"]
+        cer = zero_shot["test"]["languages"]["es"]["cer"]
         axes.axhline(cer, color=TODAY, linewidth=1, linestyle="--", zorder=0)
         axes.annotate("Whisper itself, zero-shot", (0.02, cer), xycoords=("axes fraction", "data"), xytext=(0, -13), textcoords="offset points", fontsize=9, color=TODAY)
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.12)
     axes.set_xlabel("kept for the language, KB")
     axes.set_ylabel("CER on test, %")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title("Spanish from 10 minutes of speech", loc="left", fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

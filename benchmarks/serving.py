@@ -73,30 +73,19 @@ def master_asr(preset: str) -> Forward:
     return lambda features, language: model(input_features=features, language=f"{language}-new").logits
 
 
-class WithHead(nn.Module):
-    """A plain encoder and its head, as PEFT wraps them."""
-
-    def __init__(self, stock):
-        super().__init__()
-        self.stock = stock
-
-    def forward(self, input_features):
-        return self.stock(input_features=input_features).logits
-
-
 def lora() -> Forward:
     """An adapter and a head a language, r = 8 on attention and feed-forward; not merged, since the next request would undo it."""
     model = base()
     family = model.master_asr.family
     config = LoraConfig(r=8, target_modules=[*family.targets, *family.feed_forward], modules_to_save=["lm_head"])
-    adapted = get_peft_model(WithHead(model.materialize("en")), config, adapter_name=LANGUAGES[0])
+    adapted = get_peft_model(model.materialize("en"), config, adapter_name=LANGUAGES[0])
     for code in LANGUAGES[1:]:
         adapted.add_adapter(code, config)
     adapted.eval()
 
     def forward(features, language):
         adapted.set_adapter(language, inference_mode=True)
-        return adapted(input_features=features)
+        return adapted(input_features=features).logits
 
     return forward
 

@@ -199,7 +199,8 @@ def serving_table() -> list[str]:
 def command_lines() -> list[str]:
     names = [path.stem for language in ("es", "cs") for name in METHODS for path in sorted(RESULTS.glob(f"{language}_{name}_seed*.json"))]
     names = [
-        *STAGE_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *TRIED]), "zero_shot_new_languages", "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
+        *STAGE_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *TRIED]), "zero_shot_new_languages",
+        "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
@@ -220,8 +221,10 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(), "methods-cs": methods_table("cs"), "serving": serving_table(),
-        "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"), "precision": precision_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "methods-cs": methods_table("cs"), "serving": serving_table(),
+        "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
+        "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip

@@ -23,8 +23,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .artisan_master_asr import pack_mask, unpack_mask
 
 SAMPLE = 7  # values of each tensor that a stamp looks at; prime, so that those of a matrix lie in different rows and columns
-# How many languages keep dense assembled weights in evaluation, whatever their size, and in how many bytes more of them may; the others
-# keep packed masks, and a request in one of those first makes its weights again.
+# In evaluation so many languages keep dense assembled weights whatever their size, and more as long as all of them fit into so many
+# bytes; the others keep packed masks, and a request in one of those first makes its weights again.
 DENSE_LANGUAGES, DENSE_BYTES = 2, 512 << 20
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # values are compared as bits: NaN equals itself
 
@@ -171,7 +171,6 @@ class MaskStore:
                 self._dense.popitem(last=False)
             self._sources.update(map(id, sources))
         return kept[1]
-
 
     def _dense_bytes(self) -> int:
         """Of the dense weights kept, where what is still to be made counts as the largest made so far."""
