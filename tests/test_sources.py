@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from modeling_master_asr import MasterASRProcessor
 from training.loop import data
 from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
-from training.loop.metrics import evaluate_clips
+from training.loop.metrics import edits_of, evaluate_clips
 from training.loop.sources import read_data, split_of
 
 
@@ -132,6 +132,17 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_the_figures_and_named(tmp_pat
     assert len(evaluate_clips(model, processor, Features(processor), [*clips, *many_bad])["left_out"]) == 20
     with pytest.raises(ValueError, match="No clips to score"):
         evaluate_clips(model, processor, Features(processor), [bad])
+
+
+def test_the_edits_of_the_clips_add_up_to_the_cer(tmp_path):
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    texts = ["ab", "ba ab", "aab"]
+    clips = [Clip(record(tmp_path / f"{i}.wav", seconds=0.4 + 0.1 * i), "en", text, 0.5, "test") for i, text in enumerate(texts)]
+    rates = evaluate_clips(model, processor, Features(processor), clips, by_clip=True)["languages"]["en"]
+    edits, characters = zip(*(map(int, pair.split("/")) for pair in rates["edits"].split()))
+    assert characters == (2, 5, 3) and 100 * sum(edits) / sum(characters) == pytest.approx(rates["cer"])
+    assert edits_of("", "ab") == "2/2" and edits_of("abba", "ab") == "2/2" and edits_of("ab", "ab") == "0/2"
 
 
 def test_texts_that_their_frames_cannot_spell_are_dropped_and_many_of_them_stop_the_run(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Optional
 
+import jiwer
 import torch
 from accelerate.utils import gather_object
 
@@ -45,12 +46,19 @@ def transcribe_clips(
     return [found[i] for i in range(len(clips))]
 
 
-def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None) -> dict:
+def edits_of(text: str, reference: str) -> str:
+    """One clip's edits of its reference's characters, "2/31": what a corpus CER adds up."""
+    found = jiwer.process_characters(reference, text)
+    return f"{found.substitutions + found.deletions + found.insertions}/{len(reference)}"
+
+
+def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None, by_clip: bool = False) -> dict:
     """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %; and where there are any, "left_out", clips that cannot be read,
     and "unscored", languages that have no others.
 
     Args:
         accelerator: see `transcribe_clips`.
+        by_clip: each language also has "edits", those of its clips in their order, so that runs can be compared clip by clip.
 
     Raises:
         ValueError: if not one clip can be scored.
@@ -61,6 +69,8 @@ def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=No
         pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language and text is not None]
         if pairs:
             rates[language] = error_rates([p for p, _ in pairs], [r for _, r in pairs])
+            if by_clip:
+                rates[language]["edits"] = " ".join(edits_of(*pair) for pair in pairs)
         else:
             unscored.append(language)
     left_out = [str(clip.audio) for text, clip in zip(texts, clips) if text is None]

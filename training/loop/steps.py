@@ -97,9 +97,10 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
 
 
 def tested(accelerator, model, processor, features, clips: list[Clip]) -> Optional[dict]:
-    """CER and WER on test clips; None where there is nothing to score, with the reason said: what was trained is saved already."""
+    """CER and WER on test clips, and each clip's edits; None where there is nothing to score, with the reason said: what was trained is
+    saved already."""
     try:
-        return evaluate_clips(model, processor, features, clips, accelerator)
+        return evaluate_clips(model, processor, features, clips, accelerator, by_clip=True)
     except ValueError as error:
         accelerator.print(f"Not tested: {error}")
         return None
