@@ -543,7 +543,7 @@ def test_the_corpus_drops_clips_with_words_in_another_script_and_no_other_clip_c
     ("cs", "a", "Krrrutý ’potvoru‘ hmmm", "krutý potvoru hm"), ("nl", "a", "heeeeel ssst zo'n auto", "heel sst zo'n auto"),
 ])  # fmt: skip
 def test_a_transcript_of_the_corpus_is_what_is_spoken_or_the_reason_why_it_is_left_out(language, name, raw_text, made, tmp_path):
-    entry = Entry(language, tmp_path, name, raw_text, "", "")
+    entry = Entry(language, tmp_path, name, raw_text, "", "", "")
     assert (refusal(entry) or transcript(entry)) == made
 
 

@@ -57,6 +57,7 @@ class Entry:
     raw_text: str
     licence: str
     package: str
+    speaker: str  # the voice a package has, or the character as its script names it
 
 
 def packages_of(language: str) -> list[str]:
@@ -95,20 +96,19 @@ def prompt_entries(root: Path, language: str) -> list[Entry]:
         name, text = name.strip(), text.strip()
         if colon and not line.startswith(";") and name not in entries:  # es has the text of 10 under the name of 0 as well
             text = GLUED.split(text.removeprefix(f"{name}:"))[0].strip()
-            entries[name] = Entry(language, voice / f"{name}.g722", name, text, PROMPTS[language], package)
+            entries[name] = Entry(language, voice / f"{name}.g722", name, text, PROMPTS[language], package, voice.name)
     return list(entries.values())
 
 
 def dialogue_entries(root: Path, language: str) -> list[Entry]:
-    """fillets-ng: pairs of `dialogId("name", ...)` and `dialogStr("text")` in `script/<level>/dialogs_<language>.lua`."""
+    """fillets-ng: pairs of `dialogId("name", "font_<character>", ...)` and `dialogStr("text")` in `script/<level>/dialogs_<language>.lua`."""
     entries = []
     for script in sorted((root / "usr/share/games/fillets-ng/script").glob(f"*/dialogs_{language}.lua")):
         text = script.read_text(encoding="utf-8")
-        pairs = re.findall(r'dialogId\("([^"]+)".*?\)\s*dialogStr\("((?:[^"\\]|\\.)*)"\)', text)
-        for name, spoken in pairs:
+        for name, character, spoken in re.findall(r'dialogId\("([^"]+)", "font_(\w+)".*?\)\s*dialogStr\("((?:[^"\\]|\\.)*)"\)', text):
             source = root / f"usr/share/games/fillets-ng/sound/{script.parent.name}/{language}/{name}.ogg"
             name = f"{script.parent.name}/{name}"
-            entries.append(Entry(language, source, name, spoken, "GPL-2+", f"fillets-ng-data-{language}"))
+            entries.append(Entry(language, source, name, spoken, "GPL-2+", f"fillets-ng-data-{language}", character))
     return entries
 
 
@@ -195,7 +195,7 @@ def convert(entries: list[Entry], out: Path, skipped: Counter, dropped: Counter)
         soundfile.write(out / audio, samples, SAMPLING_RATE_HZ)
         clips.append({
             "audio": str(audio), "language": entry.language, "text": transcript(entry, dropped), "duration_s": round(duration_s, 3),
-            "licence": entry.licence, "package": entry.package,
+            "speaker": entry.speaker, "licence": entry.licence, "package": entry.package,
         })  # fmt: skip
     return clips
 

@@ -18,11 +18,11 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
+from training.loop.augment import SPEEDS, mel_centres_hz, spec_augment, vary_voice
 from training.loop.sources import Clip, read_manifest
 
 __all__ = ["Clip", "read_manifest"]  # handed on
 
-SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation of training clips
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
 MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops: more say that the data is not what it seems
 
@@ -251,15 +251,18 @@ class Collator:
         full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
         spec_masks: of `spec_augment`.
+        vary_voices: such clips are also heard through other throats and lines.
         spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
             Without them (in evaluation) a second of silence does, and the clip is left out of the figures.
     """
 
     def __init__(
         self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = (), spec_masks: int = 1,
+        vary_voices: bool = False,
     ):  # fmt: skip
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
         self.spares, self.spec_masks, self.broken = list(spares), spec_masks, {}
+        self.centres_hz = mel_centres_hz(processor.feature_extractor) if vary_voices else None
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
         rng = random.Random(f"{self.seed}-{step}")
@@ -269,6 +272,8 @@ class Collator:
             augment = rng.random() < share
             clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0)
             read.append(clip)
+            if augment and self.centres_hz is not None:
+                feature = vary_voice(feature, self.centres_hz, rng)
             if augment and feature.ndim == 2:  # encoders of raw audio mask their own hidden states
                 feature = spec_augment(feature, rng, self.spec_masks)
             features.append(feature)
@@ -299,22 +304,6 @@ class Collator:
         if not self.spares:
             return clip, self.features.silence()
         raise ValueError(f"No clip of {clip.language!r} can be read any more; the first error: {first_error or self.broken[clip.audio]}")
-
-
-def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int = 1) -> np.ndarray:
-    """SpecAugment on log-mel features `(mels, frames)`: so many bands of at most 12 mels, and times at most 0.2 s in every 2 s."""
-    features = features.copy()
-    mels, frames = features.shape
-    quiet = features.mean()
-    for _ in range(spec_masks):
-        width = rng.randint(0, 12)
-        start = rng.randint(0, mels - width)
-        features[start : start + width] = quiet
-    for _ in range(spec_masks * (frames // 200)):
-        width = rng.randint(0, 20)
-        start = rng.randint(0, frames - width)
-        features[:, start : start + width] = quiet
-    return features
 
 
 def to_device(batch: dict, device) -> dict:
