@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import serving
+from benchmarks import serving, tables
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers
 from training.loop.text import normalize
@@ -47,3 +47,17 @@ def test_whoever_serves_starts_from_the_same_encoder_and_every_language_of_ours_
     assert torch.equal(adapter(features, "it"), stock) and torch.equal(adapter(features, "en"), stock)  # untrained adapters add zero
     logits = [ours(features, code) for code in serving.LANGUAGES]
     assert not any(torch.equal(one, other) for one, other in itertools.combinations([stock, *logits], 2))
+
+
+def run_with(edits: str, seed: int = 0) -> dict:
+    return {"config": {"seed": seed}, "test": {"languages": {"es": {"edits": edits} if edits else {}}}}
+
+
+def test_two_methods_are_compared_clip_by_clip_and_only_on_the_seeds_that_both_have():
+    ours, theirs = run_with("1/10 0/20 2/10"), run_with("2/10 1/20 2/10")
+    assert tables.difference([theirs], [ours]).startswith("+5.0 (") and tables.difference([ours], [theirs]).startswith("-5.0 (")
+    assert tables.difference([ours], [ours]) == "+0.0 (+0.0 to +0.0)"
+    assert tables.difference([theirs, run_with("9/10 9/20 9/10", seed=1)], [ours]) == tables.difference([theirs], [ours])
+    assert tables.difference([theirs], [run_with("1/10 0/20 2/10", seed=1)]) == "" == tables.difference([theirs], [run_with("")])
+    low, high = (float(bound) for bound in tables.difference([theirs], [ours]).split("(")[1].rstrip(")").split(" to "))
+    assert 0 <= low < 5 < high <= 10  # no clip is better, one in ten letters is the most that one is worse
