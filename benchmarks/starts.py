@@ -11,7 +11,7 @@ the first and the last layer than between (DAMA).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,22 +35,30 @@ class StartConfig(AdaptConfig):
 
 
 @torch.no_grad()
-def start_singular(model, language: str) -> None:
+def start_singular(model, language: str) -> int:
     layout = model.master_asr.layout
     model.eval()
     weights = model.master_asr.assembled(language)
     for layer, (_, down) in zip(layout.linear, model.assemblies[language].delta()):
         right = torch.linalg.svd(weights.parameter(layer, "weight").float(), full_matrices=False).Vh  # up is zero: W * B alone
         down.copy_(right[: len(down)] * down.norm(dim=1).mean())
+    return 0
 
 
 @torch.no_grad()
-def start_ends(model, language: str) -> None:
-    """Rows of zeros between zero columns get no gradient and stay: the layers between have less rank than the matrices could hold."""
+def start_ends(model, language: str) -> int:
+    """Rows of zeros between zero columns get no gradient and stay: the layers between have less rank than the matrices could hold.
+
+    Returns:
+        How many values stay zero.
+    """
+    idle = 0
     depths = {module: int(found[1]) for name, module in model.master_asr.backbone.named_modules() if (found := re.search(r"layers\.(\d+)\.", name))}
     for layer, (_, down) in zip(model.master_asr.layout.linear, model.assemblies[language].delta()):
         if 0 < depths.get(layer, 0) < max(depths.values()):
             down[BETWEEN:] = 0
+            idle += (len(down) - BETWEEN) * (layer.in_features + layer.out_features)
+    return idle
 
 
 START = {"singular": start_singular, "ends": start_ends}
@@ -59,13 +67,16 @@ START = {"singular": start_singular, "ends": start_ends}
 def run(accelerator, config: StartConfig) -> dict:
     """Trains and tests one language."""
     set_seed(config.seed)
+    if config.start == "ends":
+        config = replace(config, rank=ENDS)
     model, processor = load(accelerator, config)
     splits = load_splits(accelerator, config, [config.language], config.minutes)
     features = Features(processor, config.features_cache)
     add_language(model, processor, features, splits.training, config)
-    START[config.start](model, config.language)
+    idle = START[config.start](model, config.language)
     splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
     result = {**facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training), **announce(model, config, splits.training, dropped)}
+    result["trainable"] -= idle
     model, result["log"] = trained(accelerator, config, model, processor, features, splits)
     validation, test = (tested(accelerator, model, processor, features, clips) for clips in (splits.validation, splits.test))
     return {**result, "validation": validation, "test": test}

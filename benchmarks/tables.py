@@ -181,6 +181,38 @@ def tried_table(tried: dict[str, str], steps: str) -> list[str]:
     return lines
 
 
+MINUTES = {"assembly_best": "best", "full": "full"}  # methods of the curve, as its files name them: es_minutes_NAME_MINUTES.json
+
+
+def by_minutes(method: str) -> dict[int, dict]:
+    """Runs of one method with seed 0, by the minutes that it had."""
+    runs = {minutes: load(f"es_minutes_{MINUTES[method]}_{minutes}") for minutes in (1, 3, 12)} | {10: load(f"es_{method}_seed0")}
+    return {minutes: runs[minutes] for minutes in sorted(runs) if runs[minutes]}
+
+
+def minutes_table() -> list[str]:
+    lines = ["| es, CER, % (validation / test) | 1 minute | 3 minutes | 10 minutes | all 12 |", "|---|---|---|---|---|"]
+    for method in MINUTES:
+        runs = by_minutes(method)
+        cells = [f"{validation_of(runs[m]):.1f} / {runs[m]['test']['macro']['cer']:.1f}" if m in runs else "" for m in (1, 3, 10, 12)]
+        lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
+    return lines
+
+
+VOICES = {"plain": "SpecAugment and speed, as everywhere here", "varied": "also other throats and lines (`--vary_voices`)"}
+
+
+def voices_table() -> list[str]:
+    lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | cs, other voices | nl, other voices |", "|---" * 10 + "|"]
+    for name, label in VOICES.items():
+        own, others = load(f"voices_{name}"), load(f"voices_{name}_others")
+        if own and others:
+            rates = [own["test"]["languages"][code]["cer"] for code in LANGUAGES] + [own["test"]["macro"]["cer"]]
+            rates += [others["languages"][code]["cer"] for code in ("cs", "nl")]
+            lines.append(f"| {label} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
+    return lines
+
+
 def precision_table() -> list[str]:
     run = load("precision")
     if not run:
@@ -266,7 +298,7 @@ def main() -> None:
         "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
-        "compact": compact_line(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
+        "compact": compact_line(), "minutes": minutes_table(), "voices": voices_table(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
         path = ROOT / page

@@ -317,3 +317,20 @@ def test_error_rates_are_of_the_whole_corpus_and_the_macro_counts_languages_once
     assert macro({"a": {"cer": 10, "wer": 20}, "b": {"cer": 30, "wer": 40}}) == {"cer": 20, "wer": 30}
     with pytest.raises(ValueError, match="No clips to score"):
         error_rates([], [])
+
+
+def test_a_model_trained_in_bf16_reads_in_float32_as_the_saved_one_will(corpus, tmp_path):
+    run_stage_1(corpus, tmp_path / "half", "--mixed_precision", "bf16")
+    seen = []
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(torch.ones(1, 8000), language="en").logits
+
+    def tested(accelerator, model, *_):
+        seen.append(logits(model))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_multilingual, "tested", tested)
+        saved = run_stage_1(corpus, tmp_path / "again", "--mixed_precision", "bf16")
+    assert len(seen) == 2 and all(torch.equal(read, logits(saved)) for read in seen)

@@ -333,4 +333,6 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
         else:
             run.evaluate_and_save(config.steps)
     run.return_to_best()
+    # accelerate leaves its autocast in the model's forward: what is tested, and used, is read as `from_pretrained` would
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).__dict__.pop("forward", None)
     return {**run.progress.log, "skipped": run.progress.skipped, "broken_clips": run.broken_clips()}
