@@ -58,7 +58,13 @@ def test_voices_vary_in_training_batches_only_where_it_is_asked_for(tmp_path):
     assert not np.array_equal(plain, varied) and np.array_equal(tested[0, :, :100], sound)
 
 
-def test_an_encoder_of_raw_audio_is_told_that_its_voices_cannot_vary():
-    processor = MasterASRProcessor.from_model(tiny_model("wav2vec2"))
-    with pytest.raises(ValueError, match="--vary_voices: got Wav2Vec2FeatureExtractor; allowed: an encoder that hears mel bands"):
+@pytest.mark.parametrize("family", ["wav2vec2", "wav2vec2-bert"])
+def test_an_encoder_of_raw_audio_or_of_stacked_frames_keeps_its_features_and_is_told_that_its_voices_cannot_vary(family, tmp_path):
+    processor = MasterASRProcessor.from_model(tiny_model(family))
+    with pytest.raises(ValueError, match="--vary_voices: got .*FeatureExtractor; allowed: an encoder that hears mel bands"):
         Collator(Features(processor), processor, 0, vary_voices=True)
+    features, heard = Features(processor), Clip(tmp_path / "a.wav", "en", "ab", 1.0, "train")
+    sound = processor.features(np.random.default_rng(0).standard_normal(48_000).astype(np.float32))
+    features._kept |= {(heard.audio, speed): sound for speed in augment.SPEEDS}
+    batch = Collator(features, processor, 0, spares=[heard], spec_masks=3)([heard], step=1)  # their time is not Whisper's axis
+    assert np.array_equal(batch[processor.model_input_names[0]][0], sound)

@@ -6,18 +6,25 @@ import random
 
 import numpy as np
 
+from modeling_master_asr.backbone_master_asr import family_reading
+
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation
 THROATS = (0.82, 1.22)  # formants, as their share of the clip's own
 LINE_HZ, NARROW_SHARE = (300.0, 3400.0), 0.3  # what a telephone line lets through, and how many clips come over one
+
+
+def hears_mels(feature_extractor) -> bool:
+    """Whether its features are `(mels, frames)`. Encoders of raw audio, or of stacked frames, mask their own hidden states instead."""
+    return hasattr(feature_extractor, "mel_filters") and family_reading(feature_extractor).time_axis == -1
 
 
 def mel_centres_hz(feature_extractor) -> np.ndarray:
     """The frequency at the middle of each band, `(mels,)`.
 
     Raises:
-        ValueError: for an encoder of raw audio.
+        ValueError: for an encoder that hears something else.
     """
-    if not hasattr(feature_extractor, "mel_filters"):
+    if not hears_mels(feature_extractor):
         raise ValueError(f"--vary_voices: got {type(feature_extractor).__name__}; allowed: an encoder that hears mel bands, such as Whisper.")
     filters = np.asarray(feature_extractor.mel_filters)  # (frequencies, mels)
     frequencies_hz = np.linspace(0, feature_extractor.sampling_rate / 2, len(filters))

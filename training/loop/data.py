@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
-from training.loop.augment import SPEEDS, mel_centres_hz, spec_augment, vary_voice
+from training.loop.augment import SPEEDS, hears_mels, mel_centres_hz, spec_augment, vary_voice
 from training.loop.sources import Clip, read_manifest
 
 __all__ = ["Clip", "read_manifest"]  # handed on
@@ -262,6 +262,7 @@ class Collator:
     ):  # fmt: skip
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
         self.spares, self.spec_masks, self.broken = list(spares), spec_masks, {}
+        self.hears_mels = hears_mels(processor.feature_extractor)
         self.centres_hz = mel_centres_hz(processor.feature_extractor) if vary_voices else None
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
@@ -274,7 +275,7 @@ class Collator:
             read.append(clip)
             if augment and self.centres_hz is not None:
                 feature = vary_voice(feature, self.centres_hz, rng)
-            if augment and feature.ndim == 2:  # encoders of raw audio mask their own hidden states
+            if augment and self.hears_mels:
                 feature = spec_augment(feature, rng, self.spec_masks)
             features.append(feature)
         batch = dict(self.processor.pad(features))
