@@ -14,7 +14,7 @@ from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
-from training.loop import data
+from training.loop import data, sources
 from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
 from training.loop.metrics import edits_of, evaluate_clips
 from training.loop.sources import read_data, split_of
@@ -69,6 +69,22 @@ def test_a_streamed_source_stops_at_its_minutes_and_no_other_does(mix, tmp_path)
     manifest = tmp_path / "three.jsonl"
     manifest.write_text("\n".join(json.dumps({"audio": f"parquet/p{i}.flac", "language": "mi", "text": "a", "split": "train"}) for i in range(3)))
     assert len(read_data([str(manifest)], tmp_path / "cache", minutes=0.9 / 60)[0]) == 3  # a seed chooses among all of them
+
+
+def test_the_held_out_clips_of_a_stream_are_not_cut_to_the_minutes_of_training(mix, tmp_path, monkeypatch):
+    rows = load_rows(next((tmp_path / "parquet").glob("*.parquet")))
+    for name, count in (("train", 3), ("test", 9)):
+        Dataset.from_list([{**rows[0], "text": f"a {name} {'e' * i}"} for i in range(count)]).cast_column("audio", Audio(decode=False)).to_parquet(
+            tmp_path / f"parquet/{name}-0.parquet"
+        )
+    source = f"mi={tmp_path / 'parquet'}"
+    clips, report = read_data([source], tmp_path / "cache", minutes=0.9 / 60)
+    assert Counter(c.split for c in clips) == {"train": 2, "test": 9}
+    assert [line for line in report.sources if "first" in line] == [f"{tmp_path / 'parquet'}: of mi's train clips the first 0.015 minutes"]
+    monkeypatch.setattr(sources, "HELD_OUT_MINUTES", 3.9 / 60)
+    clips, report = read_data([source], tmp_path / "cache", minutes=0.9 / 60)
+    assert Counter(c.split for c in clips) == {"train": 2, "test": 8}
+    assert f"{tmp_path / 'parquet'}: of mi's test clips the first 0.065 minutes" in report.lines(clips)
 
 
 @pytest.mark.parametrize("source, error, message", [

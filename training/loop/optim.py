@@ -118,7 +118,7 @@ class Turns:
         """After backward: moves what has its turn, and T at the end of each beta steps.
 
         Returns:
-            False if the gradients held NaN or infinity: then nothing has moved and nothing was collected.
+            False if the gradients held NaN or infinity: then they moved nothing, and T moves by what the steps before this one gave.
         """
         norm = clip_gradients([p for g in self.optimizer.param_groups for p in g["params"]], MAX_GRAD_NORM)
         finite = bool(norm.isfinite()) and all(bool(p.grad.isfinite().all()) for p in self.mappings if p.grad is not None)

@@ -36,6 +36,7 @@ SPLITS = {
     "eval": "validation", "evaluation": "validation",
 }  # fmt: skip
 CODE = r"\w[\w-]*"  # of a language
+HELD_OUT_MINUTES = 30.0  # of validation and of test, which a stream gives at least if it has them
 FORMS = ("parquet", "arrow", "csv", "json")  # of the Hub's data sets: tables; `datasets` itself opens files that rows of other forms name
 
 
@@ -125,21 +126,36 @@ def _shared(clips: list[Clip]) -> Iterator[str]:
 
 
 class Budget:
-    """How much of a streamed source is wanted; of the others all is read, and a seed chooses.
+    """How much of a streamed source is wanted: its first minutes. Of the others all is read, and a seed chooses.
 
     Args:
-        minutes: of each language and split; None: all there is.
+        minutes: to train on, of each language; None: all there is. Held-out splits give as much, and at least `HELD_OUT_MINUTES`:
+            figures of a minute of speech would say nothing, and a stream may hold days.
         code: the language of the whole source, where that is known.
     """
 
     def __init__(self, minutes: Optional[float] = None, code: str = ""):
         self.minutes, self.code = minutes, code
         self.heard_s: Counter = Counter()  # (split, language) -> seconds of usable clips
+        self.cut: set = set()  # those that have more
+
+    def of(self, split: str) -> float:
+        """Minutes wanted of a split."""
+        return self.minutes if split == "train" else max(self.minutes, HELD_OUT_MINUTES)
 
     def spent(self, row: Row) -> bool:
         """Whether a row's language has its minutes; never where texts are yet to be divided into splits."""
-        language = self.code or row.fields["language"]
-        return self.minutes is not None and row.split is not None and self.heard_s[row.split, language] >= 60 * self.minutes
+        if self.minutes is None or row.split is None:
+            return False
+        key = row.split, self.code or row.fields["language"]
+        if self.heard_s[key] < 60 * self.of(row.split):
+            return False
+        self.cut.add(key)
+        return True
+
+    def lines(self, path: str) -> list[str]:
+        """What was left unread of a source."""
+        return [f"{path}: of {language}'s {split} clips the first {self.of(split):g} minutes" for split, language in sorted(self.cut)]
 
 
 def read_data(
@@ -151,7 +167,7 @@ def read_data(
     Args:
         sources: see the module's docstring.
         cache: folder for recordings that come inside parquet files.
-        minutes: where a streamed source may stop, for each language and split.
+        minutes: where a streamed source may stop, see `Budget`.
         min_s, max_s: clips of another duration are skipped.
         allow_outside: manifests and local parquet files may name recordings that do not lie below their folder.
         max_download_gb: of recordings, from one data set of the Hub.
@@ -185,6 +201,7 @@ def read_data(
             clips.append(clip)
         if not rows:
             raise ValueError(f"{path} holds no rows.")
+        report.sources += budget.lines(path)
     return clips, report
 
 
