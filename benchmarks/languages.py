@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -66,6 +66,12 @@ def memory_of(count: int) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def peak_mb() -> float:
+    """The most memory that this process has held. Not `ru_maxrss`, which a program inherits from the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
 def report_memory(count: int) -> None:
     torch.set_num_threads(2)
     started = time.perf_counter()
@@ -73,7 +79,7 @@ def report_memory(count: int) -> None:
     start_s = time.perf_counter() - started
     for step in range(10):
         one_step(model, turns, step)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     own = sum(p.numel() * 4 for a in model.assemblies.values() for p in a.parameters()) / 2**20
     states = sum(p in turns.mapping_optimizer.state for p in turns.mappings)
     with tempfile.TemporaryDirectory() as folder:

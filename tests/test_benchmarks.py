@@ -1,13 +1,15 @@
 """What stands behind the figures of benchmarks: texts made comparable, facts of recordings, the same work for everybody."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model, vocab
 
-from benchmarks import serving, starts, tables
+from benchmarks import languages, serving, starts, tables
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers
 from training.loop.text import normalize
@@ -95,3 +97,10 @@ def test_layers_between_the_ends_never_use_the_rank_that_they_lack(monkeypatch):
     between = {module for name, module in model.named_modules() if ".layers.1." in name}
     moved = [[bool(product[:, column].any()) for column in range(3)] for layer, (product, _) in zip(model.master_asr.layout.linear, model.assemblies["es"].delta()) if layer in between]
     assert moved and all(columns == [True, False, False] for columns in moved)
+
+
+def test_the_peak_memory_of_a_process_is_not_that_of_the_process_that_started_it():
+    held = torch.ones(2**26)  # 256 MB
+    code = "from benchmarks.languages import peak_mb; print(peak_mb())"
+    child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 20 < child < languages.peak_mb() - held.nbytes / 2**21
