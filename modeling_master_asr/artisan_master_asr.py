@@ -66,7 +66,8 @@ def specialist_scores(
     for specialist in active[2:]:
         scores += specialist
     if low_rank is not None:
-        scores = torch.addmm(scores, low_rank[0].float(), low_rank[1].float())
+        with torch.autocast(scores.device.type, enabled=False):  # which would add in half precision, and select other masks
+            scores = torch.addmm(scores, low_rank[0].float(), low_rank[1].float())
     return scores
 
 
@@ -247,9 +248,32 @@ def mask_frozen_weight(masked_weight, weight, specialists, mapping_row) -> torch
 _ASSEMBLED: ContextVar = ContextVar("master_asr_assembled", default=None)
 
 
+_IN_THEIR_PLACES = False  # whether the graph that is traced now has a language's weights in their layers' own places
+
+
+@contextmanager
+def weights_in_their_places() -> Iterator[None]:
+    """Around `functional_call` with a language's weights in a forward that is compiled, where context variables are not seen."""
+    global _IN_THEIR_PLACES
+    _IN_THEIR_PLACES = True
+    try:
+        yield
+    finally:
+        _IN_THEIR_PLACES = False
+
+
 def _current():
-    """The language of this call; a compiled forward has its weights in their layers' own places, and no context variables."""
-    return None if torch.compiler.is_compiling() else _ASSEMBLED.get()
+    """The language of this call; None where the weights lie in their layers' own places.
+
+    Raises:
+        RuntimeError: while a part of the model is compiled by itself, which would read the same W for every language. Such a part
+            then runs as it is, unless it was to be one whole graph.
+    """
+    if not torch.compiler.is_compiling():
+        return _ASSEMBLED.get()
+    if not _IN_THEIR_PLACES:
+        raise RuntimeError("A layer compiled by itself cannot hear which language is spoken. Compile the whole model: torch.compile(model).")
+    return None
 
 
 @contextmanager

@@ -268,7 +268,12 @@ class LanguageAssembly(nn.Module):
     def content_of_file(self) -> dict[str, torch.Tensor]:
         """What a file of this language alone holds: its state dict with the head's rows gathered, each tensor in the smallest type
         that loses nothing.
+
+        Raises:
+            ValueError: while a PEFT adapter is on a part of it.
         """
+        if any(hasattr(module, "base_layer") for module in self.modules()):
+            raise ValueError("A PEFT adapter is on this language's head, and its file has no place for it. Take it off first: peft_model.unload().")
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("head.")}
         state |= {"head.weight": self.head.weight.detach(), "head.bias": self.head.bias.detach()}
         return packed({name: value.detach().cpu().contiguous() for name, value in state.items()})

@@ -118,9 +118,9 @@ class Family:
 
     def padding_leaks(self, config) -> bool:
         """Whether padding changes a clip's output: a group-norm feature extractor averages over it and takes no mask, and the
-        conformer's convolutions reach into it.
+        conformer's convolutions, and those of an adapter, reach into it.
         """
-        return self.convolutions_see_padding or getattr(config, "feat_extract_norm", "layer") == "group"
+        return self.convolutions_see_padding or getattr(config, "add_adapter", False) or getattr(config, "feat_extract_norm", "layer") == "group"
 
 
 @dataclass(frozen=True)

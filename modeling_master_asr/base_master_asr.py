@@ -211,7 +211,17 @@ class StoredMixin(UploadMixin):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: Optional[dict] = None, *args, **kwargs) -> None:
-        """As in Transformers, plus the written base's fingerprint in the config and every code file remote loading needs."""
+        """As in Transformers, plus the written base's fingerprint in the config and every code file remote loading needs.
+
+        Raises:
+            ValueError: while a PEFT adapter is on: its wrappers' names would be written, which no `from_pretrained` reads.
+        """
+        wrapped = [name for name in (self.state_dict() if state_dict is None else state_dict) if ".base_layer." in name]
+        if wrapped and not getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                f"A PEFT adapter is on ({wrapped[0]}), and the file would load with first values in its place. peft_model.save_pretrained writes "
+                "the adapter, peft_model.get_base_model().save_assembly(language, folder) one language, peft_model.unload().save_pretrained the model."
+            )
         base, before = self.base_model, self.config.fingerprint
         written = base.base_tensors() if state_dict is None else base_part(state_dict)
         self.config.fingerprint = fingerprint(written) if set(written) >= set(base.base_tensors()) else None

@@ -120,6 +120,7 @@ class LanguageMixin:
         self.config.check_language(language)
         self.requires_grad_(False)
         self.assemblies[language].requires_grad_(True)
+        keep_frozen_parts_still(self.master_asr.backbone)
 
     def round_assembly(self, language: str) -> None:
         """Rounds what `language` owns to values that its file holds in few bits (`packing_master_asr`), so that what is tested is
@@ -135,6 +136,7 @@ class LanguageMixin:
         self.requires_grad_(True)
         for name in self.master_asr.family.fixed:
             getattr(self.master_asr.backbone, name).requires_grad_(False)
+        self.train(self.training)  # what stood still moves again
 
     def freeze_feature_encoder(self) -> None:
         """Keeps the convolutional front end as it was pretrained, as is usual in fine-tuning; wav2vec2-BERT has none."""
@@ -187,8 +189,8 @@ class LanguageMixin:
             KeyError: if the language is not loaded.
         """
         assembly = self.assemblies[self.config.check_language(language)]
-        if any(hasattr(module, "base_layer") for module in self.master_asr.backbone.modules()):
-            raise ValueError("materialize bakes in no PEFT adapter of the encoder. Take it off first: model = peft_model.unload().")
+        if any(hasattr(module, "base_layer") for part in (self.master_asr.backbone, assembly) for module in part.modules()):
+            raise ValueError("materialize bakes in no PEFT adapter of the encoder or the head. Take it off first: model = peft_model.unload().")
         ctc_class = self.master_asr.family.ctc_class
         config = deepcopy(self.config.backbone_config)
         vocab = self.config.vocab(language)

@@ -96,9 +96,9 @@ class MaskStore:
     def forget(self) -> None:
         """Drops everything."""
         with self._lock:
-            self._masks: dict[int, OrderedDict] = defaultdict(OrderedDict)  # layer -> {(gates, language): (stamp, packed)}
-            self._products: dict[int, tuple] = {}  # layer -> (gates, stamp, W * B)
-            self._dense: OrderedDict[tuple, tuple] = OrderedDict()  # (language, inference mode) -> (stamp, {(module, name): tensor})
+            self._masks: dict[int, OrderedDict] = defaultdict(OrderedDict)  # layer -> {(sparsity, gates, language): (stamp, packed)}
+            self._products: dict[int, tuple] = {}  # layer -> ((sparsity, gates), stamp, W * B)
+            self._dense: OrderedDict[tuple, tuple] = OrderedDict()  # (language, sparsity, inference mode) -> (stamp, {(module, name): tensor})
             self._sources: set[int] = set()
 
     def forget_made_of(self, ids: set[int]) -> None:
@@ -110,7 +110,7 @@ class MaskStore:
         """B of a layer, boolean `shape`: kept from before, or `select()`.
 
         Args:
-            key: the gate bits, and the language where it has a specialist of its own.
+            key: what else B depends on: t, the gate bits, and the language where it has a specialist of its own.
             sources: all tensors that B is made of.
             languages: how many the model has, and so how many masks of this layer are worth keeping.
         """
@@ -135,28 +135,33 @@ class MaskStore:
             self._sources.update(map(id, sources))
         return mask
 
-    def product(self, layer: int, gates: tuple, sources: list[torch.Tensor], multiply) -> torch.Tensor:
-        """W * B of a layer whose W and M stand still: the last one, or `multiply()`."""
+    def product(self, layer: int, key: tuple, sources: list[torch.Tensor], multiply) -> torch.Tensor:
+        """W * B of a layer whose W and M stand still: the last one, or `multiply()`.
+
+        Args:
+            key: t and the gate bits.
+        """
         if gradient_is_asked_for(sources):
             return multiply()
         with self._lock:
             kept = self._products.get(layer)
-        if kept is not None and kept[0] == gates and kept[1].holds(sources):
+        if kept is not None and kept[0] == key and kept[1].holds(sources):
             return kept[2]
         stamp, product = Stamp(sources), multiply()
         with self._lock:
-            self._products[layer] = gates, stamp, product
+            self._products[layer] = key, stamp, product
             self._sources.update(map(id, sources))
         return product
 
-    def dense(self, language: str, mapping: torch.Tensor, sources: list[torch.Tensor]) -> dict:
+    def dense(self, language: str, sparsity: float, mapping: torch.Tensor, sources: list[torch.Tensor]) -> dict:
         """In evaluation: the dict in which a language's assembled parameters are kept, filled by whoever makes them.
 
         Args:
+            sparsity: t, which masks depend on and no tensor holds.
             mapping: its T, looked at whole: one entry that crosses zero is another mask.
             sources: all tensors that the parameters are made of, T too.
         """
-        key = language, torch.is_inference_mode_enabled()  # tensors made in inference mode serve there alone
+        key = language, sparsity, torch.is_inference_mode_enabled()  # tensors made in inference mode serve there alone
         with self._lock:
             kept = self._dense.get(key)
             if kept is not None:

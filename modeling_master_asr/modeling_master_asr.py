@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Optional, Union
@@ -19,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .artisan_master_asr import ArtisanLinear, assembled_as, checkpoint_contexts
+from .artisan_master_asr import ArtisanLinear, assembled_as, checkpoint_contexts, weights_in_their_places
 from .assembly_master_asr import (
     Assemblies,
     BankHead,
@@ -110,6 +111,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         self.assemblies = Assemblies()
         for language in config.languages:
             self.assemblies[language] = self._new_assembly(language)
+        named = inspect.signature(self.backbone.forward).parameters.values()
+        self._encoder_keywords = frozenset(p.name for p in list(named)[1:] if p.kind is p.POSITIONAL_OR_KEYWORD) - {"attention_mask"}
         self._masks = MaskStore()
         self._is_sharded = False
         self.post_init()
@@ -198,14 +201,16 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             input_features: `(B, mels, frames)` (Whisper) or `(B, frames, features)` (wav2vec2-BERT).
             attention_mask: `(B, samples or frames)`, 1 where there is speech.
             language: one code, or one for each clip; None: the default, or the only one loaded.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as the encoder's stock class takes them.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what else the encoder's stock class names.
 
         Returns:
             `last_hidden_state` `(B, T, hidden)`, and what else the stock class returns, in the batch's order.
 
         Raises:
             ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame.
+            TypeError: for a keyword that nothing here reads: a misspelt `language` would be answered in the default one.
         """
+        self._check_keywords(kwargs)
         if is_exporting():  # a mask is a choice among values, which a graph does not have
             raise RuntimeError(
                 "An exported graph cannot select masks. Export one language, its weights assembled: "
@@ -227,17 +232,26 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             order += clips
         return _merge(pieces, order)
 
+    def _check_keywords(self, kwargs: dict) -> None:
+        allowed = {*self._encoder_keywords, "output_hidden_states", "output_attentions", "return_dict", "num_items_in_batch"}
+        unknown = sorted(set(kwargs) - allowed)
+        if unknown:
+            raise TypeError(f"forward got {', '.join(unknown)}, which nothing here reads. It takes language=, attention_mask=, labels= and {sorted(allowed)}.")
+
     def check_inputs(self, input_values: Optional[torch.Tensor], input_features: Optional[torch.Tensor]) -> torch.Tensor:
         """The one input this backbone takes.
 
         Raises:
-            ValueError: if it is missing, or too short for a single frame.
+            ValueError: if it is missing, not alone, or too short for a single frame.
         """
         given = {"input_values": input_values, "input_features": input_features}
+        found = [name for name, value in given.items() if value is not None]
+        if found != [self.main_input_name]:
+            raise ValueError(
+                f"This backbone takes {self.main_input_name} alone; got {' and '.join(found) or 'neither'}. Use its own processor, and keywords: "
+                "the second place of a stock model's forward, attention_mask, is another input here."
+            )
         inputs = given[self.main_input_name]
-        if inputs is None:
-            found = [name for name, value in given.items() if value is not None]
-            raise ValueError(f"This backbone takes {self.main_input_name}; got {found or 'neither'}. Use its own processor.")
         length = inputs.shape[self.family.time_axis]
         if torch.compiler.is_compiling():  # the number of frames would be a value to wait for
             return inputs
@@ -262,7 +276,9 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         kwargs = {name: value for name, value in asked.items() if value} | kwargs
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
         if torch.compiler.is_compiling():
-            return torch.func.functional_call(self.backbone, self._assembled_parameters(language), (inputs,), kwargs)
+            weights = self._assembled_parameters(language)
+            with weights_in_their_places():
+                return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
         with assembled_as(self.assembled(language)):
             return self.backbone(inputs, **kwargs)
 
@@ -353,7 +369,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             and logits are -inf past each clip's own: batches of any languages can be joined.
 
         Raises:
-            ValueError: for labels outside a clip's alphabet, and what `MasterASRModel.forward` raises.
+            ValueError: for labels outside a clip's alphabet, or padded with its blank; and what `MasterASRModel.forward` raises.
         """
         inputs = self.master_asr.check_inputs(input_values, input_features)
         codes = self.master_asr.resolve_languages(language, len(inputs))
@@ -387,6 +403,8 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             clips = clips_of[code]
             vocab = self.config.vocab(code)
             targets = labels[clips]
+            if bool((targets == vocab["[PAD]"]).any()):
+                raise ValueError(f"Labels of {code!r} hold the id {vocab['[PAD]']}, [PAD], which CTC keeps for its blank. Pad labels with -100: processor.pad does.")
             if int(targets.max()) >= len(vocab):
                 raise ValueError(
                     f"Label id {int(targets.max())} is outside the {len(vocab)} tokens of {code!r}: "

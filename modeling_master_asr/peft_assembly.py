@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
@@ -191,6 +192,17 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         return [(language, self[language]) for language in self]
 
 
+# A context variable, as the assembled language is one: threads that share a model each name their own adapters.
+_NAMED: ContextVar = ContextVar("master_asr_named_adapters", default=None)
+
+
+def _in_named_languages(module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple[tuple, dict]]:
+    """A forward pre-hook: `adapter_names=[...]` of the call around it becomes its `language`."""
+    if _NAMED.get() is None:
+        return None
+    return args, {**{name: value for name, value in kwargs.items() if name != "adapter_names"}, "language": _NAMED.get()}
+
+
 class AssemblyModel(BaseTuner):
     """Adds languages as adapters; everything else of the model stays frozen."""
 
@@ -223,6 +235,7 @@ class AssemblyModel(BaseTuner):
         self._add_language(peft_config, model)
         if not isinstance(target, AssemblyAdapters):
             target = AssemblyAdapters(target, model.config)
+            target.hook = model.register_forward_pre_hook(_in_named_languages, with_kwargs=True)
             setattr(parent, target_name, target)
         target.adopt(adapter_name, peft_config.language, inference_mode=peft_config.inference_mode)
 
@@ -232,6 +245,7 @@ class AssemblyModel(BaseTuner):
         return key.replace(f".assembly_adapter.{adapter_name}.", ".assembly_adapter.", 1)
 
     def _replace_module(self, parent, child_name, new_module, child) -> None:
+        child.hook.remove()
         setattr(parent, child_name, child.step_out())
 
     def _check_merge_allowed(self) -> None:
@@ -258,13 +272,11 @@ class AssemblyModel(BaseTuner):
         hidden = sorted({name for name in names if name != "__base__" and layer._adapter_of(layer.language_of[name]) != name})
         if hidden:
             raise ValueError(f"The adapters {hidden} are of a language that another adapter serves: set_adapter(...) tells which one does.")
-        hook = self.model.register_forward_pre_hook(
-            lambda module, a, k: (a, {**{n: v for n, v in k.items() if n != "adapter_names"}, "language": languages}), with_kwargs=True
-        )
+        token = _NAMED.set(languages)
         try:
             yield
         finally:
-            hook.remove()
+            _NAMED.reset(token)
 
 
 register_peft_method(name="assembly", config_cls=AssemblyConfig, model_cls=AssemblyModel)
@@ -287,10 +299,12 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     check_base(facts, base.master_asr, source)
     config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"))
     if isinstance(model, PeftModel):
-        model.add_adapter(adapter_name or language, config)
+        adapter_name = adapter_name or language
+        model.add_adapter(adapter_name, config)
     else:
-        model = get_peft_model(model, config, adapter_name=adapter_name or "default")
-    assembly = base.assemblies[language]
+        adapter_name = adapter_name or "default"
+        model = get_peft_model(model, config, adapter_name=adapter_name)
+    assembly = base.assemblies.assembly_adapter[adapter_name]  # another of the same language may be the one that serves it
     wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
     assembly.load_state_dict(read_tensors(path, wanted, facts["vocab"], source))
     return model

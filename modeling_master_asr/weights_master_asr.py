@@ -87,7 +87,7 @@ class AssembledWeights:
         if store is not None and not training:
             sources = layout.sources(assembly)
             if not gradient_is_asked_for(sources):
-                self._made = store.dense(language, self._own.mapping, sources)
+                self._made = store.dense(language, sparsity, self._own.mapping, sources)
 
     @cached_property
     def _gates(self) -> list[tuple[bool, ...]]:
@@ -159,12 +159,12 @@ class AssembledWeights:
             return select_mask(specialist_scores(specialists, gates, own), self._sparsity)
 
         def mask() -> torch.Tensor:
-            key = gates, (self._language if own is not None else None)
+            key = self._sparsity, gates, (self._language if own is not None else None)
             return store.mask(row, key, [specialists, *(own or ())], specialists.shape[1:], self._languages, select)
 
         if store is None:
             return mask_weight(weight, specialists, mapping_row, select(), gates, own)
         if self._training and own is None and not gradient_is_asked_for((weight, specialists)):
-            product = store.product(row, gates, [weight, specialists], lambda: weight.detach() * mask())
+            product = store.product(row, (self._sparsity, gates), [weight, specialists], lambda: weight.detach() * mask())
             return mask_frozen_weight(product, weight, specialists, mapping_row)
         return mask_weight(weight, specialists, mapping_row, mask(), gates, own)

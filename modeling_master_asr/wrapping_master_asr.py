@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import nn
 
-from .artisan_master_asr import ArtisanLinear, AssembledLinear
+from .artisan_master_asr import ArtisanLinear, AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import BankHead, LanguageAssembly
 
 INSTEAD = (
@@ -65,16 +65,26 @@ def _refuse_copy(module: nn.Module) -> None:
             raise ValueError(f"modules_to_save cannot copy a {type(module).__name__}. {words}")
 
 
+def _refuse_loss(layer: nn.Module, instead) -> None:
+    if isinstance(instead, nn.Module) and not any(module is layer for module in instead.modules()):
+        raise NotImplementedError(
+            f"A {type(instead).__name__} in place of an {type(layer).__name__} would read one dense weight for every language. Quantize or replace "
+            "the layers of one language's plain model: model.materialize(language)."
+        )
+
+
 def may_wrap(wrapper: nn.Module, name: str, module) -> None:
     """Called before `module` becomes `wrapper.name`, for every module of the process.
 
     Raises:
-        ValueError: for what would train nothing, or be ignored.
+        ValueError, NotImplementedError: for what would train nothing, be ignored, or read one weight for every language.
     """
     if name == "model" and hasattr(type(wrapper), "_check_merge_allowed") and getattr(module, "base_model_prefix", "") == "master_asr":
         wrapper._check_merge_allowed = partial(_check_merge_allowed, wrapper)
     elif name == "original_module":
         _refuse_copy(module)
+    elif isinstance(wrapper._modules.get(name), (AssembledLinear, AssembledLayerNorm)):
+        _refuse_loss(wrapper._modules[name], module)
     elif name == "base_layer" and getattr(module, "is_never_called", False):
         raise ValueError(
             "WavLM's attention reads the weights of q_proj, k_proj, v_proj and out_proj and never calls these layers: an adapter "

@@ -58,3 +58,23 @@ def test_training_compiled_gives_the_gradients_of_training(model, graphs):
     assert found[0].keys() == found[1].keys() and any("mapping" in name for name in found[0])
     for name, grad in found[0].items():
         torch.testing.assert_close(found[1][name], grad, atol=1e-4 * float(grad.abs().max()) + 1e-9, rtol=1e-3, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["layers", "backbone"])
+def test_a_part_that_is_compiled_by_itself_never_reads_plain_weights_in_silence(part, graphs):
+    model = tiny_model()
+    model.add_language("es", model.config.vocab("fr"), preset="best")
+    for parameter in model.assemblies["es"].parameters():
+        parameter.normal_(std=0.3)
+    inputs, backbone = inputs_for(model), model.eval().master_asr.backbone
+    expected = model(**inputs, language="es").logits
+    model.master_asr._forget()
+    for module in backbone.encoder.layers if part == "layers" else [backbone]:
+        module.compile(backend="eager")
+    try:  # torch runs what it cannot trace as it is, or says why it cannot
+        found = model(**inputs, language="es").logits
+    except RuntimeError as error:
+        assert "Compile the whole model: torch.compile(model)" in str(error)
+    else:
+        assert torch.equal(found, expected)

@@ -270,14 +270,14 @@ def test_as_many_languages_keep_dense_weights_as_there_is_room_for(monkeypatch):
     model.eval()
     for code in model.languages:
         model(**inputs, language=code)
-    assert list(dict(store._dense)) == [(code, False) for code in model.languages]
-    room = sum(tensor.nbytes for tensor in store._dense["d", False][1].values())  # of the largest: preset best owns more than a mapping
+    assert [code for code, *_ in store._dense] == model.languages
+    room = sum(tensor.nbytes for tensor in next(made for (code, *_), (_, made) in store._dense.items() if code == "d").values())  # of the largest: preset best owns more than a mapping
     model.master_asr._forget()
     monkeypatch.setattr(masks, "DENSE_BYTES", 3 * room)
     for code in "abcd" * 2:
         model(**inputs, language=code)
         assert sum(tensor.nbytes for _, made in store._dense.values() for tensor in made.values()) <= 3 * room
-    assert [code for code, _ in store._dense] == ["b", "c", "d"]
+    assert [code for code, *_ in store._dense] == ["b", "c", "d"]
 
 
 @torch.no_grad()
@@ -370,3 +370,30 @@ def test_one_gate_that_flips_through_data_is_seen_however_few_values_a_stamp_loo
     before = logits_of(model, inputs)["es"]
     mapping.data[-1, -1] = 1
     assert not torch.equal(assert_answers_as_a_fresh_model(model, inputs)["es"], before)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_another_sparsity_on_a_living_model_is_another_mask_at_once(training):
+    model = tiny_model().train(training)
+    model.freeze_except("en")
+    inputs = inputs_for(model)
+    before = model(**inputs, language="en").logits
+    model.config.sparsity = 0.9
+    after = model(**inputs, language="en").logits
+    model.master_asr._forget()
+    assert not torch.equal(before, after) and torch.equal(after, model(**inputs, language="en").logits)
+
+
+@torch.no_grad()
+def test_masks_are_selected_in_float32_under_autocast_too():
+    """A language's own specialist is a product, which autocast would take in bfloat16, and keep for later calls."""
+    model = tiny_model()
+    model.add_language("es", vocab("ab"), parts=("mapping", "head", "specialist"))
+    for parameter in model.assemblies["es"].parameters():
+        parameter.normal_()
+    inputs = inputs_for(model)
+    expected = model.eval()(**inputs, language="es").logits
+    model.master_asr._forget()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**inputs, language="es")
+    assert torch.equal(model(**inputs, language="es").logits, expected)

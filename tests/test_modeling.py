@@ -8,7 +8,7 @@ from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model, vocab
 from transformers import AutoConfig, AutoModel, AutoModelForCTC, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from modeling_master_asr import LanguageAssembly, MasterASRForCTC, MasterASRModel
+from modeling_master_asr import LanguageAssembly, MasterASRConfig, MasterASRForCTC, MasterASRModel
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.assembly_master_asr import LowRank
 from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
@@ -446,3 +446,49 @@ def test_a_checkpoint_stored_in_fp16_loads_as_float32_unless_asked(tmp_path):
     tiny_model().half().save_pretrained(tmp_path)
     assert MasterASRForCTC.from_pretrained(tmp_path).dtype == torch.float32
     assert MasterASRForCTC.from_pretrained(tmp_path, dtype=torch.float16).dtype == torch.float16
+
+
+def test_an_input_in_the_place_of_a_stock_models_mask_is_refused(model):
+    inputs = inputs_for(model, (4000, 2500))
+    with pytest.raises(ValueError, match="takes input_values alone; got input_values and input_features.*attention_mask, is another input here"):
+        model(inputs["input_values"], inputs["attention_mask"], language="en")
+
+
+@pytest.mark.parametrize("family, keyword", [("wav2vec2", "languages"), ("whisper", "target_lang"), ("wav2vec2-bert", "Language")])
+def test_a_keyword_that_nothing_reads_is_refused_and_not_answered_in_the_default_language(family, keyword):
+    model = tiny_model(family)
+    model.set_language("en")
+    with pytest.raises(TypeError, match=f"forward got {keyword}, which nothing here reads.*language="):
+        model(**inputs_for(model), **{keyword: "fr"})
+    model(**inputs_for(model), output_hidden_states=True, return_dict=True, num_items_in_batch=3)  # what Trainer and others pass
+
+
+def test_labels_padded_with_the_blank_are_refused(model):
+    with pytest.raises(ValueError, match=r"Labels of 'en' hold the id 0, \[PAD\], which CTC keeps for its blank. Pad labels with -100"):
+        model(**inputs_for(model), language="en", labels=torch.tensor([[3, 4], [3, 0]]))
+
+
+def test_what_is_frozen_in_training_mode_stands_still_and_moves_again():
+    model = tiny_model("wav2vec2-conformer").train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model.freeze_except("en")
+    inputs, labels = inputs_for(model), torch.tensor([[3], [4]])
+    model(**inputs, language="en", labels=labels).loss.backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    model.unfreeze()
+    model(**inputs, language="en", labels=labels).loss.backward()
+    assert any(not torch.equal(value, before[name]) for name, value in model.named_buffers() if "running" in name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["wav2vec2", "wav2vec2-bert"])
+def test_an_encoder_with_an_adapter_reads_a_padded_clip_as_it_reads_it_alone(family):
+    config = tiny_backbone_config(family)
+    config.add_adapter, config.output_hidden_size, config.num_adapter_layers = True, config.hidden_size, 1
+    model = MasterASRForCTC(MasterASRConfig(backbone_config=config, num_specialists=2, assemblies={"en": {"vocab": vocab("ab")}})).eval()
+    inputs = inputs_for(model, (8000, 5000))
+    together, axis = model(**inputs, language="en"), model.master_asr.family.time_axis
+    alone = {name: value[1:].narrow(1 if name == "attention_mask" else axis, 0, int(inputs["attention_mask"][1].sum())) for name, value in inputs.items()}
+    frames = int(together.frames[1])
+    # the head sees another number of rows, hence not bit-equal
+    torch.testing.assert_close(model(**alone, language="en").logits[0, :frames], together.logits[1, :frames], atol=1e-6, rtol=0)

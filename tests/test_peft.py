@@ -3,6 +3,8 @@
 import copy
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftM
 from safetensors.torch import load_file
 
 from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
 
 ES, DE = vocab("abñ"), vocab("aäöüß")
@@ -357,3 +360,68 @@ def test_a_language_s_own_head_trains_as_a_module_to_save():
     train_a_little(model, "es")
     head = base.assemblies["es"].head
     assert not torch.equal(head.modules_to_save["default"].weight, head.original_module.weight)
+
+
+@torch.no_grad()
+def test_two_native_files_of_one_language_become_two_adapters(base, tmp_path):
+    inputs, expected = inputs_for(load(base)), {}
+    for seed, name in enumerate(("one", "two")):
+        native = load(base)
+        torch.manual_seed(seed)
+        native.add_language("es", ES, preset="small")
+        native.assemblies["es"].head.weight.normal_()
+        native.save_assembly("es", tmp_path / name)
+        expected[name] = native(**inputs, language="es").logits
+    peft_model = peft_from_assembly(load(base), tmp_path / "one", adapter_name="one")
+    peft_from_assembly(peft_model, tmp_path / "two", adapter_name="two")
+    for name in ("one", "two", "one"):
+        peft_model.set_adapter(name)
+        assert torch.equal(peft_model.eval()(**inputs, language="es").logits, expected[name])
+
+
+@torch.no_grad()
+def test_threads_that_name_adapters_hear_their_own(base, monkeypatch):
+    peft_model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES), adapter_name="es")
+    peft_model.add_adapter("de", AssemblyConfig(language="de", vocab=DE))
+    inputs = inputs_for(peft_model.eval().get_base_model())
+    expected = {name: peft_model(**inputs, adapter_names=[name] * 2).logits for name in ("es", "de")}
+    together, base_model = threading.Barrier(2), type(peft_model).get_base_model
+
+    def wait(self):  # PEFT asks for the base once a call's adapters are named
+        together.wait(timeout=20)
+        return base_model(self)
+
+    monkeypatch.setattr(type(peft_model), "get_base_model", wait)
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(expected, pool.map(lambda name: peft_model(**inputs, adapter_names=[name] * 2).logits, expected)))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_model_with_an_adapter_on_is_not_saved_under_names_that_nobody_reads(base, tmp_path):
+    peft_model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES))
+    with pytest.raises(ValueError, match="A PEFT adapter is on .*base_layer.*peft_model.save_pretrained writes the adapter"):
+        peft_model.get_base_model().save_pretrained(tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    peft_model.unload().save_pretrained(tmp_path / "whole")
+    assert load(tmp_path / "whole").languages == list(VOCABS)
+
+
+def test_an_adapter_on_a_languages_head_alone_is_not_dropped_from_its_file_or_its_plain_model(base, tmp_path):
+    model = load(base)
+    model.add_language("es", ES)
+    model.save_pretrained(tmp_path / "with_es")
+    model = get_peft_model(load(tmp_path / "with_es"), LoraConfig(target_modules=r".*lang_es\.head")).get_base_model()
+    with pytest.raises(ValueError, match="A PEFT adapter is on this language's head"):
+        model.save_assembly("es", tmp_path / "es")
+    with pytest.raises(ValueError, match="materialize bakes in no PEFT adapter of the encoder or the head"):
+        model.materialize("es")
+    assert not (tmp_path / "es").exists()
+
+
+def test_a_layer_of_ours_cannot_be_replaced_by_one_that_reads_a_single_weight():
+    model = tiny_model()
+    name, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, ArtisanLinear))
+    with pytest.raises(NotImplementedError, match="A Linear in place of an ArtisanLinear would read one dense weight.*materialize"):
+        model.set_submodule(name, torch.nn.Linear(layer.in_features, layer.out_features))
+    assert model.get_submodule(name) is layer
+    model.set_submodule(name, torch.nn.Sequential(layer))  # what holds it is its own affair
