@@ -97,7 +97,7 @@ def stage_1_table(labels: dict[str, str]) -> list[str]:
     zero_shot = load("zero_shot")
     if zero_shot and labels is STAGE_1_BEFORE:
         rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
-        lines.append(f"| stock Whisper-base, zero-shot, with its decoder | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
+        lines.append(f"| stock Whisper-base, zero-shot, with its decoder, timestamps off | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
     return lines
 
 
@@ -123,11 +123,11 @@ def edits_of_clips(run: dict) -> np.ndarray:
 
 def difference(runs: list[dict], others: list[dict]) -> str:
     """How much higher the test CER of `runs` is than that of `others`, seed by seed and clip by clip, with the middle 95 % of what
-    other clips would have said (paired bootstrap); "" where they share no seed or kept no edits.
+    other clips would have said (paired bootstrap); "" where they share no seed, kept no edits or heard other clips.
     """
     of_seed = {run["config"]["seed"]: edits_of_clips(run) for run in others}
     pairs = [(edits_of_clips(run), of_seed[run["config"]["seed"]]) for run in runs if run["config"]["seed"] in of_seed]
-    if not pairs or any(not mine.size or not theirs.size for mine, theirs in pairs):
+    if not pairs or any(not mine.size or not theirs.size or not np.array_equal(mine[1], theirs[1]) for mine, theirs in pairs):
         return ""
     more, characters = sum(mine[0] - theirs[0] for mine, theirs in pairs), sum(mine[1] for mine, _ in pairs)
 
@@ -142,7 +142,7 @@ def methods_table(series: str = "es") -> list[str]:
     best = of_method("assembly_best", series)
     compared = bool(difference(best, best))
     columns = ["trainable", "kept, KB", "validation CER, %", "CER, %", "WER, %", "seeds", "the languages from before, CER, %"]
-    columns[4:4] = ["CER above best's"] if compared else []
+    columns[4:4] = ["CER above best's, same seeds"] if compared else []
     lines = [f"| {' | '.join([SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for name, label in METHODS.items():
         runs = of_method(name, series)
@@ -199,7 +199,7 @@ def minutes_table() -> list[str]:
     return lines
 
 
-VOICES = {"plain": "SpecAugment and speed, as everywhere here", "varied": "also other throats and lines (`--vary_voices`)"}
+VOICES = {"plain": "SpecAugment and speed, as everywhere here", "varied": "other throats and lines too (`--vary_voices`)"}
 
 
 def voices_table() -> list[str]:

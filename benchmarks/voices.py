@@ -2,7 +2,7 @@
 
     python -m benchmarks.voices --data data/manifest.jsonl --heard small
     python -m training.train_multilingual --data data/own_voices.jsonl ... --out runs/voices
-    python -m training.evaluate --model ./runs/voices/model --data data/other_voices.jsonl --out benchmarks/results/voices.json
+    python -m training.evaluate --model ./runs/voices/model --data data/other_voices.jsonl --out runs/voices_others.json
 
 Dialogue (cs, nl) is divided by its characters, as the scripts name them: `--heard` stay, the others are tested on, with no sentence
 that training holds. The prompts of the other languages have one voice each, which stays.
@@ -23,10 +23,11 @@ def divide(clips: list[dict], heard: set[str]) -> tuple[list[dict], list[dict]]:
     is_heard = [clip["language"] not in DIALOGUE or clip["speaker"] in heard for clip in clips]
     own = [clip for clip, stays in zip(clips, is_heard) if stays]
     said = {(clip["language"], clip["text"]) for clip in own if clip["split"] == "train"}
+    # "both" is said by one who is heard
     fishes = {"small", "big"}  # the two who talk most: their held-out sentences are enough
     others = [
         {**clip, "split": "test"} for clip, stays in zip(clips, is_heard)
-        if not stays and (clip["language"], clip["text"]) not in said and (clip["speaker"] not in fishes or clip["split"] != "train")
+        if not stays and clip["speaker"] != "both" and (clip["language"], clip["text"]) not in said and (clip["speaker"] not in fishes or clip["split"] != "train")
     ]  # fmt: skip
     return own, others
 

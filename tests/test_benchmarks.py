@@ -62,6 +62,7 @@ def test_two_methods_are_compared_clip_by_clip_and_only_on_the_seeds_that_both_h
     assert tables.difference([ours], [ours]) == "+0.0 (+0.0 to +0.0)"
     assert tables.difference([theirs, run_with("9/10 9/20 9/10", seed=1)], [ours]) == tables.difference([theirs], [ours])
     assert tables.difference([theirs], [run_with("1/10 0/20 2/10", seed=1)]) == "" == tables.difference([theirs], [run_with("")])
+    assert tables.difference([theirs], [run_with("1/10 0/30 2/10")]) == ""  # other clips
     low, high = (float(bound) for bound in tables.difference([theirs], [ours]).split("(")[1].rstrip(")").split(" to "))
     assert 0 <= low < 5 < high <= 10  # no clip is better, one in ten letters is the most that one is worse
 

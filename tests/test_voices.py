@@ -15,6 +15,11 @@ from training.loop.data import Collator, Features
 from training.loop.sources import Clip
 
 
+@pytest.fixture(autouse=True)
+def every_voice_varies(monkeypatch):
+    monkeypatch.setattr(augment, "VARIED_SHARE", 1.0)
+
+
 def clip(language, speaker, text, split):
     return {"language": language, "speaker": speaker, "text": text, "split": split}
 
@@ -45,6 +50,13 @@ def test_a_narrow_line_lets_through_only_what_a_telephone_does(monkeypatch):
     varied = vary_voice(features, centres_hz, random.Random(0))
     outside = (centres_hz < 300) | (centres_hz > 3400)
     assert outside.any() and (varied[outside] == features.min()).all() and (varied[~outside] > features.min()).any()
+
+
+def test_half_of_the_clips_sound_as_they_were_recorded(monkeypatch):
+    monkeypatch.undo()
+    centres_hz, rng = mel_centres_hz(WhisperFeatureExtractor()), random.Random(0)
+    features = np.random.default_rng(0).standard_normal((len(centres_hz), 3)).astype(np.float32)
+    assert 80 < sum(vary_voice(features, centres_hz, rng) is features for _ in range(200)) < 120
 
 
 def test_voices_vary_in_training_batches_only_where_it_is_asked_for(tmp_path):

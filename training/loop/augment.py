@@ -9,6 +9,7 @@ import numpy as np
 from modeling_master_asr.backbone_master_asr import family_reading
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation
+VARIED_SHARE = 0.5  # of the clips whose voices vary: the others sound as they were recorded
 THROATS = (0.82, 1.22)  # formants, as their share of the clip's own
 LINE_HZ, NARROW_SHARE = (300.0, 3400.0), 0.3  # what a telephone line lets through, and how many clips come over one
 
@@ -32,7 +33,9 @@ def mel_centres_hz(feature_extractor) -> np.ndarray:
 
 
 def vary_voice(features: np.ndarray, centres_hz: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Log-mel features `(mels, frames)` of a throat of another length (VTLP, Jaitly and Hinton 2013), some of them over a narrow line."""
+    """Log-mel features `(mels, frames)`, half of them of a throat of another length (VTLP, Jaitly and Hinton 2013), some over a narrow line."""
+    if rng.random() >= VARIED_SHARE:
+        return features
     heard_at = np.interp(centres_hz * rng.uniform(*THROATS), centres_hz, np.arange(len(centres_hz)))  # (mels,): the band that sounds there now
     below = np.minimum(heard_at.astype(int), len(centres_hz) - 2)
     share = (heard_at - below)[:, None].astype(features.dtype)
