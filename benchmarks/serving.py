@@ -3,7 +3,7 @@
     python -m benchmarks.serving --whisper openai/whisper-base --out benchmarks/results/serving.json
 
 From samples to text, in processor time of one thread, over a plain encoder with one language's weights, the least that this encoder can
-cost. Values are untrained where a language was made for this; that moves no time.
+cost; and what is kept of weights beside one encoder. Values are untrained where a language was made for this; that moves no time.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl", "es"]
 PLAIN = "plain encoder, one language"
 CLIPS_A_LANGUAGE, ROUNDS = 3, 5
 Forward = Callable[[torch.Tensor, str], torch.Tensor]  # features and language -> logits
+Kept = Callable[[], int]  # bytes of weights beside those of one encoder, now
 Served = Callable[[Clip], object]  # one request, from the recording to its text
 
 
@@ -57,23 +58,34 @@ def greedy(forward: Forward, processor: MasterASRProcessor) -> Served:
     return serve
 
 
-def plain() -> Forward:
+def plain() -> tuple[Forward, Kept]:
     encoder = base().materialize("en")
-    return lambda features, language: encoder(input_features=features).logits
+    return lambda features, language: encoder(input_features=features).logits, lambda: 0
 
 
-def master_asr(preset: str) -> Forward:
-    """Seven more languages, each with all that a preset owns."""
+def master_asr(preset: str, keep: bool = True) -> tuple[Forward, Kept]:
+    """Seven more languages, each with all that a preset owns.
+
+    Args:
+        keep: assembled weights are kept from request to request; else made for each, as where languages are too many to be kept.
+    """
     model = base()
     for code in LANGUAGES:
         model.add_language(f"{code}-new", model.config.vocab("en"), preset=preset)
         for parameter in model.assemblies[f"{code}-new"].parameters():
             nn.init.normal_(parameter, std=0.02)
     model.eval()
-    return lambda features, language: model(input_features=features, language=f"{language}-new").logits
+    store = model.master_asr._masks
+
+    def forward(features, language):
+        if not keep:
+            store._dense.clear()
+        return model(input_features=features, language=f"{language}-new").logits
+
+    return forward, lambda: sum(tensor.nbytes for _, made in store._dense.values() for tensor in made.values())
 
 
-def lora() -> Forward:
+def lora() -> tuple[Forward, Kept]:
     """An adapter and a head a language, r = 8 on attention and feed-forward; not merged, since the next request would undo it."""
     model = base()
     family = model.master_asr.family
@@ -87,7 +99,16 @@ def lora() -> Forward:
         adapted.set_adapter(language, inference_mode=True)
         return adapted(input_features=features).logits
 
-    return forward
+    return forward, lambda: sum(p.nbytes for name, p in adapted.named_parameters() if "lora_" in name)
+
+
+def lora_merged() -> tuple[Forward, Kept]:
+    """A whole encoder a language, its adapter merged into it."""
+    model = base()
+    names = [*model.master_asr.family.targets, *model.master_asr.family.feed_forward]
+    encoders = {code: get_peft_model(model.materialize("en"), LoraConfig(r=8, target_modules=names)).merge_and_unload().eval() for code in LANGUAGES}
+    sizes = [sum(p.nbytes for p in encoder.parameters()) for encoder in encoders.values()]
+    return lambda features, language: encoders[language](input_features=features).logits, lambda: sum(sizes[1:])
 
 
 def whisper(folder: str) -> Served:
@@ -126,12 +147,18 @@ def main(argv=None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     processor = MasterASRProcessor.from_pretrained(CHECKPOINT)
-    models = {PLAIN: plain(), "preset paper": master_asr("paper"), "preset best": master_asr("best"), "PEFT LoRA r = 8, set_adapter": lora()}
-    candidates = {name: greedy(forward, processor) for name, forward in models.items()}
+    models = {
+        PLAIN: plain(), "preset paper": master_asr("paper"), "preset best": master_asr("best"),
+        "preset best, weights made for every request": master_asr("best", keep=False),
+        "PEFT LoRA r = 8, set_adapter": lora(), "PEFT LoRA r = 8, merged into an encoder for each language": lora_merged(),
+    }  # fmt: skip
+    candidates = {name: greedy(forward, processor) for name, (forward, _) in models.items()}
     if args.whisper:
         candidates["Whisper-base with its decoder"] = whisper(args.whisper)
     clips = requests()
     rows = timed(candidates, clips)
+    for name, (_, kept) in models.items():
+        rows[name]["kept_mb"] = round(kept() / 2**20)
     write_json(args.out, {**facts_of_run(), "clips": len(clips), "audio_s": round(sum(clip.duration_s for clip in clips), 1), "requests": rows})
     for name, row in rows.items():
         print(f"{name}: {row['ms']:.0f} ms a request, {row['ratio']:.2f} of the plain encoder's")

@@ -45,11 +45,14 @@ def test_the_worst_clips_are_each_languages_own_and_of_equal_rates_the_longer_fi
 @torch.inference_mode()
 def test_whoever_serves_starts_from_the_same_encoder_and_every_language_of_ours_reads_with_its_own_weights():
     features = torch.randn(1, 80, 100)
-    adapter, ours = serving.lora(), serving.master_asr("best")
-    stock = serving.plain()(features, "en")
+    (adapter, _), (merged, _), (ours, kept), (anew, _) = serving.lora(), serving.lora_merged(), serving.master_asr("best"), serving.master_asr("best", keep=False)
+    stock = serving.plain()[0](features, "en")
+    assert torch.equal(merged(features, "it"), stock)
     assert torch.equal(adapter(features, "it"), stock) and torch.equal(adapter(features, "en"), stock)  # untrained adapters add zero
     logits = [ours(features, code) for code in serving.LANGUAGES]
     assert not any(torch.equal(one, other) for one, other in itertools.combinations([stock, *logits], 2))
+    assert kept() > 7 * 5 * 4 * (4 * 512**2 + 2 * 512 * 2048) - 1  # float32 of every layer and language
+    assert torch.equal(anew(features, "it"), anew(features, "it"))
 
 
 def run_with(edits: str, seed: int = 0) -> dict:
