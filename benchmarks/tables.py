@@ -15,10 +15,15 @@ from scipy.stats import bootstrap
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
-STAGE_1 = {
+STAGE_1 = {  # 3,000 steps
+    "stage1_dense_3000": "one shared dense model",
+    "stage1_onemask_3000": "one mask for all languages",
+    "stage1_master_3000": "**Master-ASR, K = 2** (shipped)",
+}
+STAGE_1_SHORT = {  # 1,500 steps
     "stage1_dense": "one shared dense model",
     "stage1_onemask": "one mask for all languages",
-    "stage1_master": "**Master-ASR, K = 2** (shipped)",
+    "stage1_master": "Master-ASR, K = 2",
     "stage1_own": "a specialist for every language, K = 6, T fixed",
 }
 STAGE_1_BEFORE = {
@@ -271,7 +276,8 @@ def serving_table() -> list[str]:
 def command_lines() -> list[str]:
     names = [path.stem for series in SERIES for name in METHODS for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
     names = [
-        *STAGE_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *TRIED]), "zero_shot_new_languages",
+        *STAGE_1, *STAGE_1_SHORT, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *TRIED]), "zero_shot_new_languages",
+        "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", "es_minutes_best_1", "es_minutes_full_1", "es_minutes_best_3", "es_minutes_full_3",
         "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
@@ -293,7 +299,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
         "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "serving": serving_table(),
         "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
