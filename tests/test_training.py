@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.state import AcceleratorState
 from conftest import tiny_backbone_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel
@@ -319,8 +320,15 @@ def test_error_rates_are_of_the_whole_corpus_and_the_macro_counts_languages_once
         error_rates([], [])
 
 
-def test_a_model_trained_in_bf16_reads_in_float32_as_the_saved_one_will(corpus, tmp_path):
-    run_stage_1(corpus, tmp_path / "half", "--mixed_precision", "bf16")
+@pytest.fixture
+def a_process_of_its_own():
+    """Accelerate keeps one precision a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_model_trained_in_bf16_reads_in_float32_as_the_saved_one_will(corpus, tmp_path, a_process_of_its_own):
     seen = []
 
     def logits(model):
