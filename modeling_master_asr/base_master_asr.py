@@ -216,11 +216,14 @@ class StoredMixin(UploadMixin):
         Raises:
             ValueError: while a PEFT adapter is on: its wrappers' names would be written, which no `from_pretrained` reads.
         """
+        if getattr(self, "_hf_peft_config_loaded", False):  # Transformers' own `add_adapter`: it writes the adapter alone, and no base
+            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+            return
         wrapped = [name for name in (self.state_dict() if state_dict is None else state_dict) if ".base_layer." in name]
-        if wrapped and not getattr(self, "_hf_peft_config_loaded", False):
+        if wrapped:
             raise ValueError(
                 f"A PEFT adapter is on ({wrapped[0]}), and the file would load with first values in its place. peft_model.save_pretrained writes "
-                "the adapter, peft_model.get_base_model().save_assembly(language, folder) one language, peft_model.unload().save_pretrained the model."
+                "the adapter, peft_model.unload().save_pretrained the model without it."
             )
         base, before = self.base_model, self.config.fingerprint
         written = base.base_tensors() if state_dict is None else base_part(state_dict)

@@ -221,6 +221,8 @@ class HubMixin:
         """
         entry = self.config.assemblies[self.config.check_language(language)]
         fingerprint = self.master_asr.stored_fingerprint()
+        if any(hasattr(module, "base_layer") for module in self.master_asr.backbone.modules()):
+            raise ValueError("A PEFT adapter is on the encoder, and an assembly fits a base without it. Take it off first: model = peft_model.unload().")
         if fingerprint is None:
             raise ValueError(
                 "The base (W and M) was never saved, or has been trained since: an assembly saved now would fit no base. "

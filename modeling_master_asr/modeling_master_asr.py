@@ -210,7 +210,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame.
             TypeError: for a keyword that nothing here reads: a misspelt `language` would be answered in the default one.
         """
-        self._check_keywords(kwargs)
+        kwargs = self._known_keywords(kwargs)
         if is_exporting():  # a mask is a choice among values, which a graph does not have
             raise RuntimeError(
                 "An exported graph cannot select masks. Export one language, its weights assembled: "
@@ -232,11 +232,14 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             order += clips
         return _merge(pieces, order)
 
-    def _check_keywords(self, kwargs: dict) -> None:
+    def _known_keywords(self, kwargs: dict) -> dict:
+        """Without those that are None: wrappers pass every stock name (PEFT's feature extraction: `input_ids`)."""
         allowed = {*self._encoder_keywords, "output_hidden_states", "output_attentions", "return_dict", "num_items_in_batch"}
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
-            raise TypeError(f"forward got {', '.join(unknown)}, which nothing here reads. It takes language=, attention_mask=, labels= and {sorted(allowed)}.")
+            raise TypeError(f"forward got {', '.join(unknown)}, which nothing here reads. It takes language=, attention_mask= and {sorted(allowed)}; MasterASRForCTC also labels=.")
+        return kwargs
 
     def check_inputs(self, input_values: Optional[torch.Tensor], input_features: Optional[torch.Tensor]) -> torch.Tensor:
         """The one input this backbone takes.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ from transformers.utils import logging
 
 from .audio_master_asr import check_audio
 from .backbone_master_asr import family_of, family_reading
-from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
-from .text_master_asr import normalize
+from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
+from .text_master_asr import spelled
 from .upload_master_asr import UploadMixin
 
 logger = logging.get_logger(__name__)
@@ -293,13 +293,13 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """
         rows, unknown = [], Counter()
         for text, code in zip(texts, self._codes(language, len(texts))):
-            tokenizer = self.tokenizer_of(code)
-            known = set(self.vocabs[code]) | {" "}
-            text = spelled(text, known)
-            if not text:
+            alphabet = self.vocabs[self._known(code)]
+            known = {character for token in alphabet if token not in SPECIAL_TOKENS for character in token}
+            tokens = tokens_of(spelled(text, known | {" "}, code), alphabet)
+            if not tokens:
                 raise ValueError(f"Empty transcript (language {code!r}): CTC has nothing to learn from it. Drop the clip.")
-            unknown.update((code, character) for character in text if character not in known)
-            rows.append(np.asarray(tokenizer(text).input_ids, dtype=np.int64))
+            unknown.update((code, token) for token in tokens if token not in alphabet)
+            rows.append(np.asarray([alphabet.get(token, alphabet[UNK_TOKEN]) for token in tokens], dtype=np.int64))
         if unknown.keys() - self._warned:
             self._warned |= unknown.keys()
             named = ", ".join(f"{character!r} of {code!r} ({count} times)" for (code, character), count in unknown.most_common(20))
@@ -311,12 +311,17 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
     def decode(self, token_ids, language: Optional[str] = None, **kwargs):
         """Text of one clip's frames of token ids `(T,)`: repeats merged, blanks dropped.
 
+        Args:
+            kwargs: of the tokenizer. `skip_special_tokens` leaves [UNK] out, as a blank: the stock tokenizer would drop the blanks first,
+                and with them the second of two equal letters.
+
         Raises:
             ValueError, KeyError: for a missing or unknown language.
         """
         code = self._codes(language, 1)[0]
-        ids = torch.as_tensor(token_ids)
-        ids = torch.where(ids < 0, self.vocabs[self._known(code)][PAD_TOKEN], ids)
+        alphabet, ids = self.vocabs[self._known(code)], torch.as_tensor(token_ids)
+        unheard = (ids < 0) | (ids == alphabet[UNK_TOKEN]) if kwargs.pop("skip_special_tokens", False) else ids < 0
+        ids = torch.where(unheard, alphabet[PAD_TOKEN], ids)
         return self.tokenizer_of(code).decode(ids, **kwargs)
 
     def _known(self, code: str) -> str:
@@ -411,11 +416,10 @@ def nested_tokenizer(vocabs: dict[str, dict[str, int]]) -> Wav2Vec2CTCTokenizer:
     return tokenizer
 
 
-def spelled(text: str, known: set[str]) -> str:
-    """`text` as an alphabet spells it: as it stands if it can, else normalised as in training; an alphabet of capitals keeps them."""
-    raw = " ".join(unicodedata.normalize("NFKC", text).split())
-    candidates = (raw, normalize(text)) if set(raw) <= known else (normalize(text), raw)
-    return min(candidates, key=lambda candidate: sum(c not in known for c in candidate)) if candidates[0] else ""
+def tokens_of(text: str, alphabet: dict[str, int]) -> list[str]:
+    """The tokens of a spelled text, the longest first ("ch" before "c"); what no token is, character by character."""
+    letters = sorted((token for token in alphabet if token not in SPECIAL_TOKENS), key=len, reverse=True)
+    return re.findall("|".join([*map(re.escape, letters), "."]), text.replace(" ", SPACE_TOKEN), re.DOTALL)
 
 
 def as_list(items) -> list:

@@ -19,18 +19,41 @@ INVISIBLE = frozenset(
 )
 
 
-def normalize(text: str, dropped: Optional[Counter] = None) -> str:
+SPOKEN = frozenset("'%‰&@#§")  # of what Unicode calls punctuation: a word, or part of one
+TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag")  # whose capital of ı is I, and of i is İ
+
+
+def lowered(text: str, language: str = "") -> str:
+    """Lower-cased text; a capital İ is an i everywhere (Unicode's rule would leave its dot as a character of its own), and in Turkish
+    and its neighbours I is an ı.
+    """
+    text = text.replace("İ", "i")
+    return (text.replace("I", "ı") if language.partition("-")[0] in TWO_IS else text).lower()
+
+
+def stands_inside_words(character: str) -> bool:
+    """Joiners, direction marks, variation selectors: nothing to be seen or heard, and no gap where they are left out."""
+    return unicodedata.category(character) in ("Cf", "Me") or character in INVISIBLE
+
+
+def without_quotes(text: str) -> str:
+    """Words with single spaces; a lone apostrophe is a quote."""
+    return " ".join(word for word in text.split() if word.strip("'"))
+
+
+def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") -> str:
     """Lower-cased NFKC text of letters, their marks (Indic vowel signs are marks), apostrophes and single spaces.
 
     Args:
         dropped: counts every character that is left out, if given.
+        language: its code; a few languages have capitals of their own.
     """
     for apostrophe in APOSTROPHES:
         text = text.replace(apostrophe, "'")
     kept = []
-    for character in unicodedata.normalize("NFKC", text).lower():
+    for character in lowered(unicodedata.normalize("NFKC", text), language):
         kind = unicodedata.category(character)
-        without_gap = kind in ("Cf", "Me") or character in INVISIBLE  # joiners, direction marks, variation selectors stand inside words
+        without_gap = stands_inside_words(character)
         stray = kind[0] == "M" and kept[-1:] in ([], [" "])  # a mark on a sign that was dropped, such as an emoji's
         if (kind[0] in "LM" or character == "'") and not (without_gap or stray):
             kept.append(character)
@@ -39,9 +62,36 @@ def normalize(text: str, dropped: Optional[Counter] = None) -> str:
             kept.append(" ")
         if dropped is not None and not character.isspace():
             dropped[character] += 1
-    words = "".join(kept).split()
-    words = [word.strip("'") if not word.strip("'") else word for word in words]  # a lone apostrophe is a quote
-    return " ".join(word for word in words if word)
+    return without_quotes("".join(kept))
+
+
+def spelled(text: str, known: set[str], language: str = "") -> str:
+    """`text` as an alphabet spells it: what it knows stays as it stands, other letters are lower-cased, other punctuation is a gap.
+
+    What is left is kept, so that whoever encodes it can name it: digits and symbols are spoken, whether the alphabet has them or not.
+
+    Args:
+        known: the alphabet's characters, and the space.
+
+    Returns:
+        "" for a text without anything that is known, and without a letter.
+    """
+    marked = []
+    for character in unicodedata.normalize("NFKC", text):
+        if character not in known:
+            character = "'" if character in APOSTROPHES else character
+            kind = unicodedata.category(character)
+            if stands_inside_words(character):
+                character = ""
+            elif kind[0] in "ZC" or (kind[0] == "P" and character not in SPOKEN):
+                character = " "
+        marked.append(character)
+    text = without_quotes("".join(marked))
+    lower = lowered(text, language)
+    if len(lower) == len(text):
+        lower = "".join(as_it_is if as_it_is in known else small for as_it_is, small in zip(text, lower))
+    has_any = any(character in known - {" "} or unicodedata.category(character)[0] == "L" for character in lower)
+    return lower if has_any else ""
 
 
 def build_vocab(texts: Iterable[str]) -> dict[str, int]:

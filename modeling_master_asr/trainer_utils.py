@@ -41,7 +41,8 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
     """A plain Trainer's `compute_metrics`: CER and WER in %, each clip in its own alphabet.
 
     Args:
-        language: of all clips, or one for each clip of the evaluation set, in its order.
+        language: of all clips, or one for each clip of the evaluation set, in its order: not with
+            `train_sampling_strategy="group_by_length"`, by which Trainer shuffles the evaluation set too.
     """
     _metric()  # said before the first step, not after the first evaluation
 
@@ -61,8 +62,18 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
 
 
 def spell(processor, label_ids: np.ndarray, language: str) -> str:
-    """The text of label ids, repeats kept."""
+    """The text of label ids, repeats kept.
+
+    Raises:
+        ValueError: for an id that the language's alphabet has not.
+    """
     token_of = {i: token for token, i in processor.vocabs[language].items()}
+    foreign = sorted({int(i) for i in label_ids if i >= len(token_of)})
+    if foreign:
+        raise ValueError(
+            f"Labels hold {foreign}, and {language!r} has {len(token_of)} tokens: predictions do not come in the order of the languages given. "
+            'Trainer shuffles the evaluation set with train_sampling_strategy="group_by_length": leave that out.'
+        )
     return "".join(token_of[int(i)] for i in label_ids if i >= 0).replace("|", " ")
 
 

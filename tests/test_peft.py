@@ -418,6 +418,17 @@ def test_an_adapter_on_a_languages_head_alone_is_not_dropped_from_its_file_or_it
     assert not (tmp_path / "es").exists()
 
 
+def test_a_language_beside_an_adapter_on_the_encoder_is_not_saved_for_a_base_that_nobody_has(base, tmp_path):
+    model = load(base)
+    model.add_language("es", ES)
+    stored = model.master_asr.stored
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))  # Transformers' own, whose save writes the adapter alone
+    model.save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "adapter/adapter_model.safetensors").exists() and model.master_asr.stored is stored
+    with pytest.raises(ValueError, match="A PEFT adapter is on the encoder, and an assembly fits a base without it. Take it off first"):
+        model.save_assembly("es", tmp_path / "es")
+
+
 def test_a_layer_of_ours_cannot_be_replaced_by_one_that_reads_a_single_weight():
     model = tiny_model()
     name, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, ArtisanLinear))

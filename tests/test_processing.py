@@ -227,6 +227,38 @@ def test_an_alphabet_of_capitals_or_punctuation_keeps_them(caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize("letters, text, spelt, unknown", [
+    ("abc123", "Abc 12.", "abc 12", ""), ("abcABC", "Abc Cab.", "Abc Cab", ""), ("abc-", "A-b!", "a-b", ""), ("abc", "ab 12 c", "ab ?? c", "12"),
+    ("abc", "a % b", "a ? b", "%"), ("abc'", "A\u2019b 'c'", "a'b 'c'", ""), ("αο\u03c2σδ", "ΟΔΟΣ.", "οδο\u03c2", ""), ("a\u0301b", "ab\u0301", "ab\u0301", ""),
+])  # fmt: skip
+def test_what_an_alphabet_has_stays_and_what_is_spoken_is_not_dropped_in_silence(caplog, letters, text, spelt, unknown):
+    processor = MasterASRProcessor.from_model(tiny_model(vocabs={"xx": vocab(letters)}))
+    tokens = [{i: token for token, i in processor.vocabs["xx"].items()}[int(i)] for i in processor.encode_rows([text], "xx")[0]]
+    assert "".join(tokens).replace("|", " ").replace("[UNK]", "?") == spelt
+    assert all(f"'{character}' of 'xx'" in caplog.text for character in unknown) and bool(caplog.text) == bool(unknown)
+
+
+@pytest.mark.parametrize("language, text, spelt", [("tr", "ISI İstanbul", "ısı istanbul"), ("tr-TR", "ISI", "ısı"), ("en", "ISI İs", "isi is")])
+def test_capitals_of_i_are_those_of_the_language(caplog, language, text, spelt):
+    processor = MasterASRProcessor.from_model(tiny_model(vocabs={language: vocab("abilnstuı")}))
+    assert processor.decode(processor.encode([text], language)[0], language) == spelt and not caplog.text
+
+
+def test_a_token_of_several_letters_is_one_label_and_leaves_the_gaps_between_words(caplog):
+    letters = vocab("abc")
+    processor = MasterASRProcessor.from_model(tiny_model(vocabs={"xx": {**letters, "ch": len(letters)}}))
+    token_of = {i: token for token, i in processor.vocabs["xx"].items()}
+    rows = processor.encode_rows(["a ch b", "Abchc"], "xx")
+    assert [[token_of[int(i)] for i in row] for row in rows] == [["a", "|", "ch", "|", "b"], ["a", "b", "ch", "c"]] and not caplog.text
+
+
+def test_special_tokens_are_left_out_without_the_second_of_two_equal_letters(processor):
+    a, unknown, pad = processor.vocabs["en"]["a"], processor.vocabs["en"]["[UNK]"], processor.vocabs["en"]["[PAD]"]
+    ids = torch.tensor([a, a, pad, a, unknown, a])
+    assert processor.decode(ids, "en", skip_special_tokens=True) == "aaa" == processor.batch_decode(ids[None], "en", skip_special_tokens=True)[0]
+    assert processor.decode(ids, "en") == "aa[UNK]a"
+
+
 def test_characters_outside_the_alphabet_are_counted_in_one_warning(processor, caplog):
     processor(text=["xa xb", "ay"], language="en")
     processor(text=["xx"], language="en")

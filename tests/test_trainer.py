@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -224,3 +225,10 @@ def test_the_readmes_trainer_runs_as_printed(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {})
     model = MasterASRForCTC.from_pretrained("checkpoints/master-asr-whisper-base", assemblies=["runs/es-trainer/assembly"])
     assert "es" in model.languages
+
+
+def test_labels_of_another_languages_alphabet_say_that_the_order_is_not_the_one_given():
+    processor = MasterASRProcessor.from_model(tiny_model(vocabs={"en": vocab("abcde"), "fr": vocab("a")}))
+    outputs = SimpleNamespace(predictions=(np.zeros((2, 5), dtype=int), np.array([5, 5])), label_ids=np.array([[3, -100], [6, 7]]))
+    with pytest.raises(ValueError, match=r"Labels hold \[6, 7\], and 'fr' has 4 tokens.*group_by_length"):
+        ctc_metrics(processor, ["en", "fr"])(outputs)

@@ -424,7 +424,7 @@ def _clip(row: Row, language: str, report: Report) -> Clip:
     raw = row.fields["text"]
     if raw is not None and not isinstance(raw, str):  # CHOICE: refused: digits are no letters, and nobody knows how they were spoken
         raise LeftOut(f"the transcript is {kind(raw)}, not text", audio)
-    text = normalize(raw or "", report.dropped_characters[language])
+    text = normalize(raw or "", report.dropped_characters[language], language)
     if not text:
         raise LeftOut("empty transcript", audio)
     declared = row.fields["duration_s"]
