@@ -70,6 +70,15 @@ TRIED = {
     "es1500_lora_all_seed0": "LoRA r = 8 on all layers of the dense model, rate 1e-3",
     "tried_es_lora_all_3e-3": "... rate 3e-3",
 }
+RATES = {  # NAME_seedN.json
+    "es_assembly_best": "preset best: rate of the delta 2e-3, of norms 2e-3",
+    "tried_es_best_1e-3": "... of the delta 1e-3",
+    "tried_es_best_norms": "... of the delta 1e-3, of norms 2e-4",
+    "tried_es_best_both": "... of the delta 2e-3, of norms 2e-4",
+    "tried_es_best_dense": "... of the delta 1e-3, on the dense model",
+    "es_full": "full tuning of the dense model: rate 1e-4",
+    "tried_es_full_2e-4": "... 2e-4",
+}
 TRIED_LONG = {
     "tried_es_best_half": "preset best, in half precision; T never rests, nothing is averaged",
     "tried_es_best_rest": "... in 8 bits; T's rate decays and rests for the last tenth, the last fifth of the steps averaged",
@@ -218,6 +227,16 @@ def voices_table() -> list[str]:
     return lines
 
 
+def rates_table() -> list[str]:
+    lines = ["| es, 10 minutes, 1,000 steps: CER, %, validation / test | seed 0 | seed 1 | seed 2 |", "|---|---|---|---|"]
+    for name, label in RATES.items():
+        runs = [load(f"{name}_seed{seed}") for seed in range(3)]
+        cells = [f"{validation_of(run):.1f} / {run['test']['macro']['cer']:.1f}" if run else "" for run in runs]
+        if any(cells):
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
 def precision_table() -> list[str]:
     run = load("precision")
     if not run:
@@ -276,7 +295,7 @@ def serving_table() -> list[str]:
 def command_lines() -> list[str]:
     names = [path.stem for series in SERIES for name in METHODS for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
     names = [
-        *STAGE_1, *STAGE_1_SHORT, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *TRIED]), "zero_shot_new_languages",
+        *STAGE_1, *STAGE_1_SHORT, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED]), "zero_shot_new_languages",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", "es_minutes_best_1", "es_minutes_full_1", "es_minutes_best_3", "es_minutes_full_3",
         "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
@@ -301,7 +320,7 @@ def main() -> None:
     tables = {
         "stage-1": stage_1_table(STAGE_1), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
         "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "serving": serving_table(),
-        "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
+        "rates": rates_table(), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "minutes": minutes_table(), "voices": voices_table(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),

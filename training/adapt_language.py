@@ -47,7 +47,7 @@ from training.loop.sharding import unsharded
 from training.loop.steps import Splits, load_splits, opened, place, tested, train
 from training.loop.text import build_vocab
 
-RATE_OF_RANK_1 = 3e-3  # of delta: with so few values it pays to move faster; at rank 8 it does not (RESULTS.md)
+RATE_OF_RANK_1, RATE_OF_DELTA = 3e-3, 2e-3  # of delta in stage 2; the smaller the rank, the faster (RESULTS.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,14 @@ class AdaptConfig(PartsConfig):
     mapping_decay: bool = HfArg(default=True, help="T's rate falls like the others'; the paper's does not")
     mapping_rest: Share = HfArg(default=0.3, help="share of the steps, at the end, in which T rests")
     head_learning_rate: Positive = HfArg(default=LEARNING_RATES["head"], help="of the head")
-    delta_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the part, if there is one; else {RATE_OF_RANK_1:g} at rank 1, {LEARNING_RATES['delta']:g} above")
+    delta_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the part, if there is one; else {RATE_OF_RANK_1:g} at rank 1, {RATE_OF_DELTA:g} above")
     evaluate_every: Count = HfArg(default=250, help=EVALUATE_EVERY)
 
 
 def learning_rates(config: AdaptConfig) -> dict[str, float]:
     """`{group of `training.loop.optim.named_groups`: learning rate}`."""
     rates = {"T": config.mapping_learning_rate, "head": config.head_learning_rate, **config.rates_of_parts()}
-    of_delta = RATE_OF_RANK_1 if from_preset(**config.owned())["rank"] == 1 else LEARNING_RATES["delta"]
+    of_delta = RATE_OF_RANK_1 if from_preset(**config.owned())["rank"] == 1 else RATE_OF_DELTA
     return {**rates, "delta": config.delta_learning_rate or of_delta}
 
 
