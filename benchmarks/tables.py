@@ -155,7 +155,7 @@ def difference(runs: list[dict], others: list[dict]) -> str:
 def methods_table(series: str = "es") -> list[str]:
     best = of_method("assembly_best", series)
     compared = bool(difference(best, best))
-    columns = ["trainable", "kept, KB", "validation CER, %", "CER, %", "WER, %", "seeds", "the languages from before, CER, %"]
+    columns = ["trainable", "kept, KB*", "validation CER, %", "CER, %", "WER, %", "seeds", "the languages from before, CER, %"]
     columns[4:4] = ["CER above best's, same seeds"] if compared else []
     lines = [f"| {' | '.join([SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for name, label in METHODS.items():
@@ -192,24 +192,6 @@ def tried_table(tried: dict[str, str], steps: str) -> list[str]:
                 validation = list(run["finetune_log"]["validation"].values())[-1]["macro"]["cer"]
                 loss = list(run["finetune_log"]["loss"].values())[-1]
                 lines.append(f"| ... then + ft, 300 steps of all weights | {validation:.1f} | {run['finetune_test']['macro']['cer']:.1f} | {loss:.2f} |")
-    return lines
-
-
-MINUTES = {"assembly_best": "best", "full": "full"}  # methods of the curve, as its files name them: es_minutes_NAME_MINUTES.json
-
-
-def by_minutes(method: str) -> dict[int, dict]:
-    """Runs of one method with seed 0, by the minutes that it had."""
-    runs = {minutes: load(f"es_minutes_{MINUTES[method]}_{minutes}") for minutes in (1, 3, 12)} | {10: load(f"es_{method}_seed0")}
-    return {minutes: runs[minutes] for minutes in sorted(runs) if runs[minutes]}
-
-
-def minutes_table() -> list[str]:
-    lines = ["| es, CER, % (validation / test) | 1 minute | 3 minutes | 10 minutes | all 12 |", "|---|---|---|---|---|"]
-    for method in MINUTES:
-        runs = by_minutes(method)
-        cells = [f"{validation_of(runs[m]):.1f} / {runs[m]['test']['macro']['cer']:.1f}" if m in runs else "" for m in (1, 3, 10, 12)]
-        lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
     return lines
 
 
@@ -296,7 +278,7 @@ def command_lines() -> list[str]:
     names = [path.stem for series in SERIES for name in METHODS for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
     names = [
         *STAGE_1, *STAGE_1_SHORT, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED]), "zero_shot_new_languages",
-        "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", "es_minutes_best_1", "es_minutes_full_1", "es_minutes_best_3", "es_minutes_full_3",
+        "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others",
         "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
@@ -323,7 +305,7 @@ def main() -> None:
         "rates": rates_table(), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
-        "compact": compact_line(), "minutes": minutes_table(), "voices": voices_table(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
+        "compact": compact_line(), "voices": voices_table(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
         path = ROOT / page
