@@ -7,9 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model, vocab
 
-from benchmarks import languages, serving, starts, tables
+from benchmarks import languages, serving, tables
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers
 from training.loop.text import normalize
@@ -68,39 +67,6 @@ def test_two_methods_are_compared_clip_by_clip_and_only_on_the_seeds_that_both_h
     assert tables.difference([theirs], [run_with("1/10 0/30 2/10")]) == ""  # other clips
     low, high = (float(bound) for bound in tables.difference([theirs], [ours]).split("(")[1].rstrip(")").split(" to "))
     assert 0 <= low < 5 < high <= 10  # no clip is better, one in ten letters is the most that one is worse
-
-
-def test_a_start_from_singular_vectors_reads_as_before_and_points_where_the_languages_weights_do():
-    model = tiny_model()
-    model.add_language("es", vocab("a"), preset="best", rank=2)
-    torch.manual_seed(0)
-    samples = torch.randn(1, 8000)
-    with torch.no_grad():
-        before = model(samples, language="es").logits
-        lengths = [down.norm(dim=1).mean() for _, down in model.assemblies["es"].delta()]
-        starts.start_singular(model, "es")
-        assert torch.equal(model(samples, language="es").logits, before)  # up is zero
-    layer, (_, down), length = model.master_asr.layout.linear[0], model.assemblies["es"].delta()[0], lengths[0]
-    with torch.no_grad():
-        weight = model.master_asr.assembled("es").parameter(layer, "weight")
-    down = down.detach()
-    assert (down @ down.T / length**2 - torch.eye(2)).abs().max() < 1e-4
-    assert (weight @ down[0]).norm() / length == pytest.approx(torch.linalg.matrix_norm(weight, 2).item(), rel=1e-4)
-
-
-def test_layers_between_the_ends_never_use_the_rank_that_they_lack(monkeypatch):
-    model = tiny_model(num_hidden_layers=3)
-    model.add_language("es", vocab("a"), preset="best", rank=3)
-    monkeypatch.setattr(starts, "BETWEEN", 1)
-    starts.start_ends(model, "es")
-    model.freeze_except("es")
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(3):
-        model(torch.randn(1, 8000), language="es", labels=torch.tensor([[3]])).loss.backward()
-        optimizer.step(), optimizer.zero_grad()
-    between = {module for name, module in model.named_modules() if ".layers.1." in name}
-    moved = [[bool(product[:, column].any()) for column in range(3)] for layer, (product, _) in zip(model.master_asr.layout.linear, model.assemblies["es"].delta()) if layer in between]
-    assert moved and all(columns == [True, False, False] for columns in moved)
 
 
 def test_the_peak_memory_of_a_process_is_not_that_of_the_process_that_started_it():
