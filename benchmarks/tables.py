@@ -71,11 +71,11 @@ TRIED = {
     "tried_es_lora_all_3e-3": "... rate 3e-3",
 }
 RATES = {  # NAME_seedN.json
-    "es_assembly_best": "preset best: rate of the delta 2e-3, of norms 2e-3",
-    "tried_es_best_1e-3": "... of the delta 1e-3",
+    "es_assembly_best": "preset best: rate of the delta 2e-3, of norms 2e-4",
+    "tried_es_best_2e-3": "... of the delta 2e-3, of norms 2e-3",
     "tried_es_best_norms": "... of the delta 1e-3, of norms 2e-4",
-    "tried_es_best_both": "... of the delta 2e-3, of norms 2e-4",
-    "tried_es_best_dense": "... of the delta 1e-3, on the dense model",
+    "tried_es_best_1e-3": "... of the delta 1e-3, of norms 2e-3: the default before",
+    "tried_es_best_dense": "... the same on the dense model",
     "es_full": "full tuning of the dense model: rate 1e-4",
     "tried_es_full_2e-4": "... 2e-4",
 }

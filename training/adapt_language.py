@@ -47,7 +47,7 @@ from training.loop.sharding import unsharded
 from training.loop.steps import Splits, load_splits, opened, place, tested, train
 from training.loop.text import build_vocab
 
-RATE_OF_RANK_1, RATE_OF_DELTA = 3e-3, 2e-3  # of delta in stage 2; the smaller the rank, the faster (RESULTS.md)
+RATE_OF_RANK_1, RATE_OF_DELTA, RATE_OF_NORMS = 3e-3, 2e-3, 2e-4  # in stage 2; a delta the faster, the smaller its rank (RESULTS.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ class AdaptConfig(PartsConfig):
     mapping_rest: Share = HfArg(default=0.3, help="share of the steps, at the end, in which T rests")
     head_learning_rate: Positive = HfArg(default=LEARNING_RATES["head"], help="of the head")
     delta_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the part, if there is one; else {RATE_OF_RANK_1:g} at rank 1, {RATE_OF_DELTA:g} above")
+    norms_learning_rate: Positive = HfArg(default=RATE_OF_NORMS, help="of the part, if there is one")
     evaluate_every: Count = HfArg(default=250, help=EVALUATE_EVERY)
 
 
