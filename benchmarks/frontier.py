@@ -38,7 +38,7 @@ def draw() -> Figure:
         color, place = (OURS, {"xytext": (-7, -13), "ha": "right"}) if name.startswith("assembly") else (OTHERS, {"xytext": (7, 5)})
         axes.plot([kilobytes, kilobytes], [min(rates), max(rates)], color=color, linewidth=1.5, alpha=0.6)
         axes.plot(kilobytes, cer, "o", color=color, markersize=8)
-        axes.annotate(SHORT[name], (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, bbox=BEHIND, **place)
+        axes.annotate(SHORT[name] + (" (one seed)" if len(rates) == 1 else ""), (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, bbox=BEHIND, **place)
     ours = sorted(points[name][:2] for name in points if name.startswith("assembly"))
     axes.plot(*zip(*ours), color=OURS, linewidth=1, zorder=0)
     zero_shot = load("zero_shot_new_languages")
