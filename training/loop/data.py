@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
-from training.loop.augment import SPEEDS, hears_mels, mel_centres_hz, spec_augment, vary_voice
+from training.loop.augment import SPEEDS, hears_mels, spec_augment
 from training.loop.sources import Clip, read_manifest
 
 __all__ = ["Clip", "read_manifest"]  # handed on
@@ -251,19 +251,16 @@ class Collator:
         full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
         spec_masks: of `spec_augment`.
-        vary_voices: such clips are also heard through other throats and lines.
         spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
             Without them (in evaluation) a second of silence does, and the clip is left out of the figures.
     """
 
     def __init__(
         self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = (), spec_masks: int = 1,
-        vary_voices: bool = False,
     ):  # fmt: skip
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
         self.spares, self.spec_masks, self.broken = list(spares), spec_masks, {}
         self.hears_mels = hears_mels(processor.feature_extractor)
-        self.centres_hz = mel_centres_hz(processor.feature_extractor) if vary_voices else None
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
         rng = random.Random(f"{self.seed}-{step}")
@@ -273,8 +270,6 @@ class Collator:
             augment = rng.random() < share
             clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0)
             read.append(clip)
-            if augment and self.centres_hz is not None:
-                feature = vary_voice(feature, self.centres_hz, rng)
             if augment and self.hears_mels:
                 feature = spec_augment(feature, rng, self.spec_masks)
             features.append(feature)
