@@ -217,6 +217,11 @@ class OwnTensors:
         return None if self.delta is None or index is None else self.delta[index]
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """Whether PEFT has put an adapter around a layer of it."""
+    return any(hasattr(part, "base_layer") for part in module.modules())
+
+
 class LanguageAssembly(nn.Module):
     """All that a language owns. Its `state_dict()` is the assembly file.
 
@@ -272,7 +277,7 @@ class LanguageAssembly(nn.Module):
         Raises:
             ValueError: while a PEFT adapter is on a part of it.
         """
-        if any(hasattr(module, "base_layer") for module in self.modules()):
+        if is_adapted(self):
             raise ValueError("A PEFT adapter is on this language's head, and its file has no place for it. Take it off first: peft_model.unload().")
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("head.")}
         state |= {"head.weight": self.head.weight.detach(), "head.bias": self.head.bias.detach()}

@@ -16,7 +16,15 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file, logging
 
-from .assembly_master_asr import ASSEMBLY_CONFIG_NAME, file_name, read_listed, read_tensors, replace_text, write_assembly
+from .assembly_master_asr import (
+    ASSEMBLY_CONFIG_NAME,
+    file_name,
+    is_adapted,
+    read_listed,
+    read_tensors,
+    replace_text,
+    write_assembly,
+)
 from .base_master_asr import HUB_KWARGS, StoredBase, check_base
 from .configuration_master_asr import PIPELINE_TASK, check_folder, is_path
 from .processing_master_asr import MasterASRProcessor
@@ -221,7 +229,7 @@ class HubMixin:
         """
         entry = self.config.assemblies[self.config.check_language(language)]
         fingerprint = self.master_asr.stored_fingerprint()
-        if any(hasattr(module, "base_layer") for module in self.master_asr.backbone.modules()):
+        if is_adapted(self.master_asr.backbone):
             raise ValueError("A PEFT adapter is on the encoder, and an assembly fits a base without it. Take it off first: model = peft_model.unload().")
         if fingerprint is None:
             raise ValueError(

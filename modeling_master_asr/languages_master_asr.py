@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
-from .assembly_master_asr import Assemblies, LanguageAssembly
+from .assembly_master_asr import Assemblies, LanguageAssembly, is_adapted
 from .backbone_master_asr import keep_frozen_parts_still
 from .configuration_master_asr import DEFAULT_PRESET, SPECIAL_TOKENS, from_preset
 
@@ -189,7 +189,7 @@ class LanguageMixin:
             KeyError: if the language is not loaded.
         """
         assembly = self.assemblies[self.config.check_language(language)]
-        if any(hasattr(module, "base_layer") for part in (self.master_asr.backbone, assembly) for module in part.modules()):
+        if is_adapted(self.master_asr.backbone) or is_adapted(assembly):
             raise ValueError("materialize bakes in no PEFT adapter of the encoder or the head. Take it off first: model = peft_model.unload().")
         ctc_class = self.master_asr.family.ctc_class
         config = deepcopy(self.config.backbone_config)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import languages, serving, tables
+from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers
 from training.loop.text import normalize
@@ -74,3 +75,14 @@ def test_the_peak_memory_of_a_process_is_not_that_of_the_process_that_started_it
     code = "from benchmarks.languages import peak_mb; print(peak_mb())"
     child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 20 < child < languages.peak_mb() - held.nbytes / 2**21
+
+
+def clip(language, speaker, text, split):
+    return {"language": language, "speaker": speaker, "text": text, "split": split}
+
+
+def test_other_voices_are_tested_with_no_sentence_that_training_holds():
+    heard = [clip("cs", "small", "a", "train"), clip("cs", "small", "b", "test"), clip("en", "Allison", "c", "train")]
+    others = [clip("cs", "big", "a", "test"), clip("cs", "big", "d", "train"), clip("cs", "big", "e", "validation"), clip("cs", "crab", "f", "train")]
+    own, tested = divide([*heard, *others], {"small"})
+    assert own == heard and [c["text"] for c in tested] == ["e", "f"] and {c["split"] for c in tested} == {"test"}

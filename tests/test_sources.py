@@ -14,7 +14,7 @@ from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
-from training.loop import data, sources
+from training.loop import augment, data, sources
 from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
 from training.loop.metrics import edits_of, evaluate_clips
 from training.loop.sources import read_data, split_of
@@ -134,6 +134,16 @@ def test_a_clip_that_breaks_costs_that_clip_and_another_stands_in(tmp_path):
     spares = [Clip(tmp_path / f"bad{i}.wav", "en", "ba", 0.5, "train") for i in range(20)]
     with pytest.raises(ValueError, match="11 clips cannot be read: .'.*bad0.wav"):
         Collator(Features(processor), processor, spares=spares)(spares)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "wav2vec2-bert"])
+def test_an_encoder_of_raw_audio_or_of_stacked_frames_keeps_its_features(family, tmp_path):
+    processor = MasterASRProcessor.from_model(tiny_model(family))
+    features, heard = Features(processor), Clip(tmp_path / "a.wav", "en", "ab", 1.0, "train")
+    sound = processor.features(np.random.default_rng(0).standard_normal(48_000).astype(np.float32))
+    features._kept |= {(heard.audio, speed): sound for speed in augment.SPEEDS}
+    batch = Collator(features, processor, 0, spares=[heard], spec_masks=3)([heard], step=1)  # their time is not Whisper's axis
+    assert np.array_equal(batch[processor.model_input_names[0]][0], sound)
 
 
 def test_a_clip_that_cannot_be_read_is_left_out_of_the_figures_and_named(tmp_path):
