@@ -27,7 +27,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
-from training.loop.models import is_folder
+from training.loop.models import check_there
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
@@ -75,7 +75,7 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
     Raises:
         FileNotFoundError: if `--backbone` is no folder that is there, and can be no hub id.
     """
-    is_folder(config.backbone)  # or may be a hub id: what is neither is refused before any hub is asked
+    check_there(config.backbone)  # before any hub is asked
     vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in config.languages}
     model = MasterASRForCTC.from_backbone(
         config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers,

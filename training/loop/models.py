@@ -26,8 +26,9 @@ def resolve_model(id_or_path: str) -> str:
         ConnectionError: if no hub answers.
         ValueError: for a model of another kind.
     """
+    check_there(id_or_path)
     folder = Path(id_or_path).expanduser()
-    if is_folder(id_or_path):
+    if folder.is_dir():
         if not (folder / "config.json").is_file():
             held = sorted(path.name for path in folder.iterdir())[:8]
             raise FileNotFoundError(f"The folder {folder} holds no config.json, so it is no saved model. It holds {held or 'nothing'}.")
@@ -43,25 +44,27 @@ def resolve_model(id_or_path: str) -> str:
     return found
 
 
-def is_folder(id_or_path: str) -> bool:
-    """Whether it is a folder that is there; False: it may be a hub id.
+def check_there(id_or_path: str) -> None:
+    """Checks that it is a folder that is there, or may be a hub id.
 
     Raises:
         FileNotFoundError: if it can be neither.
     """
     if Path(id_or_path).expanduser().is_dir():
-        return True
+        return
     check_folder(id_or_path)
     first = Path(id_or_path).parts[:1]
     if not HUB_ID.fullmatch(id_or_path) or first[0] in OUR_FOLDERS or ("/" in id_or_path and Path(first[0]).is_dir()):
         raise FileNotFoundError(f"No folder at {id_or_path} (seen from {Path.cwd().name or '/'}). A folder or a hub id, owner/name, is wanted.")
-    return False
 
 
 def folder_or_id(name: str) -> str:
     """The `type=` of a command line's `--assembly`: a folder that is there, or `owner/name[@revision]`, as `load_assembly` takes it."""
     try:
-        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() or is_folder(name.partition("@")[0]) else name
+        if Path(name).expanduser().is_dir():
+            return str(Path(name).expanduser())
+        check_there(name.partition("@")[0])
+        return name
     except FileNotFoundError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
