@@ -1,4 +1,4 @@
-"""The picture of the table of methods: error against what has to be kept for one language.
+"""The pictures of the tables of methods: error against what has to be kept for one language, and against minutes of its speech.
 
     python -m benchmarks.frontier
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from benchmarks.tables import METHODS, RESULTS, load, of_method
+from benchmarks.tables import CURVES, METHODS, MINUTES, RESULTS, load, of_method, of_minutes
 
-PICTURE = RESULTS / "frontier.png"
+FRONTIER, CURVE = RESULTS / "frontier.png", RESULTS / "minutes.png"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  # keeps a label readable over lines
 OURS, OTHERS, TODAY = "#1f6f5c", "#777777", "#b5651d"
 SHORT = {
@@ -29,7 +29,41 @@ def means() -> dict[str, tuple[float, float, list[float]]]:
     return found
 
 
-def draw() -> Figure:
+def whisper_line(axes) -> None:
+    """What a user has today, without any training."""
+    zero_shot = load("zero_shot_new_languages")
+    if zero_shot:
+        cer = zero_shot["test"]["languages"]["es"]["cer"]
+        axes.axhline(cer, color=TODAY, linewidth=1, linestyle="--", zorder=0)
+        axes.annotate("Whisper itself, zero-shot", (0.02, cer), xycoords=("axes fraction", "data"), xytext=(0, -13), textcoords="offset points", fontsize=9, color=TODAY)
+
+
+def dress(axes, title: str) -> None:
+    axes.set_ylabel("CER on test, %")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_minutes() -> Figure:
+    """CER in % against minutes of Spanish (logarithmic): the seed that every point has, seed 0, a line a method."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, label), style in zip(CURVES.items(), ({"color": OURS}, {"color": OTHERS}, {"color": OTHERS, "linestyle": ":"})):
+        points = [(minutes, runs[0]["test"]["macro"]["cer"]) for minutes in MINUTES if (runs := of_minutes(name, minutes))]
+        axes.plot(*zip(*points), marker="o", label=label, **style)
+    whisper_line(axes)
+    axes.set_xscale("log")
+    axes.set_xticks(MINUTES, [str(minutes) for minutes in MINUTES])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("minutes of Spanish, seed 0")
+    axes.legend(frameon=False)
+    dress(axes, "A new language from little speech")
+    return figure
+
+
+def draw_frontier() -> Figure:
     """CER in % against kilobytes (logarithmic): a method's mean, its seeds as a bar, Master-ASR's presets joined, Whisper zero-shot as a line."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -41,24 +75,18 @@ def draw() -> Figure:
         axes.annotate(SHORT[name] + (" (one seed)" if len(rates) == 1 else ""), (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, bbox=BEHIND, **place)
     ours = sorted(points[name][:2] for name in points if name.startswith("assembly"))
     axes.plot(*zip(*ours), color=OURS, linewidth=1, zorder=0)
-    zero_shot = load("zero_shot_new_languages")
-    if zero_shot:
-        cer = zero_shot["test"]["languages"]["es"]["cer"]
-        axes.axhline(cer, color=TODAY, linewidth=1, linestyle="--", zorder=0)
-        axes.annotate("Whisper itself, zero-shot", (0.02, cer), xycoords=("axes fraction", "data"), xytext=(0, -13), textcoords="offset points", fontsize=9, color=TODAY)
+    whisper_line(axes)
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.12)
     axes.set_xlabel("kept for the language, KB (ours in 8 bits, as tested; others in 16)")
-    axes.set_ylabel("CER on test, %")
-    axes.set_title("Spanish from 10 minutes of speech", loc="left", fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    dress(axes, "Spanish from 10 minutes of speech")
     return figure
 
 
 def main() -> None:
-    draw().savefig(PICTURE, dpi=140)
-    print(f"Wrote {PICTURE.relative_to(RESULTS.parent.parent)}.")
+    for draw, path in ((draw_frontier, FRONTIER), (draw_minutes, CURVE)):
+        draw().savefig(path, dpi=140)
+        print(f"Wrote {path.relative_to(RESULTS.parent.parent)}.")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ STAGE_1_BEFORE = {
     "stage1_dense_long": "5 layers, 1,500 steps: dense",
     "stage1_onemask_long": "5 layers, 1,500 steps: one mask",
     "stage1_ship": "**5 layers, 1,500 steps: Master-ASR, K = 2** (shipped until then)",
-    "stage1_ship_seed1": "... another seed",
     "stage1_beta2": "... Adam's beta2 0.98 instead of 0.999",
     "stage1_noise1_long": "5 layers, 1,500 steps: Master-ASR, K = 2, noise of M 1.0",
     "stage1_dense_beta2": "beta2 0.98: dense",
@@ -99,24 +98,30 @@ def validation_of(run: dict) -> float:
     return (run.get("validation") or list(run["log"]["validation"].values())[-1])["macro"]["cer"]
 
 
+def with_seeds(name: str) -> list[dict]:
+    """The run of seed 0, and those of others that have ended: NAME.json, NAME_seed1.json, ..."""
+    return [run for run in map(load, (name, *(f"{name}_seed{seed}" for seed in range(1, 4)))) if run]
+
+
 def stage_1_table(labels: dict[str, str]) -> list[str]:
-    lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | macro, validation | mask bits that differ |", "|---" * 10 + "|"]
+    """A line a model: the mean over its seeds, and the standard deviation of the macro CERs."""
+    lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | macro, validation | mask bits that differ | seeds |", "|---" * 11 + "|"]
     for name, label in labels.items():
-        run = load(name)
-        if run:
-            rates = [f"{run['test']['languages'][code]['cer']:.1f}" for code in LANGUAGES]
-            validation = validation_of(run)
-            differ = run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0)
-            lines.append(f"| {label} | {' | '.join(rates)} | {run['test']['macro']['cer']:.1f} | {validation:.1f} | {100 * differ:.1f} % |")
+        runs = with_seeds(name)
+        if runs:
+            rates = [f"{statistics.mean(run['test']['languages'][code]['cer'] for run in runs):.1f}" for code in LANGUAGES]
+            macro, validation = spread([run["test"]["macro"]["cer"] for run in runs]), spread([validation_of(run) for run in runs])
+            differ = statistics.mean(run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0) for run in runs)
+            lines.append(f"| {label} | {' | '.join(rates)} | {macro} | {validation} | {100 * differ:.1f} % | {len(runs)} |")
     zero_shot = load("zero_shot")
     if zero_shot and labels is STAGE_1_BEFORE:
         rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
-        lines.append(f"| stock Whisper-base, zero-shot, with its decoder, timestamps off | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | |")
+        lines.append(f"| stock Whisper-base, zero-shot, with its decoder, timestamps off | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | | |")
     return lines
 
 
 # A series of runs: new language, and what the table says of it. "es1500" is on stage 1 of 1,500 steps, as all that follows from it.
-SERIES = {"es": "es, 10 minutes, 1,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "cs": "cs, 10 minutes, 1,000 steps"}
+SERIES = {"es": "es, 10 minutes, 1,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "ru": "ru, 10 minutes, 1,000 steps"}
 
 
 def of_method(name: str, series: str = "es") -> list[dict]:
@@ -163,8 +168,8 @@ def methods_table(series: str = "es") -> list[str]:
         if runs:
             lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None)])} |")
     zero_shot = load("zero_shot_new_languages")
-    if zero_shot:
-        rate = zero_shot["test"]["languages"][series[:2]]
+    rate = zero_shot["test"]["languages"].get(series[:2]) if zero_shot else None
+    if rate:
         cells = ["0", "0", "", f"{rate['cer']:.1f}", f"{rate['wer']:.1f}", "", "as they are"]
         cells[4:4] = [""] if compared else []
         lines.append(f"| {' | '.join(['Whisper-base as it is, zero-shot, its decoder, timestamps on', *cells])} |")
@@ -192,6 +197,25 @@ def tried_table(tried: dict[str, str], steps: str) -> list[str]:
                 validation = list(run["finetune_log"]["validation"].values())[-1]["macro"]["cer"]
                 loss = list(run["finetune_log"]["loss"].values())[-1]
                 lines.append(f"| ... then + ft, 300 steps of all weights | {validation:.1f} | {run['finetune_test']['macro']['cer']:.1f} | {loss:.2f} |")
+    return lines
+
+
+MINUTES = (1, 3, 10)
+CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8, all layers", "full": "full tuning"}
+
+
+def of_minutes(name: str, minutes: int) -> list[dict]:
+    """The runs of a method with so many minutes of Spanish, a seed each; ten are the table's."""
+    return of_method(name) if minutes == 10 else of_method(f"{name}_{minutes}min")
+
+
+def minutes_table() -> list[str]:
+    """CER on validation and test of seed 0, a column for each amount of audio."""
+    lines = [f"| es, CER, %, validation / test, seed 0 | {' | '.join(f'{minutes} min' for minutes in MINUTES)} |", "|---" * (len(MINUTES) + 1) + "|"]
+    for name, label in CURVES.items():
+        firsts = [(of_minutes(name, minutes) or [None])[0] for minutes in MINUTES]
+        cells = [f"{validation_of(run):.1f} / {run['test']['macro']['cer']:.1f}" if run else "" for run in firsts]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
 
@@ -274,12 +298,14 @@ def serving_table() -> list[str]:
 
 
 def command_lines() -> list[str]:
-    names = [path.stem for series in SERIES for name in METHODS for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
+    curves = [f"{name}_{minutes}min" for name in CURVES for minutes in MINUTES]
+    names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
+    of_stage_1 = [f"{name}{seed}" for name in (*STAGE_1, *STAGE_1_SHORT, *STAGE_1_BEFORE) for seed in ("", "_seed1", "_seed2")]
     names = [
-        *STAGE_1, *STAGE_1_SHORT, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED]), "zero_shot_new_languages",
+        *of_stage_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED]), "zero_shot_new_languages",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others",
         "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
-        "tried_stage1_dense_500", "tried_stage1_best_3e-3", *STAGE_1_BEFORE, *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
+        "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
 
@@ -300,7 +326,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main() -> None:
     tables = {
         "stage-1": stage_1_table(STAGE_1), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
-        "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "serving": serving_table(),
+        "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
