@@ -86,3 +86,4 @@ def test_other_voices_are_tested_with_no_sentence_that_training_holds():
     others = [clip("cs", "big", "a", "test"), clip("cs", "big", "d", "train"), clip("cs", "big", "e", "validation"), clip("cs", "crab", "f", "train")]
     own, tested = divide([*heard, *others], {"small"})
     assert own == heard and [c["text"] for c in tested] == ["e", "f"] and {c["split"] for c in tested} == {"test"}
+    assert divide([*heard, *others], {"small"}, {"crab"}) == (heard, [{**others[3], "split": "test"}])
