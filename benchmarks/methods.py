@@ -95,7 +95,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     """Trains, tests on the new language and on those that were there before."""
     set_seed(config.seed)
     model, processor = load(accelerator, config)
-    before = list(model.languages)
+    facts, before = facts_of_run(model), list(model.languages)
     splits: Splits = load_splits(accelerator, config, [config.language], config.minutes)
     features = Features(processor, config.features_cache)
     add_language(model, processor, features, splits.training, config)
@@ -113,7 +113,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
     turns.use_average()
     return {
-        **facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
+        **facts, "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
         "kilobytes": round(kilobytes, 1), "log": log,
         "validation": tested(accelerator, model, processor, features, splits.validation), "test": tested(accelerator, model, processor, features, splits.test),
         "old_languages_before": old_before, "old_languages_after": tested(accelerator, model, processor, features, old),

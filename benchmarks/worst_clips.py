@@ -125,7 +125,7 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     clips = select(read_data(args.data, args.heard.parent / "recordings")[0], "test", args.languages)
     heard = read_heard(args.heard)
-    whispers = [normalize(spell_numbers(heard[clip.language, clip.audio.name]["text"], clip.language)) for clip in clips]
+    whispers = [normalize(spell_numbers(heard[clip.language, clip.audio.name]["text"], clip.language), language=clip.language) for clip in clips]
     entries = [side_by_side(*texts) for texts in zip(clips, heard_by_us(args.model, clips), whispers)]
     chosen = worst(entries, args.count)
     add_facts(chosen, clips)

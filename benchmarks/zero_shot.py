@@ -15,6 +15,7 @@ import re
 import time
 import unicodedata
 from pathlib import Path
+from typing import Optional
 
 import torch
 from num2words import num2words
@@ -84,22 +85,30 @@ def transcribe(model, extractor, tokenizer, clip: Clip, timestamps: bool = False
     return {"audio": clip.audio.name, "language": clip.language, "text": text, "tokens": len(ids), "cpu_s": seconds}
 
 
-def read_heard(path: Path) -> dict[tuple[str, str], dict]:
-    """The lines of an earlier run by language and file name."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {(line["language"], line["audio"]): line for line in map(json.loads, lines)}
+def read_heard(path: Path, by: Optional[dict] = None) -> dict[tuple[str, str], dict]:
+    """The lines of an earlier run by language and file name.
+
+    Raises:
+        ValueError: if another model wrote them than `by` says, or with other options.
+    """
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    for line in lines:
+        if by and line.get("by") != by:
+            raise ValueError(f"{path} was heard by {line.get('by', 'nobody says whom')}, not by {by}. Name another file with --heard, or delete it.")
+    return {(line["language"], line["audio"]): line for line in lines}
 
 
 def transcribe_all(folder: str, clips: list[Clip], path: Path, timestamps: bool = False) -> list[dict]:
     """A line a clip, in order, of which those that are in the file already are not heard again."""
-    heard = read_heard(path)
+    by = {"model": folder, "timestamps": timestamps}
+    heard = read_heard(path, by)
     missing = [clip for clip in clips if (clip.language, clip.audio.name) not in heard]
     if missing:
         parts = load(folder, list(dict.fromkeys(clip.language for clip in missing)))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for clip in tqdm(missing, desc="clips"):
-                heard[clip.language, clip.audio.name] = line = transcribe(*parts, clip, timestamps)
+                heard[clip.language, clip.audio.name] = line = {**transcribe(*parts, clip, timestamps), "by": by}
                 print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
     return [heard[clip.language, clip.audio.name] for clip in clips]
 
@@ -111,10 +120,10 @@ def score(clips: list[Clip], heard: list[dict]) -> dict:
         pairs = [(clip, line) for clip, line in zip(clips, heard) if clip.language == code]
         references = [clip.text for clip, _ in pairs]
         timed = [line["cpu_s"] for _, line in pairs if "cpu_s" in line]
-        texts = [normalize(spell_numbers(line["text"], code)) for _, line in pairs]
+        texts = [normalize(spell_numbers(line["text"], code), language=code) for _, line in pairs]
         rates[code] = {
             **error_rates(texts, references),
-            "digits_not_spelled": error_rates([normalize(line["text"]) for _, line in pairs], references),
+            "digits_not_spelled": error_rates([normalize(line["text"], language=code) for _, line in pairs], references),
             "accents_ignored": error_rates(list(map(without_marks, texts)), list(map(without_marks, references))),
             "clips": len(pairs), "clips_timed": len(timed), "cpu_s_a_clip": round(sum(timed) / max(len(timed), 1), 2),
             "clips_with_digits": sum(any(map(str.isdigit, line["text"])) for _, line in pairs),

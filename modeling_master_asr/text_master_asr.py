@@ -10,6 +10,7 @@ from typing import Optional
 from .configuration_master_asr import SPECIAL_TOKENS
 
 APOSTROPHES = "'\u2018\u2019\u02bc\u02b9\u00b4`"
+QUOTES = "'\u2018\u2019\u201a\u00b4`"  # the same without those that are letters, and the one that only quotes
 # Unicode's default ignorables that are no format characters (category Cf): letters and marks by category, and nothing to be seen or heard
 INVISIBLE = frozenset(
     chr(code)
@@ -41,6 +42,28 @@ def without_quotes(text: str) -> str:
     return " ".join(word for word in text.split() if word.strip("'"))
 
 
+def without_pairs(text: str) -> str:
+    """`text` without single quotation marks that stand in pairs around words; what stands alone is an apostrophe ('s avonds, po').
+
+    CHOICE: 'tis the boys' turn loses both of its apostrophes: nothing in the text tells them from quotes, which are more common.
+    """
+    kept, opened = list(text), None
+    for i, character in enumerate(text):
+        if character not in QUOTES:
+            continue
+        before, after = text[i - 1 : i] if i else "", text[i + 1 : i + 2]
+        begins, ends = not _in_word(before) and _in_word(after), not _in_word(after) and before.strip() != ""
+        if begins:
+            opened = i
+        elif ends and opened is not None:
+            kept[opened], kept[i], opened = "", "", None
+    return "".join(kept)
+
+
+def _in_word(character: str) -> bool:
+    return unicodedata.category(character or " ")[0] in "LMN"
+
+
 def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") -> str:
     """Lower-cased NFKC text of letters, their marks (Indic vowel signs are marks), apostrophes and single spaces.
 
@@ -48,6 +71,7 @@ def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") 
         dropped: counts every character that is left out, if given.
         language: its code; a few languages have capitals of their own.
     """
+    text = without_pairs(text)
     for apostrophe in APOSTROPHES:
         text = text.replace(apostrophe, "'")
     kept = []
@@ -66,7 +90,8 @@ def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") 
 
 
 def spelled(text: str, known: set[str], language: str = "") -> str:
-    """`text` as an alphabet spells it: what it knows stays as it stands, other letters are lower-cased, other punctuation is a gap.
+    """`text` as an alphabet spells it: what it knows stays as it stands, other letters are lower-cased, or capitals
+    where it has only those; other punctuation is a gap.
 
     What is left is kept, so that whoever encodes it can name it: digits and symbols are spoken, whether the alphabet has them or not.
 
@@ -77,7 +102,7 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
         "" for a text without anything that is known, and without a letter.
     """
     marked = []
-    for character in unicodedata.normalize("NFKC", text):
+    for character in without_pairs(unicodedata.normalize("NFKC", text)):
         if character not in known:
             character = "'" if character in APOSTROPHES else character
             kind = unicodedata.category(character)
@@ -89,9 +114,14 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
     text = without_quotes("".join(marked))
     lower = lowered(text, language)
     if len(lower) == len(text):
-        lower = "".join(as_it_is if as_it_is in known else small for as_it_is, small in zip(text, lower))
+        lower = "".join(as_it_is if as_it_is in known else _in_case(small, known) for as_it_is, small in zip(text, lower))
     has_any = any(character in known - {" "} or unicodedata.category(character)[0] == "L" for character in lower)
     return lower if has_any else ""
+
+
+def _in_case(small: str, known: set[str]) -> str:
+    """A letter as an alphabet has it that may hold capitals alone."""
+    return small.upper() if small not in known and small.upper() in known else small
 
 
 def build_vocab(texts: Iterable[str]) -> dict[str, int]:

@@ -49,7 +49,7 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
     def compute(prediction) -> dict[str, float]:
         ids, frames = prediction.predictions
         codes = [language] * len(ids) if isinstance(language, str) else list(language)
-        heard = processor.batch_decode(ids, codes, frames=frames)
+        heard = processor.batch_decode(ids, codes, frames=frames, skip_special_tokens=True)
         said = [spell(processor, row, code) for row, code in zip(prediction.label_ids, codes)]
         rates = {}
         for code in dict.fromkeys(codes):
@@ -62,7 +62,7 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
 
 
 def spell(processor, label_ids: np.ndarray, language: str) -> str:
-    """The text of label ids, repeats kept.
+    """The text of label ids, repeats kept; [UNK] is one character that nobody can have heard.
 
     Raises:
         ValueError: for an id that the language's alphabet has not.
@@ -74,6 +74,7 @@ def spell(processor, label_ids: np.ndarray, language: str) -> str:
             f"Labels hold {foreign}, and {language!r} has {len(token_of)} tokens: predictions do not come in the order of the languages given. "
             'Trainer shuffles the evaluation set with train_sampling_strategy="group_by_length": leave that out.'
         )
+    token_of[processor.vocabs[language]["[UNK]"]] = "\ufffd"
     return "".join(token_of[int(i)] for i in label_ids if i >= 0).replace("|", " ")
 
 

@@ -1,6 +1,7 @@
 """What stands behind the figures of benchmarks: texts made comparable, facts of recordings, the same work for everybody."""
 
 import itertools
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ import torch
 from benchmarks import languages, serving, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
-from benchmarks.zero_shot import spell_numbers
+from benchmarks.zero_shot import spell_numbers, transcribe_all
+from training.loop.sources import Clip
 from training.loop.text import normalize
 
 
@@ -87,3 +89,13 @@ def test_other_voices_are_tested_with_no_sentence_that_training_holds():
     own, tested = divide([*heard, *others], {"small"})
     assert own == heard and [c["text"] for c in tested] == ["e", "f"] and {c["split"] for c in tested} == {"test"}
     assert divide([*heard, *others], {"small"}, {"crab"}) == (heard, [{**others[3], "split": "test"}])
+
+
+def test_what_one_whisper_heard_is_not_scored_under_anothers_name(tmp_path):
+    heard = tmp_path / "heard.jsonl"
+    heard.write_text(json.dumps({"audio": "a.wav", "language": "en", "text": "A", "tokens": 3, "by": {"model": "small", "timestamps": False}}) + "\n")
+    clips = [Clip(tmp_path / "a.wav", "en", "a", 1.0, "test")]
+    assert [line["text"] for line in transcribe_all("small", clips, heard)] == ["A"]
+    for folder, timestamps in (("large", False), ("small", True)):
+        with pytest.raises(ValueError, match=r"was heard by .*'small', 'timestamps': False.*Name another file with --heard"):
+            transcribe_all(folder, clips, heard, timestamps)

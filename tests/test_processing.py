@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_an_alphabet_of_capitals_or_punctuation_keeps_them(caplog):
 
 @pytest.mark.parametrize("letters, text, spelt, unknown", [
     ("abc123", "Abc 12.", "abc 12", ""), ("abcABC", "Abc Cab.", "Abc Cab", ""), ("abc-", "A-b!", "a-b", ""), ("abc", "ab 12 c", "ab ?? c", "12"),
-    ("abc", "a % b", "a ? b", "%"), ("abc'", "A\u2019b 'c'", "a'b 'c'", ""), ("αο\u03c2σδ", "ΟΔΟΣ.", "οδο\u03c2", ""), ("a\u0301b", "ab\u0301", "ab\u0301", ""),
+    ("abc", "a % b", "a ? b", "%"), ("abc'", "A\u2019b 'c'", "a'b c", ""), ("αο\u03c2σδ", "ΟΔΟΣ.", "οδο\u03c2", ""), ("a\u0301b", "ab\u0301", "ab\u0301", ""),
 ])  # fmt: skip
 def test_what_an_alphabet_has_stays_and_what_is_spoken_is_not_dropped_in_silence(caplog, letters, text, spelt, unknown):
     processor = MasterASRProcessor.from_model(tiny_model(vocabs={"xx": vocab(letters)}))
@@ -319,6 +320,15 @@ def test_the_trainers_parts_are_installed_and_say_which_extra_is_missing(process
     monkeypatch.setitem(sys.modules, "modeling_master_asr.error_rates", None)  # as where evaluate is not installed
     with pytest.raises(ImportError, match=r'CER and WER need evaluate and jiwer: pip install "modeling-master-asr\[train\]"'):
         ctc_metrics(processor, "en")
+
+
+def test_a_character_outside_the_alphabet_is_one_error_and_nobody_can_guess_it(processor):
+    alphabet, frames = processor.vocabs["en"], np.array([4])
+    labels = processor.encode(["ñabc"], "en").numpy()
+    for heard, cer in (("abc", 25.0), (["[UNK]", "a", "b", "c"], 25.0), ("dabc", 25.0)):
+        ids = [alphabet[token] for token in heard]
+        prediction = SimpleNamespace(predictions=(np.array([ids + [0] * (4 - len(ids))]), frames), label_ids=labels)
+        assert ctc_metrics(processor, "en")(prediction)["cer"] == cer
 
 
 # ---------------------------------------------------------------------- files

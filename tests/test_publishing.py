@@ -25,7 +25,7 @@ def test_a_materialized_folder_is_stock_and_needs_no_trust(tmp_path):
     assert torch.equal(plain(clip).logits, model(clip, language="fr").logits)
 
 
-def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path):
+def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path, capsys):
     model = tiny_model()
     model.config.base_model = "someone/wav2vec2"
     model.save_pretrained(tmp_path / "model")
@@ -41,6 +41,12 @@ def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path):
     assert found["fr", "cer"] == 12.35 and len(found) == 6 and card.data.base_model == "someone/wav2vec2"
     assert "| `fr` | 12.3 | 40.0 | 3.0 |" in card.text
     assert (tmp_path / "card/language_similarity.png").stat().st_size > 5_000
+    (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, "base": "0123456789ab"}))
+    with pytest.raises(SystemExit):
+        model_card.main(["--model", str(tmp_path / "model"), "--evaluation", str(tmp_path / "evaluation.json"), "--facts",
+                         str(tmp_path / "facts.json"), "--out", str(tmp_path / "other_card")])  # fmt: skip
+    assert "has the figures of another model (base 0123456789ab; this one is" in capsys.readouterr().err
+    assert not (tmp_path / "other_card").exists()
 
 
 def test_differences_of_gates_are_counted():

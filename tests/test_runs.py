@@ -141,6 +141,15 @@ def test_a_vanished_clip_is_named(corpus, base, tmp_path):  # noqa: F811
         run_stage_1(corpus, tmp_path / "out", "--resume", "--data", str(manifest))
 
 
+def test_the_same_clips_in_another_order_are_other_batches_and_refused(corpus, base, tmp_path):  # noqa: F811
+    lines = (corpus / "manifest.jsonl").read_text().splitlines()
+    manifest = corpus / "backwards.jsonl"
+    manifest.write_text("\n".join(reversed(lines)))
+    shutil.copytree(base.parent / "checkpoint-00000004", tmp_path / "out/checkpoint-00000004")
+    with pytest.raises(ValueError, match="The clips are those that the run began with, in another order"):
+        run_stage_1(corpus, tmp_path / "out", "--resume", "--data", str(manifest))
+
+
 def test_resuming_before_the_first_checkpoint_starts_at_step_0_and_says_so(corpus, base, tmp_path, capsys):  # noqa: F811
     model = run_stage_1(corpus, tmp_path, "--resume")
     assert f"Nothing to resume in {tmp_path}: the run ended before its first checkpoint. Starting at step 0." in capsys.readouterr().out

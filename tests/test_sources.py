@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import tiny_model
+import torch
+from conftest import tiny_model, vocab
 from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
@@ -17,7 +18,7 @@ from modeling_master_asr import MasterASRProcessor
 from training.loop import augment, data, sources
 from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
 from training.loop.metrics import edits_of, evaluate_clips
-from training.loop.sources import read_data, split_of
+from training.loop.sources import read_data, split_named, split_of
 
 
 def record(path, seconds=0.5):
@@ -100,6 +101,36 @@ def test_a_source_that_cannot_be_read_says_what_one_is(tmp_path, source, error, 
         read_data([source.format(folder=tmp_path)], tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_the_splits_of_an_audiofolder_are_those_of_its_recordings_folders(tmp_path, name):
+    names = [record(tmp_path / f"{folder}/{i}.wav").relative_to(tmp_path).as_posix() for folder in ("train", "test/ana", "dev") for i in range(6)]
+    rows = [{"file_name": name, "text": name.replace("/", " ") + " abcdefg"[: 2 + i]} for i, name in enumerate(names)]
+    written = {
+        "metadata.csv": "\n".join(["file_name,text", *(f"{row['file_name']},{row['text']}" for row in rows)]),
+        "metadata.jsonl": "\n".join(map(json.dumps, rows)),
+    }  # fmt: skip
+    (tmp_path / name).write_text(written[name])
+    clips, report = read_data([f"es={tmp_path}"], tmp_path / "cache")
+    assert Counter(clip.split for clip in clips) == {"train": 6, "test": 6, "validation": 6}
+    assert all(clip.split == split_named(clip.audio.relative_to(tmp_path).parts[0]) for clip in clips)
+    assert any("by the recordings' folders" in line for line in report.lines(clips))
+    record(tmp_path / "elsewhere/a.wav")
+    more = {"metadata.csv": "\nelsewhere/a.wav,a", "metadata.jsonl": '\n{"file_name": "elsewhere/a.wav", "text": "a"}'}
+    (tmp_path / name).write_text(written[name] + more[name])
+    with pytest.raises(ValueError, match="the recording lies in no folder that is a split by name, and others of the table do"):
+        read_data([f"es={tmp_path}"], tmp_path / "cache")
+
+
+def test_a_language_for_the_whole_source_may_rename_its_rows_and_never_mix_them(tmp_path):
+    record(tmp_path / "a.wav")
+    lines = [json.dumps({"audio": "a.wav", "language": code, "text": "ab", "split": "train"}) for code in ("sr", "sr", "cs")]
+    (tmp_path / "one.jsonl").write_text("\n".join(lines[:2]))
+    assert {clip.language for clip in read_data([f"srp={tmp_path / 'one.jsonl'}"], tmp_path / "cache")[0]} == {"srp"}
+    (tmp_path / "two.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"two.jsonl, line 3: sr= says one language for the whole source, and its rows name \['cs', 'sr'\]. Leave sr= out"):
+        read_data([f"sr={tmp_path / 'two.jsonl'}"], tmp_path / "cache")
+
+
 def test_a_split_by_text_puts_a_text_in_one_split_and_about_a_tenth_in_test():
     splits = Counter(split_of(f"text {i}") for i in range(1000))
     assert 60 < splits["test"] < 140 and splits["train"] > 700 and split_of("a") == split_of("a")
@@ -158,6 +189,32 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_the_figures_and_named(tmp_pat
     assert len(evaluate_clips(model, processor, Features(processor), [*clips, *many_bad])["left_out"]) == 20
     with pytest.raises(ValueError, match="No clips to score"):
         evaluate_clips(model, processor, Features(processor), [bad])
+
+
+def test_a_perfect_reader_has_no_errors_whatever_its_alphabet_writes(tmp_path):
+    model = tiny_model(vocabs={"en": vocab("A5-")})
+    processor = MasterASRProcessor.from_model(model)
+    bank = model.master_asr.character_bank
+    with torch.no_grad():
+        bank.weight.zero_()
+        bank.bias.copy_(torch.tensor([float(character == "A") for character in model.config.character_bank]))  # hears "A" in every clip
+    clips = [Clip(record(tmp_path / "a.wav"), "en", "a", 0.5, "test")]
+    assert processor.encode(["a", "A"], "en").tolist() == [[3], [3]]  # capitals where the alphabet has only those
+    assert evaluate_clips(model, processor, Features(processor), clips)["macro"] == {"cer": 0.0, "wer": 0.0}
+    with torch.no_grad():
+        bank.bias[model.config.character_bank.index("[UNK]")] = 9.0  # which says nothing
+    assert evaluate_clips(model, processor, Features(processor), clips)["macro"] == {"cer": 100.0, "wer": 100.0}
+
+
+def test_what_whisper_cannot_hear_at_once_is_named_and_what_it_could_not_hear_slower_is_not_slowed(tmp_path):
+    processor = MasterASRProcessor.from_model(tiny_model("whisper"))
+    long, longer = (Clip(record(tmp_path / f"{s}.wav", s), "en", "ab", s, "train") for s in (29.0, 31.0))
+    features = Features(processor)
+    assert [features(long, speed).shape[-1] for speed in (0.9, 1.0, 1.1)] == [2900, 2900, 2636]
+    with pytest.raises(ValueError, match="31.0.wav lasts 31.0 s, and this encoder hears 30 s at once. Cut it"):
+        features(longer)
+    of_samples = Features(MasterASRProcessor.from_model(tiny_model()))
+    assert len(of_samples(longer, 0.9)) > 31 * 16_000
 
 
 def test_the_edits_of_the_clips_add_up_to_the_cer(tmp_path):

@@ -16,7 +16,14 @@ from training.loop.text import build_vocab, letters_beside, main_script, normali
     ("ଓଡ଼ିଆ ଭାଷା", "ଓଡ଼ିଆ ଭାଷା"),
     ("السَّلامُ عليكم؟", "السَّلامُ عليكم"),
     ("สวัสดีค่ะ", "สวัสดีค่ะ"),
-    ("'quoted' don't", "'quoted' don't"),
+    ("'quoted' don't", "quoted don't"),
+    ("‘Hello there,’ she said.", "hello there she said"),
+    ("Er sagte ‚hallo‘ zu mir", "er sagte hallo zu mir"),
+    ("He said 'yes, don't go!' twice", "he said yes don't go twice"),
+    ("'s avonds, auto's en 'k zei 'nee'", "'s avonds auto's en 'k zei nee"),
+    ("un po' d'acqua, l’été", "un po' d'acqua l'été"),
+    ("the boys' toys", "the boys' toys"),
+    ("oʻzbek ʻaʻ", "oʻzbek ʻaʻ"),  # a letter of its own
     ("ﬁne", "fine"),
     ("‘ ’", ""),
     ("ab \u2764\ufe0f c", "ab c"),  # an emoji's variation selector is a mark by category

@@ -196,7 +196,7 @@ def main(argv=None) -> None:
         features = Features(processor, config.features_cache)
         add_language(model, processor, features, splits.training, config)
         splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
-        result = {**facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training)}
+        result = {**facts_of_run(model), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped)
         model, result["log"] = trained(accelerator, config, model, processor, features, splits)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)

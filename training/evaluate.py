@@ -93,7 +93,8 @@ def main(argv=None) -> None:
     rates = evaluate_clips(model, processor, features, clips, accelerator)
     if not accelerator.is_main_process:
         return
-    result = {**facts_of_run(), "split": args.split, "minutes": minutes_of(clips), **rates, "mapping": mapping_figures(model)}
+    scored = [clip for clip in clips if str(clip.audio) not in rates.get("left_out", ())]
+    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), **rates, "mapping": mapping_figures(model)}
     if args.row_swap:
         result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()))
     write_json(args.out, result)

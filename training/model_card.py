@@ -72,6 +72,9 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     model = MasterASRForCTC.from_pretrained(args.model)
     evaluation = json.loads(args.evaluation.read_text(encoding="utf-8"))
+    base = model.master_asr.base_fingerprint()
+    if not base.startswith(evaluation.get("base", "")):
+        parser.error(f"--evaluation: {args.evaluation} has the figures of another model (base {evaluation['base']}; this one is {base[:12]}). Evaluate this one.")
     facts = json.loads(args.facts.read_text(encoding="utf-8"))
     args.out.mkdir(parents=True, exist_ok=True)
     distances = gate_differences(model)

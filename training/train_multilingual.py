@@ -157,6 +157,7 @@ def report(config: MultilingualConfig, result: dict) -> None:
 def main(argv=None) -> None:
     config = parse(MultilingualConfig, __doc__, argv)
     with opened(config, "stage1") as accelerator:
+        facts = facts_of_run()  # now: the code may change while it runs
         set_seed(config.seed)
         splits = load_splits(accelerator, config, config.languages, config.minutes_per_language)
         model, processor = build(config, splits.training)
@@ -168,7 +169,7 @@ def main(argv=None) -> None:
         validation, test = (tested(accelerator, model, processor, features, clips) for clips in (splits.validation, splits.test))
         if accelerator.is_main_process:
             report(config, {
-                **facts_of_run(), "config": as_record(config), "minutes": minutes_of(splits.training),
+                **facts, "config": as_record(config), "minutes": minutes_of(splits.training),
                 "dropped": [str(clip.audio) for clip in dropped], "validation": validation, "test": test, "mapping": mapping_figures(model), "log": log,
             })  # fmt: skip
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import random
 from collections import Counter, defaultdict
@@ -31,7 +32,7 @@ DIGEST_BYTES = 32
 
 
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:
-    """The clips of a split, at most `minutes` of audio a language, chosen by seed alone.
+    """The clips of a split, at most `minutes` of audio a language, chosen by the seed among those that come, in their order.
 
     Raises:
         ValueError: if a language has none, or none that short.
@@ -123,9 +124,16 @@ class Features:
         lasts_s = len(samples) / rate_hz
         if lasts_s > clip.duration_s * (1 + DURATION_SLACK) + DURATION_SLACK_S:
             raise ValueError(f"{clip.audio} lasts {lasts_s:.1f} s, and its entry in the data says {clip.duration_s:.1f} s.")
-        if speed != 1.0:
+        longest_s = self.longest_s()
+        if lasts_s > longest_s:
+            raise ValueError(f"{clip.audio} lasts {lasts_s:.1f} s, and this encoder hears {longest_s:g} s at once. Cut it.")
+        if speed != 1.0 and lasts_s / speed <= longest_s:  # else slower than the encoder can hear to its end: left as it is
             samples = resample(samples, int(rate_hz * speed), rate_hz)
         return self.processor.features(samples)
+
+    def longest_s(self) -> float:
+        """Seconds that the encoder takes at once: Whisper's 30, no limit for others."""
+        return getattr(self.processor.feature_extractor, "n_samples", math.inf) / self.processor.sampling_rate_hz
 
 
 def read_array(path: Path) -> Optional[np.ndarray]:

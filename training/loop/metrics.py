@@ -11,13 +11,14 @@ from accelerate.utils import gather_object
 
 from modeling_master_asr.trainer_utils import error_rates, macro
 from training.loop.data import Clip, Collator, bucket, to_device
+from training.loop.text import normalize
 
 
 @torch.no_grad()
 def transcribe_clips(
     model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, encoded_as: Optional[str] = None, accelerator=None
 ) -> list[Optional[str]]:
-    """Greedy text of each clip, in order; None for one that cannot be read.
+    """Greedy text of each clip, in order, normalised as the clips' own texts are; None for one that cannot be read.
 
     Args:
         encoded_as: the language whose assembly, but for the head, encodes them all; None: their own.
@@ -39,8 +40,9 @@ def transcribe_clips(
         else:
             logits = model.assemblies[codes[0]].head(model.master_asr(**inputs, language=encoded_as).last_hidden_state)
         frames = model.master_asr.frame_counts(inputs[model.main_input_name], inputs["attention_mask"])
-        texts = processor.batch_decode(logits.argmax(-1), codes[0], frames=frames)
-        found |= {position[id(clip)]: None if clip.audio in collator.broken else text for clip, text in zip(batch, texts)}
+        texts = processor.batch_decode(logits.argmax(-1), codes[0], frames=frames, skip_special_tokens=True)
+        for clip, text in zip(batch, texts):
+            found[position[id(clip)]] = None if clip.audio in collator.broken else normalize(text, language=codes[0])
     for share in gather_object([found]) if world > 1 else []:
         found |= share
     return [found[i] for i in range(len(clips))]

@@ -15,15 +15,20 @@ import torch
 import transformers
 
 
-def facts_of_run() -> dict:
-    """Command, commit and versions: what a figure needs beside it."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+def facts_of_run(model=None) -> dict:
+    """Command, commit ("-dirty" where files differ from it) and versions: what a figure needs beside it.
+
+    Args:
+        model: whose base the run starts from; a folder's name says nothing of its values, so its fingerprint is kept too.
+    """
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, cwd=Path(__file__).parent)
     versions = {m.__name__: m.__version__ for m in (torch, transformers, accelerate)}
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit.stdout.strip() or "unknown",
         "versions": {**versions, "python": platform.python_version()},
         "date": time.strftime("%Y-%m-%d"),
+        **({} if model is None else {"base": model.master_asr.base_fingerprint()[:12]}),
     }
 
 

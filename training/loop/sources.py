@@ -186,10 +186,10 @@ def read_data(
             raise ValueError(f"--data holds {source!r}, which names nothing. It takes files, folders and hub:owner/name.")
         budget = Budget(minutes, code)
         shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb, download_timeout_s=download_timeout_s)
-        rows = 0
+        rows, named = 0, set()
         for row in tqdm(_rows(path, shelf, report, budget), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
             rows += 1
-            language = code or _language(row, source)
+            language = _renamed(row, code, named) if code else _language(row, source)
             try:
                 clip = _clip(row, language, report)
                 if not min_s <= clip.duration_s <= max_s:
@@ -280,8 +280,30 @@ def _from_tables(tables: list[Path], shelf: Shelf, report: Report) -> Iterator[R
     splits = _splits_of(tables, shelf.root, report)
     for table in tables:
         own = replace(shelf, folder=table.parent)
+        of_folders = _splits_of_recordings(table, report) if splits[table] is None and table.stem == "metadata" else {}
         for where, raw in read_table(table):
-            yield _row(where, raw, own, splits[table])
+            yield _row(where, raw, own, splits[table] or of_folders.get(where))
+
+
+def _splits_of_recordings(table: Path, report: Report) -> dict[str, str]:
+    """The split of every row of an audiofolder's table that stands above `train/` and `test/`, by the folders of its recording.
+
+    Raises:
+        ValueError: if some lie in such folders and others do not.
+    """
+    splits, elsewhere = {}, None
+    for where, raw in read_table(table):
+        folders = Path(str(pick(raw, where)["audio"])).parts[:-1]
+        split = next((split for split in map(split_named, reversed(folders)) if split), None)
+        if split:
+            splits[where] = split
+        else:
+            elsewhere = elsewhere or where
+    if splits and elsewhere:
+        raise ValueError(f"{elsewhere}: the recording lies in no folder that is a split by name, and others of the table do; known are {list(SPLITS)}. "
+                         "Rename its folder, or give the table a column split.")  # fmt: skip
+    report.sources += [f"{table}: {', '.join(dict.fromkeys(splits.values()))} by the recordings' folders, where a row says nothing else"] if splits else []
+    return splits
 
 
 def _row(where: str, raw: dict, shelf: Shelf, split: Optional[str]) -> Row:
@@ -412,6 +434,18 @@ def _language(row: Row, source: str) -> str:
     if not re.fullmatch(CODE, code.strip()):
         raise ValueError(f"{row.where}: the language is {code!r}; a code is letters, digits and -, such as 'en' or 'pa-IN'.")
     return code.strip()
+
+
+def _renamed(row: Row, code: str, named: set[str]) -> str:
+    """`code`, of a row whose source was given it; `named` collects what its rows say.
+
+    Raises:
+        ValueError: if they name several languages.
+    """
+    named |= {str(row.fields["language"]).strip()} - {"", "None"}
+    if len(named) > 1:
+        raise ValueError(f"{row.where}: {code}= says one language for the whole source, and its rows name {sorted(named)}. Leave {code}= out, or divide the rows.")
+    return code
 
 
 def _clip(row: Row, language: str, report: Report) -> Clip:

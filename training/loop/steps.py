@@ -133,7 +133,7 @@ class Run:
         self.batch_of = bucket_of_step(clips, config.batch_s, config.seed, config.temperature)
         self.batches_a_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
         self.collator = Collator(features, processor, config.steps * self.batches_a_step // 4, config.seed, clips, config.spec_masks)
-        self.clips = sorted(f"{c.audio.name} ({c.split}, {c.language}, {c.duration_s} s): {c.text}" for c in [*clips, *validation])
+        self.clips = [f"{c.audio.name} ({c.split}, {c.language}, {c.duration_s} s): {c.text}" for c in [*clips, *validation]]
         self.facts = {
             "config": {**as_record(config), "mixed_precision": accelerator.mixed_precision}, "batches_a_step": self.batches_a_step,
         }  # fmt: skip
@@ -303,6 +303,11 @@ def check_clips(before: list[str], now: list[str]) -> None:
         raise ValueError(
             f"The clips are not those that the run began with: {len(gone)} are gone {gone[:5]}, {len(new)} are new {new[:5]} "
             f"({len(before)} then, {len(now)} now). Restore them, or start a new run in another --out."
+        )
+    if before != now:
+        raise ValueError(
+            "The clips are those that the run began with, in another order, and batches are drawn by their order: pass --data in the order of then, "
+            "or start a new run in another --out."
         )
 
 
