@@ -91,7 +91,7 @@ class LoopConfig(Settings):
     batch_s: Positive = HfArg(default=24.0, help="seconds of audio a batch of one process, padding included")
     gradient_accumulation: Count = HfArg(default=1, help="batches a process and step")
     beta2: Share = HfArg(default=0.999, help="Adam's, for the squares of the gradients")
-    spec_masks: Count = HfArg(default=1, help="bands of mels, and times in every 2 s, that SpecAugment masks")
+    spec_masks: Count = HfArg(default=1, help="bands of mels, and times in every 2 s, that SpecAugment masks in log-mel features")
     average_last: Share = HfArg(default=0.0, help="share of the steps, at the end, whose weights are averaged; 0: none")
     mixed_precision: Optional[Literal["no", "bf16"]] = HfArg(default=None, help="else what accelerate launch says, or no")
     gradient_checkpointing: bool = HfArg(default=False, help="recompute activations: less memory, slower")
