@@ -46,11 +46,11 @@ def dress(axes, title: str) -> None:
 
 
 def draw_minutes() -> Figure:
-    """CER in % against minutes of Spanish (logarithmic): the seed that every point has, seed 0, a line a method."""
+    """CER in % against minutes of Spanish (logarithmic), seed 0, a line a method."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     for (name, label), style in zip(CURVES.items(), ({"color": OURS}, {"color": OTHERS}, {"color": OTHERS, "linestyle": ":"})):
-        points = [(minutes, runs[0]["test"]["macro"]["cer"]) for minutes in MINUTES if (runs := of_minutes(name, minutes))]
+        points = [(minutes, run["test"]["macro"]["cer"]) for minutes in MINUTES if (run := of_minutes(name, minutes))]
         axes.plot(*zip(*points), marker="o", label=label, **style)
     whisper_line(axes)
     axes.set_xscale("log")

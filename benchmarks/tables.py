@@ -18,7 +18,7 @@ LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
 STAGE_1 = {  # 3,000 steps
     "stage1_dense_3000": "one shared dense model",
     "stage1_onemask_3000": "one mask for all languages",
-    "stage1_master_3000": "**Master-ASR, K = 2** (shipped)",
+    "stage1_master_3000": "**Master-ASR, K = 2** (seed 0 is shipped, cut to half precision)",
 }
 STAGE_1_SHORT = {  # 1,500 steps
     "stage1_dense": "one shared dense model",
@@ -98,16 +98,16 @@ def validation_of(run: dict) -> float:
     return (run.get("validation") or list(run["log"]["validation"].values())[-1])["macro"]["cer"]
 
 
-def with_seeds(name: str) -> list[dict]:
-    """The run of seed 0, and those of others that have ended: NAME.json, NAME_seed1.json, ..."""
-    return [run for run in map(load, (name, *(f"{name}_seed{seed}" for seed in range(1, 4)))) if run]
+def with_seeds(name: str) -> list[str]:
+    """Names of the files of a run of stage 1: NAME.json of seed 0, and NAME_seed1.json, ... of others that have ended."""
+    return [path.stem for path in (RESULTS / f"{name}.json", *sorted(RESULTS.glob(f"{name}_seed*.json"))) if path.exists()]
 
 
 def stage_1_table(labels: dict[str, str]) -> list[str]:
     """A line a model: the mean over its seeds, and the standard deviation of the macro CERs."""
     lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | macro, validation | mask bits that differ | seeds |", "|---" * 11 + "|"]
     for name, label in labels.items():
-        runs = with_seeds(name)
+        runs = [load(file) for file in with_seeds(name)]
         if runs:
             rates = [f"{statistics.mean(run['test']['languages'][code]['cer'] for run in runs):.1f}" for code in LANGUAGES]
             macro, validation = spread([run["test"]["macro"]["cer"] for run in runs]), spread([validation_of(run) for run in runs])
@@ -180,7 +180,8 @@ def method_row(name: str, runs: list[dict], best: list[dict] | None) -> list[str
     last = [validation_of(run) for run in runs]
     cer, wer = ([run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer"))
     old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
-    fate = " -> ".join(spread(values) for values in old) if old else "bit-equal"
+    stands = all(run.get("base") == run.get("base_after") for run in runs)  # of W and M; older files do not name it
+    fate = " -> ".join(spread(values) for values in old) if old else "bit-equal" if stands else "CHANGED"
     compared = [] if best is None else ["" if name == "assembly_best" else difference(runs, best)]
     return [f"{runs[0]['trainable']:,}", f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate]
 
@@ -204,17 +205,18 @@ MINUTES = (1, 3, 10)
 CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8, all layers", "full": "full tuning"}
 
 
-def of_minutes(name: str, minutes: int) -> list[dict]:
-    """The runs of a method with so many minutes of Spanish, a seed each; ten are the table's."""
-    return of_method(name) if minutes == 10 else of_method(f"{name}_{minutes}min")
+def of_minutes(name: str, minutes: int) -> dict | None:
+    """The run of seed 0 of a method with so many minutes of Spanish; ten are the table's."""
+    runs = of_method(name) if minutes == 10 else of_method(f"{name}_{minutes}min")
+    return next((run for run in runs if run["config"]["seed"] == 0), None)
 
 
 def minutes_table() -> list[str]:
     """CER on validation and test of seed 0, a column for each amount of audio."""
     lines = [f"| es, CER, %, validation / test, seed 0 | {' | '.join(f'{minutes} min' for minutes in MINUTES)} |", "|---" * (len(MINUTES) + 1) + "|"]
     for name, label in CURVES.items():
-        firsts = [(of_minutes(name, minutes) or [None])[0] for minutes in MINUTES]
-        cells = [f"{validation_of(run):.1f} / {run['test']['macro']['cer']:.1f}" if run else "" for run in firsts]
+        runs = [of_minutes(name, minutes) for minutes in MINUTES]
+        cells = [f"{validation_of(run):.1f} / {run['test']['macro']['cer']:.1f}" if run else "" for run in runs]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
@@ -300,7 +302,7 @@ def serving_table() -> list[str]:
 def command_lines() -> list[str]:
     curves = [f"{name}_{minutes}min" for name in CURVES for minutes in MINUTES]
     names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
-    of_stage_1 = [f"{name}{seed}" for name in (*STAGE_1, *STAGE_1_SHORT, *STAGE_1_BEFORE) for seed in ("", "_seed1", "_seed2")]
+    of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
     names = [
         *of_stage_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED]), "zero_shot_new_languages",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others",

@@ -81,6 +81,7 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
     ])  # fmt: skip
     stage2 = json.loads((tmp_path / "es/run.json").read_text())
     assert stage2["parts"] == ["mapping", "head", "specialist", "delta"] and "finetune_test" in stage2
+    assert stage2["base"] == stage2["base_after"] == MasterASRForCTC.from_pretrained(tmp_path / "stage1/model").master_asr.base_fingerprint()[:12]
     evaluate.main([
         "--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"), "--data",
         str(corpus / "manifest.jsonl"), "--out", str(tmp_path / "rates.json"), "--row_swap",

@@ -200,6 +200,7 @@ def main(argv=None) -> None:
         result |= announce(model, config, splits.training, dropped)
         model, result["log"] = trained(accelerator, config, model, processor, features, splits)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
+        result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
         save(accelerator, config, model, splits)
         result["validation"] = tested(accelerator, model, processor, features, splits.validation)
         result["test"] = tested(accelerator, model, processor, features, splits.test)
