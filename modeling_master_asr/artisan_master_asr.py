@@ -246,6 +246,7 @@ def mask_frozen_weight(masked_weight, weight, specialists, mapping_row) -> torch
 
 # A context variable, not an attribute: every thread, and every recomputation, sees the language of its own call.
 _ASSEMBLED: ContextVar = ContextVar("master_asr_assembled", default=None)
+_RECOMPUTED: ContextVar = ContextVar("master_asr_recomputed", default=False)  # whether `checkpoint_contexts` says what is read now
 
 
 _IN_THEIR_PLACES = False  # whether the graph that is traced now has a language's weights in their layers' own places
@@ -293,7 +294,17 @@ def assembled_as(assembled) -> Iterator[None]:
 def checkpoint_contexts():
     """`context_fn` for `torch.utils.checkpoint`: the recomputation runs in the language of the forward it repeats."""
     current = _ASSEMBLED.get()
-    return assembled_as(current), assembled_as(None if current is None else current.with_nothing_made())
+    return assembled_as(current), _recomputed_as(None if current is None else current.with_nothing_made())
+
+
+@contextmanager
+def _recomputed_as(assembled) -> Iterator[None]:
+    token = _RECOMPUTED.set(True)
+    try:
+        with assembled_as(assembled):
+            yield
+    finally:
+        _RECOMPUTED.reset(token)
 
 
 def _assembled_parameter(name: str) -> property:
@@ -305,6 +316,11 @@ def _assembled_parameter(name: str) -> property:
         assembled = _current()
         if assembled is not None:
             return assembled.parameter(module, name)
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1 and not _RECOMPUTED.get():
+            raise RuntimeError(
+                "A layer is computed again during backward, and nobody says in which language: its gradients would be those of the plain W. "
+                "Activation checkpointing is switched on by the model itself: model.activation_checkpointing_enable()."
+            )
         try:
             return module._parameters[name]
         except KeyError as error:  # nn.Module asks `hasattr` before it registers a parameter

@@ -70,6 +70,16 @@ class BankHead(nn.Module):
         """Whether its rows, which a file may have brought, are still those of its alphabet."""
         return self.rows.tolist() == self._row_ids
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
+        rows = state_dict.get(f"{prefix}rows")
+        if rows is not None and not rows.is_meta and rows.tolist() != self._row_ids:
+            error_msgs.append(
+                f"{prefix}rows are other rows of the character bank than this model's character_bank and alphabet give: its letters would be taken "
+                "for other characters'. Build the model from the config that was saved with these values."
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden)` -> `(B, T, V)`."""
         return nn.functional.linear(hidden_states, *self._model[0].character_bank(self.rows))
@@ -366,7 +376,7 @@ def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Ten
             f"{facts['fingerprint'][:12]}). One folder or repo serves one base: name another."
         )
     part = path.with_name(path.name + ".part")
-    save_file(state, part, metadata={"format": "pt", "vocab_sha256": vocab_digest(facts["vocab"])})
+    save_file(state, part, metadata={"format": "pt", "vocab_sha256": vocab_digest(facts["vocab"]), "fingerprint": facts["fingerprint"]})
     os.replace(part, path)
     listed[language] = {**facts, **sizes(state)}
     replace_text(config_path, json.dumps({"format_version": FORMAT_VERSION, "assemblies": listed}, indent=2, ensure_ascii=False))
@@ -390,12 +400,12 @@ def sizes(state: dict[str, torch.Tensor]) -> dict[str, float]:
     }
 
 
-def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], vocab: dict[str, int], source: str) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], facts: dict, source: str) -> dict[str, torch.Tensor]:
     """The tensors of one language, once the file's header has said that they are the wanted ones.
 
     Args:
         wanted: `{name: shape}` by the language's facts and its base.
-        vocab: its alphabet by its facts.
+        facts: what its `assembly_config.json` says of it.
         source: what the messages call it.
 
     Raises:
@@ -413,13 +423,18 @@ def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], vocab: dict[str
                     f"{source} does not fit its own {ASSEMBLY_CONFIG_NAME} on this model, in {len(differing)} tensors: {listed}. "
                     "Download or save it again."
                 )
-            said = (opened.metadata() or {}).get("vocab_sha256")
-            if said is not None and said != vocab_digest(vocab):
+            said = opened.metadata() or {}  # files of earlier versions say less
+            if said.get("fingerprint", facts["fingerprint"]) != facts["fingerprint"]:
+                raise ValueError(
+                    f"{source} was saved for another base than its {ASSEMBLY_CONFIG_NAME} says (fingerprints {said['fingerprint'][:12]} and "
+                    f"{facts['fingerprint'][:12]}): one of the two files is of another time. Download or save both again."
+                )
+            if said.get("vocab_sha256", digest := vocab_digest(facts["vocab"])) != digest:
                 raise ValueError(
                     f"The alphabet of {source} in {ASSEMBLY_CONFIG_NAME} is not the one its head was saved with: its letters would come out as "
                     "others. Download or save both files again."
                 )
-            state = {name: opened.get_tensor(name) for name in found}
+            state = {name: opened.get_tensor(name).clone() for name in found}  # not a map of the file, which may be written anew
     except (SafetensorError, OSError) as error:
         with path.open("rb") as opened:
             pickled = opened.read(2) in (b"PK", b"\x80\x02")

@@ -7,6 +7,7 @@ them again; what is read is compared with a hash that is kept only while a `Stam
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -71,13 +72,21 @@ class StoredBase:
 
 
 class Kept:
-    """A fingerprint and the stamp under which it holds; a copy of the model, or a pickle, starts without."""
+    """A fingerprint, and the stamp and sums of values under which it holds; a copy of the model, or a pickle, starts without."""
 
-    def __init__(self, stamp: Optional[Stamp] = None, value: Optional[str] = None):
-        self.stamp, self.value = stamp, value
+    def __init__(self, tensors: Iterable[torch.Tensor] = (), stamp: Optional[Stamp] = None, value: Optional[str] = None):
+        self.stamp, self.value, self.sums = stamp, value, _sums(tensors)
+
+    def holds(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether the values stand still; a stamp alone would miss a few that somebody wrote through `.data`."""
+        return self.stamp is not None and self.stamp.holds(tensors) and self.sums == _sums(tensors)
 
     def __reduce__(self):
         return Kept, ()
+
+
+def _sums(tensors: Iterable[torch.Tensor]) -> list[float]:
+    return [float(tensor.detach().sum(dtype=torch.float64)) for tensor in tensors if not tensor.is_meta]
 
 
 class BaseMixin:
@@ -111,9 +120,9 @@ class BaseMixin:
         """
         tensors = self.base_tensors()
         own = [value.to_local() if hasattr(value, "to_local") else value for value in tensors.values()]  # this process's share (FSDP2)
-        if self._kept.stamp is None or not self._kept.stamp.holds(own):
+        if not self._kept.holds(own):
             stamp, found = Stamp(own), fingerprint(tensors)
-            self._kept = Kept(stamp, self._fingerprint_before_cast(tensors, found) or found)
+            self._kept = Kept(own, stamp, self._fingerprint_before_cast(tensors, found) or found)
         return self._kept.value
 
     def stored_fingerprint(self) -> Optional[str]:
@@ -234,8 +243,10 @@ class StoredMixin(UploadMixin):
             self.config.fingerprint = before
             raise
         copy_code(save_directory)
-        if base.stored is not None and base.stored.on_hub and base.stored_fingerprint() is not None:
-            self.config.fingerprint = base.stored.fingerprint  # a checkpoint of a base that others find already
+        stored = base.stored
+        as_stored = stored is not None and stored.fingerprint is not None and stored.fingerprint == self.config.fingerprint
+        if as_stored or (stored is not None and stored.on_hub and base.stored_fingerprint() is not None):
+            self.config.fingerprint = stored.fingerprint  # a copy, or a checkpoint, of a base that has a name already
         else:
             base.remember(StoredBase(str(save_directory), None, self.config.fingerprint, on_hub=False))
 

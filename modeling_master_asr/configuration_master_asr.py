@@ -185,6 +185,7 @@ class MasterASRConfig(PreTrainedConfig):
         character_bank_sha256: of the bank as it was saved; written on save, checked where it is there.
         default_language: the language of calls that name none, or None.
         ctc_zero_infinity: clips whose loss is infinite count as zero (and are named in a warning).
+        ctc_loss_reduction: "mean", over clips, of each clip's loss over its labels; there is no other.
         fingerprint: SHA-256 of W and M as saved; what an assembly file is checked against.
         base_model: hub id or path of the pretrained backbone; a path is not written to files.
         feature_extractor: settings of the feature extractor that the encoder was trained with; a processor with others is refused. None:
@@ -207,6 +208,7 @@ class MasterASRConfig(PreTrainedConfig):
         character_bank: Optional[list[str]] = None,
         default_language: Optional[str] = None,
         ctc_zero_infinity: bool = True,
+        ctc_loss_reduction: str = "mean",
         fingerprint: Optional[str] = None,
         base_model: Optional[str] = None,
         feature_extractor: Optional[dict[str, Any]] = None,
@@ -240,7 +242,9 @@ class MasterASRConfig(PreTrainedConfig):
             raise ValueError(f"default_language is {default_language!r}; one of {self.languages} is wanted, or None.")
         self.default_language = default_language
         self.ctc_zero_infinity = ctc_zero_infinity
-        self.ctc_loss_reduction = "mean"
+        if ctc_loss_reduction != "mean":
+            raise ValueError(f"ctc_loss_reduction is {ctc_loss_reduction!r}; allowed: 'mean', over clips, of each clip's loss over its labels.")
+        self.ctc_loss_reduction = ctc_loss_reduction
         self.fingerprint = fingerprint
         self.base_model = base_model
         self.feature_extractor = feature_extractor

@@ -281,7 +281,7 @@ class HubMixin:
                 assembly = self.master_asr._new_assembly(language)
             wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
             check_base(facts, self.master_asr, source)
-            assembly.load_state_dict(read_tensors(path, wanted, facts["vocab"], source), assign=True)
+            assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
             self.assemblies[language] = assembly.to(device=self.device, dtype=torch.float32)
         return language
 

@@ -372,10 +372,12 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             and logits are -inf past each clip's own: batches of any languages can be joined.
 
         Raises:
-            ValueError: for labels outside a clip's alphabet, or padded with its blank; and what `MasterASRModel.forward` raises.
+            ValueError: for labels outside a clip's alphabet, padded with its blank, or of another number of clips; and what `MasterASRModel.forward` raises.
         """
         inputs = self.master_asr.check_inputs(input_values, input_features)
         codes = self.master_asr.resolve_languages(language, len(inputs))
+        if labels is not None and len(labels) != len(inputs):
+            raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
         outputs = self.master_asr(input_values, input_features, attention_mask, codes, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         clips_of: dict[str, list[int]] = {}

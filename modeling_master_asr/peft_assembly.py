@@ -306,5 +306,5 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         model = get_peft_model(model, config, adapter_name=adapter_name)
     assembly = base.assemblies.assembly_adapter[adapter_name]  # another of the same language may be the one that serves it
     wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
-    assembly.load_state_dict(read_tensors(path, wanted, facts["vocab"], source))
+    assembly.load_state_dict(read_tensors(path, wanted, facts, source))
     return model

@@ -73,7 +73,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
                     "feature_extractor=..., or load the processor of the model's own folder."
                 )
         vocabs = {language: config.vocab(language) for language in config.languages}
-        return cls(feature_extractor, nested_tokenizer(vocabs))
+        return cls(feature_extractor, nested_tokenizer(vocabs, config.default_language))
 
     # ------------------------------------------------------------------ languages
 
@@ -96,7 +96,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         vocab = check_vocab(vocab, language)
         if language in self.vocabs and self.vocabs[language] != vocab:
             raise ValueError(f"Language {language!r} is already there with another alphabet. Remove it first: processor.remove_language({language!r}).")
-        self.tokenizer = nested_tokenizer({**self.vocabs, language: vocab})
+        self.tokenizer = nested_tokenizer({**self.vocabs, language: vocab}, self.tokenizer.target_lang)
         self._by_language.pop(language, None)
 
     def remove_language(self, language: str) -> None:
@@ -106,7 +106,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             KeyError: if it is not there.
         """
         self.tokenizer_of(language)
-        self.tokenizer = nested_tokenizer({code: vocab for code, vocab in self.vocabs.items() if code != language})
+        self.tokenizer = nested_tokenizer({code: vocab for code, vocab in self.vocabs.items() if code != language}, self.tokenizer.target_lang)
         self._by_language.pop(language, None)
 
     def tokenizer_of(self, language: str) -> Wav2Vec2CTCTokenizer:
@@ -222,6 +222,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             batch[name], batch["attention_mask"] = pad_rows(clips, axis, 0.0, **how)
         if labels is not None:
             rows = [np.asarray(row["input_ids"] if isinstance(row, Mapping) else row, dtype=np.int64).reshape(-1) for row in as_list(labels)]
+            if features is not None and len(rows) != len(clips):
+                raise ValueError(f"{len(rows)} rows of labels for {len(clips)} clips: each clip has its own.")
             how |= {"max_length": None, "padding": bool(padding), "pad_to_multiple_of": None} if features is not None else {}
             ids, mask = pad_rows(rows, 0, -100 if features is not None else self.tokenizer.pad_token_id, **how)
             batch |= {"labels": ids} if features is not None else {"input_ids": ids, "attention_mask": mask}
@@ -273,6 +275,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         if text is not None:
             rows = self.encode_rows([text] if isinstance(text, str) else list(text), language)
             of_text = (padding, max_length, pad_to_multiple_of) if audio is None else (bool(padding), None, None)
+            if audio is not None and len(rows) != len(clips):
+                raise ValueError(f"{len(rows)} texts for {len(clips)} clips: each clip has its own.")
             ids, _ = pad_rows(rows, 0, -100, *of_text, return_tensors)
             batch["input_ids" if audio is None else "labels"] = ids
         return batch
@@ -337,6 +341,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """
         codes = self._codes(language, len(token_ids))
         ends = [None] * len(codes) if frames is None else [int(f) for f in frames]
+        if len(ends) != len(codes):
+            raise ValueError(f"frames has {len(ends)} numbers for {len(codes)} clips: each clip has its own.")
         return [self.decode(ids[:end], code, **kwargs) for ids, code, end in zip(token_ids, codes, ends)]
 
     # ------------------------------------------------------------------ files
@@ -402,9 +408,13 @@ def is_nested(vocab) -> bool:
     return isinstance(vocab, dict) and any(isinstance(value, dict) for value in vocab.values())
 
 
-def nested_tokenizer(vocabs: dict[str, dict[str, int]]) -> Wav2Vec2CTCTokenizer:
-    """A CTC tokenizer over `{language: {token: id}}`; the stock defaults would append `<s>` and move the pad id."""
-    first = next(iter(vocabs), None)
+def nested_tokenizer(vocabs: dict[str, dict[str, int]], default: Optional[str] = None) -> Wav2Vec2CTCTokenizer:
+    """A CTC tokenizer over `{language: {token: id}}`; the stock defaults would append `<s>` and move the pad id.
+
+    Args:
+        default: the language that Transformers' own tokenizer, which a folder gives, reads in; else the first.
+    """
+    first = default if default in vocabs else next(iter(vocabs), None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.json"
         path.write_text(json.dumps(vocabs, ensure_ascii=False), encoding="utf-8")

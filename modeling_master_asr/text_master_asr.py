@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ INVISIBLE = frozenset(
 )
 
 
+WITHIN_WORDS = frozenset("\u00b7\u05f3\u05f4\u0640")  # Catalan l·l, Hebrew geresh and gershayim, the Arabic stretch
 SPOKEN = frozenset("'%‰&@#§")  # of what Unicode calls punctuation: a word, or part of one
 TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag")  # whose capital of ı is I, and of i is İ
 
@@ -29,12 +31,12 @@ def lowered(text: str, language: str = "") -> str:
     and its neighbours I is an ı.
     """
     text = text.replace("İ", "i")
-    return (text.replace("I", "ı") if language.partition("-")[0] in TWO_IS else text).lower()
+    return (text.replace("I", "ı") if re.split("[-_]", language.lower())[0] in TWO_IS else text).lower()
 
 
 def stands_inside_words(character: str) -> bool:
-    """Joiners, direction marks, variation selectors: nothing to be seen or heard, and no gap where they are left out."""
-    return unicodedata.category(character) in ("Cf", "Me") or character in INVISIBLE
+    """Joiners, direction marks, variation selectors, and marks within a word: not heard, and no gap where they are left out."""
+    return unicodedata.category(character) in ("Cf", "Me") or character in INVISIBLE or character in WITHIN_WORDS
 
 
 def without_quotes(text: str) -> str:
@@ -45,7 +47,8 @@ def without_quotes(text: str) -> str:
 def without_pairs(text: str) -> str:
     """`text` without single quotation marks that stand in pairs around words; what stands alone is an apostrophe ('s avonds, po').
 
-    CHOICE: 'tis the boys' turn loses both of its apostrophes: nothing in the text tells them from quotes, which are more common.
+    CHOICE: typewriter's apostrophes (') are quotes where they enclose one word of several letters, or the second follows a punctuation
+    mark; else they stay, since nothing tells 'hello you' from 'ndrangheta un po'. Typographic ones are, where the first one opens.
     """
     kept, opened = list(text), None
     for i, character in enumerate(text):
@@ -56,7 +59,10 @@ def without_pairs(text: str) -> str:
         if begins:
             opened = i
         elif ends and opened is not None:
-            kept[opened], kept[i], opened = "", "", None
+            inner = text[opened + 1 : i]
+            if text[opened] in "\u2018\u201a`" or not _in_word(before) or (len(inner) > 1 and not inner.count(" ")):
+                kept[opened], kept[i] = "", ""
+            opened = None
     return "".join(kept)
 
 
@@ -102,6 +108,7 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
         "" for a text without anything that is known, and without a letter.
     """
     marked = []
+    text = text.replace("\u00b4", "'")  # which NFKC would make a space and a mark
     for character in without_pairs(unicodedata.normalize("NFKC", text)):
         if character not in known:
             character = "'" if character in APOSTROPHES else character

@@ -51,6 +51,15 @@ def _refuse_rewrite(*args, **kwargs) -> None:
     )
 
 
+def _check_variant(resolve, wrapper: nn.Module, **kwargs):
+    if kwargs.get("use_dora") or getattr(kwargs.get("config"), "use_dora", False):
+        raise NotImplementedError(
+            "DoRA takes its magnitudes from the plain W, and every language reads another weight here: before any training it would change what "
+            f"each of them hears. Use LoRA: use_dora=False. {INSTEAD}"
+        )
+    return resolve(wrapper, **kwargs)
+
+
 def _refuse_copy(module: nn.Module) -> None:
     what = {
         AssembledLinear: "What languages own of this layer (masks, deltas, scales) belongs to the layer itself, not to a copy. "
@@ -91,7 +100,13 @@ def may_wrap(wrapper: nn.Module, name: str, module) -> None:
             'on them would be silently ignored. Name others, e.g. target_modules=["intermediate_dense", "output_dense"], or '
             f'exclude_modules=["q_proj", "k_proj", "v_proj", "out_proj"] with "all-linear". {INSTEAD}'
         )
-    elif name == "base_layer" and isinstance(module, ArtisanLinear):
+    elif name == "base_layer" and isinstance(module, AssembledLinear) and type(wrapper).__module__.startswith("peft.tuners.frod."):
+        raise NotImplementedError(f"FRoD puts a weight of its own in the place of W, and every language would read the same. Use LoRA. {INSTEAD}")
+    elif name == "base_layer" and isinstance(module, AssembledLinear):
+        if hasattr(type(wrapper), "resolve_lora_variant"):
+            wrapper.resolve_lora_variant = partial(_check_variant, type(wrapper).resolve_lora_variant, wrapper)
+        if not isinstance(module, ArtisanLinear):
+            return
         for name in ("merge", *REWRITES_W):
             if hasattr(type(wrapper), name):
                 setattr(wrapper, name, _refuse_merge if name == "merge" else _refuse_rewrite)

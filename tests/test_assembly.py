@@ -12,7 +12,7 @@ import torch
 from conftest import VOCABS, inputs_for, tiny_model, vocab
 from safetensors.torch import load_file, save_file
 
-from modeling_master_asr import MasterASRConfig, MasterASRForCTC, base_master_asr
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, assembly_master_asr, base_master_asr
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.base_master_asr import fingerprint
 
@@ -225,15 +225,20 @@ def write_through_data(model):
     model.master_asr.artisan_layers[0]._parameters["weight"].data.flatten()[7].add_(1)
 
 
+def write_one_row_through_data(model):
+    model.master_asr.artisan_layers[0]._parameters["weight"].data[3] = 5.0  # between the values that a stamp looks at
+
+
 def swap_in_an_average(model):
     for parameter in model.parameters():
         parameter.data.copy_(parameter.data * 0.9)
 
 
-CHANGES = [step_of_a_fused_optimizer, replace_a_parameter, write_through_data, swap_in_an_average, lambda model: model.half().float()]
+CHANGES = [step_of_a_fused_optimizer, replace_a_parameter, write_through_data, write_one_row_through_data, swap_in_an_average,
+           lambda model: model.half().float()]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=["fused", "replaced", "data", "average", "half-float"])
+@pytest.mark.parametrize("change", CHANGES, ids=["fused", "replaced", "data", "row", "average", "half-float"])
 def test_whatever_changed_the_values_an_assembly_is_neither_saved_for_the_old_base_nor_loaded_into_it(base, tmp_path, change):
     model = with_spanish(base)
     model.save_assembly("es", tmp_path / "es")  # the fingerprint is known from here on
@@ -347,6 +352,44 @@ def test_the_recorded_base_is_the_one_saved_last(base, tmp_path):
     model.save_assembly("es", tmp_path / "es")
     facts = json.loads((tmp_path / "es/assembly_config.json").read_text())["assemblies"]["es"]
     assert facts["base"] == "second" and facts["fingerprint"] == MasterASRForCTC.from_pretrained(tmp_path / "second").config.fingerprint
+
+
+def test_a_copy_of_a_base_keeps_the_name_that_others_find_it_by(base, tmp_path):
+    model = with_spanish(base)
+    model.save_pretrained(tmp_path / "runs/checkpoint-200")  # as a Trainer's step does: W and M as they were
+    model.save_assembly("es", tmp_path / "es")
+    facts = json.loads((tmp_path / "es/assembly_config.json").read_text())["assemblies"]["es"]
+    assert facts["base"] == "base" and "checkpoint-200" not in (tmp_path / "es/README.md").read_text()
+
+
+@torch.no_grad()
+def test_a_living_model_does_not_change_with_its_file(base, tmp_path):
+    first, second = with_spanish(base), with_spanish(base)
+    for model, value in ((first, 1.0), (second, 2.0)):
+        model.assemblies["es"].mapping.fill_(value / 3)  # of more digits than half precision holds
+        model.save_assembly("es", tmp_path / str(value))
+    served = MasterASRForCTC.from_pretrained(base)
+    served.load_assembly(tmp_path / "1.0")
+    before = {name: value.clone() for name, value in served.assemblies["es"].state_dict().items()}
+    shutil.copyfile(tmp_path / "2.0/assembly.es.safetensors", tmp_path / "1.0/assembly.es.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in served.assemblies["es"].state_dict().items())
+
+
+@torch.no_grad()
+def test_tensors_beside_the_facts_of_another_base_are_refused(base, tmp_path, monkeypatch):
+    with_spanish(base).save_assembly("es", tmp_path / "es")
+    other = with_spanish(base)
+    other.master_asr.artisan_layers[0].specialists.add_(1)
+    other.save_pretrained(tmp_path / "other")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assembly_master_asr, "replace_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        other.save_assembly("es", tmp_path / "es")
+    with pytest.raises(ValueError, match="was saved for another base than its assembly_config.json says"):
+        MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "es")
 
 
 # ---------------------------------------------------------------------- files from strangers

@@ -1,14 +1,21 @@
 """The laws of the models, in every encoder family."""
 
 import threading
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model, vocab
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from transformers import AutoConfig, AutoModel, AutoModelForCTC, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from modeling_master_asr import LanguageAssembly, MasterASRConfig, MasterASRForCTC, MasterASRModel
+from modeling_master_asr import LanguageAssembly, MasterASRConfig, MasterASRForCTC, MasterASRModel, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.assembly_master_asr import LowRank
 from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
@@ -106,6 +113,25 @@ def test_checkpointing_gives_equal_gradients_with_mixed_languages(family):
     assert grads[0].keys() == grads[1].keys() and any("specialists" in name for name in grads[0])
     for name, grad in grads[0].items():
         torch.testing.assert_close(grad, grads[1][name], msg=name)
+
+
+@pytest.mark.parametrize("switched_on", ["encoder", "wrapper"])
+def test_checkpointing_that_the_model_does_not_hear_of_is_refused_where_it_would_read_plain_weights(switched_on):
+    model = tiny_model("whisper").train()
+    model.requires_grad_(False)
+    encoder = model.master_asr.backbone
+    for layer in encoder.layers:
+        layer.fc1.weight.requires_grad_(True)  # nothing of the mask trains
+    if switched_on == "encoder":
+        encoder.activation_checkpointing_enable()
+    else:
+        apply_activation_checkpointing(
+            encoder, checkpoint_wrapper_fn=partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT),
+            check_fn=lambda module: module in list(encoder.layers),
+        )  # fmt: skip
+    loss = model(**inputs_for(model), language="fr", labels=torch.tensor([[3, 4], [4, 3]])).loss
+    with pytest.raises(RuntimeError, match=r"computed again during backward.*model.activation_checkpointing_enable\(\)"):
+        loss.backward()
 
 
 def test_reentrant_checkpointing_is_refused(model):
@@ -493,3 +519,31 @@ def test_an_encoder_with_an_adapter_reads_a_padded_clip_as_it_reads_it_alone(fam
     frames = int(together.frames[1])
     # the head sees another number of rows, hence not bit-equal
     torch.testing.assert_close(model(**alone, language="en").logits[0, :frames], together.logits[1, :frames], atol=1e-6, rtol=0)
+
+
+def test_each_clip_has_its_own_labels_and_each_row_its_own_clip(model):
+    processor, clips = MasterASRProcessor.from_model(model), [np.random.default_rng(i).standard_normal(4000).astype(np.float32) for i in range(2)]
+    with pytest.raises(ValueError, match="3 rows of labels for 2 clips"):
+        model(**inputs_for(model), language="fr", labels=torch.full((3, 2), 3))
+    with pytest.raises(ValueError, match="3 texts for 2 clips"):
+        processor(audio=clips, text=["ab"] * 3, language="fr")
+    with pytest.raises(ValueError, match="3 rows of labels for 2 clips"):
+        processor.pad(clips, [[3]] * 3)
+    with pytest.raises(ValueError, match="frames has 2 numbers for 3 clips"):
+        processor.batch_decode(np.full((3, 5), 3), "fr", frames=[5, 5])
+
+
+def test_the_plain_model_of_a_language_has_the_same_loss(model):
+    inputs, labels = inputs_for(model), torch.tensor([[3, 4, 5], [4, 3, -100]])
+    plain = model.materialize("fr")
+    torch.testing.assert_close(plain(**inputs, labels=labels).loss, model(**inputs, labels=labels, language="fr").loss)
+    assert plain.config.ctc_zero_infinity is model.config.ctc_zero_infinity
+    with pytest.raises(ValueError, match="ctc_loss_reduction is 'sum'; allowed: 'mean'"):
+        MasterASRConfig.from_dict({**model.config.to_dict(), "ctc_loss_reduction": "sum"})
+
+
+def test_a_state_dict_of_other_rows_of_the_bank_is_refused_at_once(model):
+    other = tiny_model(vocabs={**VOCABS, "fr": vocab("éabc")})
+    with pytest.raises(RuntimeError, match=r"fr.*rows of the character bank.*other characters"):
+        other.load_state_dict(model.state_dict())
+    other.load_state_dict(other.state_dict())

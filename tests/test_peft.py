@@ -6,6 +6,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import peft
 import pytest
 import torch
 from conftest import FAMILIES, VOCABS, inputs_for, tiny_model, vocab
@@ -267,7 +268,7 @@ def test_an_adapter_on_artisan_layers_is_right_unmerged_and_refuses_to_merge(tmp
 @pytest.mark.parametrize(
     "config",
     [
-        LoraConfig(target_modules=["q_proj"], r=2, use_dora=True),
+        LoraConfig(target_modules=["q_proj"], r=2),
         LoHaConfig(target_modules=["q_proj"], r=2),
         LoKrConfig(target_modules=["q_proj"], r=2),
         OFTConfig(target_modules=["q_proj"], r=0, oft_block_size=4),
@@ -285,6 +286,15 @@ def test_every_method_of_peft_refuses_to_merge_into_artisan_layers(config):
 def test_first_values_that_are_taken_out_of_w_are_refused():
     with pytest.raises(NotImplementedError, match="init_lora_weights=True"):
         adapted(init_lora_weights="pissa")
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["output_dense"]])
+def test_methods_that_put_the_plain_w_in_its_place_are_refused(targets):
+    with pytest.raises(NotImplementedError, match="DoRA takes its magnitudes from the plain W"):
+        adapted(targets=targets, use_dora=True)
+    if hasattr(peft, "FrodConfig"):
+        with pytest.raises(NotImplementedError, match="FRoD puts a weight of its own in the place of W"):
+            get_peft_model(tiny_model(), peft.FrodConfig(target_modules=targets))
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import tiny_model
-from transformers import pipeline
+from conftest import tiny_model, vocab
+from transformers import AutoTokenizer, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
@@ -248,6 +248,26 @@ def test_transformers_own_pipeline_refuses_to_read_every_language_with_the_first
     if not isinstance(stock, MasterASRPipeline):
         with pytest.raises(ValueError, match=r"Which language\? This tokenizer holds the alphabets of \['en', 'fr', 'ru'\].*pipeline_class=MasterASRPipeline"):
             stock(CLIPS[0])
+
+
+def test_transformers_own_tokenizer_of_a_folder_reads_in_the_models_default_language(tmp_path):
+    model = tiny_model()
+    model.set_language("fr")
+    model.save_pretrained(tmp_path)
+    processor = MasterASRProcessor.from_model(model)
+    processor.add_language("xx", vocab("xy"))
+    processor.save_pretrained(tmp_path)
+    tokenizer, ids = AutoTokenizer.from_pretrained(tmp_path), [3, 4, 0, 4, 6]
+    assert tokenizer.target_lang == "fr" and tokenizer.decode(ids) == processor.decode(ids, "fr") == "abbé"
+
+
+def test_a_model_in_training_mode_is_read_as_in_evaluation_and_goes_on_training():
+    model = tiny_model(hidden_dropout=0.5, layerdrop=0.5)
+    processor = MasterASRProcessor.from_model(model)
+    asr = MasterASRPipeline(model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
+    wanted = asr(CLIPS[0], language="fr")
+    model.train()
+    assert all(asr(CLIPS[0], language="fr") == wanted for _ in range(3)) and model.training
 
 
 # ---------------------------------------------------------------------- datasets, evaluate, lists

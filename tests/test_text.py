@@ -23,6 +23,9 @@ from training.loop.text import build_vocab, letters_beside, main_script, normali
     ("'s avonds, auto's en 'k zei 'nee'", "'s avonds auto's en 'k zei nee"),
     ("un po' d'acqua, l’été", "un po' d'acqua l'été"),
     ("the boys' toys", "the boys' toys"),
+    ("rock 'n' roll, la 'ndrangheta un po'", "rock 'n' roll la 'ndrangheta un po'"),
+    ("mar 'l hemm ta' malajr", "mar 'l hemm ta' malajr"),
+    ("col·lega a · b", "collega a b"), ("צה״ל ג׳ירפה", "צהל גירפה"), ("محمـــد", "محمد"), ("l´eau", "l'eau"),
     ("oʻzbek ʻaʻ", "oʻzbek ʻaʻ"),  # a letter of its own
     ("ﬁne", "fine"),
     ("‘ ’", ""),
@@ -37,6 +40,11 @@ def test_letters_marks_and_apostrophes_survive(raw, clean):
     import unicodedata
 
     assert normalize(raw) == unicodedata.normalize("NFKC", clean)
+
+
+@pytest.mark.parametrize("code", ["tr", "TR", "tr-TR", "tr_tr", "az_AZ"])
+def test_turkish_is_lower_cased_by_its_own_rule_however_its_code_is_written(code):
+    assert normalize("IŞIK", language=code) == "ışık" and normalize("IŞIK", language="en") == "işik"
 
 
 def test_every_dropped_character_is_counted():
