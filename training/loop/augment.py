@@ -22,11 +22,11 @@ def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int = 1) 
     mels, frames = features.shape
     quiet = features.mean()
     for _ in range(spec_masks):
-        width = rng.randint(0, 12)
+        width = rng.randint(0, min(12, mels))
         start = rng.randint(0, mels - width)
         features[start : start + width] = quiet
     for _ in range(spec_masks * (frames // 200)):
-        width = rng.randint(0, 20)
+        width = rng.randint(0, min(20, frames))
         start = rng.randint(0, frames - width)
         features[:, start : start + width] = quiet
     return features
