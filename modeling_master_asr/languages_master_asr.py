@@ -10,11 +10,22 @@ from typing import Optional
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import Assemblies, LanguageAssembly, is_adapted
 from .backbone_master_asr import keep_frozen_parts_still
 from .configuration_master_asr import DEFAULT_PRESET, SPECIAL_TOKENS, from_preset
+
+logger = logging.get_logger(__name__)
+
+
+def nearest_of(losses: dict[str, float]) -> str:
+    """The language that `rank_assemblies` found nearest; where no letter is shared with any, the first, with a warning."""
+    nearest = min(losses, key=losses.get)
+    if losses[nearest] == float("inf"):
+        logger.warning(f"No loaded language shares a letter with the new one, so none is known to be near: it starts from {nearest!r}, the first.")
+    return nearest
 
 
 class LanguageMixin:
@@ -68,8 +79,7 @@ class LanguageMixin:
         if init == "nearest":
             if batches is None:
                 raise ValueError('init="nearest" needs batches=... of the new language to rank the loaded ones on.')
-            losses = self.rank_assemblies(batches, vocab)
-            init = min(losses, key=losses.get)
+            init = nearest_of(self.rank_assemblies(batches, vocab))
         source = None if init == "random" else self.assemblies[self.config.check_language(init)]
         with self.config.adding(language, {"vocab": vocab, **from_preset(preset, parts, rank, targets)}), torch.no_grad():
             assembly = self.master_asr._new_assembly(language)
@@ -168,11 +178,13 @@ class LanguageMixin:
             of_batches = []
             for batch in batches:
                 rows = [[shared[i] for i in row.tolist() if i in shared] for row in batch["labels"]]
-                longest = max(map(len, rows))
-                if longest == 0:  # nothing of this batch can be spelled
+                kept = [clip for clip, row in enumerate(rows) if row]
+                if not kept:  # nothing of this batch can be spelled
                     continue
-                labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows], device=self.device)
-                of_batches.append(float(self(**{**batch, "labels": labels}, language=language).loss))
+                labels = [torch.tensor(rows[clip], device=self.device) for clip in kept]
+                of_kept = {name: value[kept] for name, value in batch.items()}
+                of_kept["labels"] = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+                of_batches.append(float(self(**of_kept, language=language).loss))
             losses[language] = sum(of_batches) / len(of_batches) if of_batches else float("inf")
         self.train(was_training)
         return dict(sorted(losses.items(), key=lambda item: item[1]))

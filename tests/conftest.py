@@ -1,5 +1,6 @@
 """Tiny models of every family, made without a network and alike for every test; and a Hub on loopback."""
 
+import logging
 import os
 import tempfile
 
@@ -154,3 +155,11 @@ def hub():
     yield HUB
     HUB.stalls.clear()
     HUB.released.set()
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What our rooms have warned of; Transformers' own logger hands nothing on by default."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("modeling_master_asr"), "propagate", True)
+    return lambda: caplog.text

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -32,14 +31,6 @@ def with_spanish(base, parts=ALL):
         for parameter in assembly.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
-
-
-@pytest.fixture
-def warnings(caplog, monkeypatch):
-    """What our rooms have warned of; Transformers' own logger hands nothing on by default."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("modeling_master_asr"), "propagate", True)
-    return lambda: caplog.text
 
 
 def edit(path: Path, change) -> None:

@@ -386,6 +386,15 @@ def test_a_batch_without_a_shared_letter_counts_for_nothing_in_the_ranking():
     alone = model.rank_assemblies([shared], letters)
     assert model.rank_assemblies([strange, shared], letters) == alone and alone["ru"] == float("inf")
     assert model.rank_assemblies([strange], letters)["en"] == float("inf")
+    both = {name: torch.cat([shared[name], strange[name]]) for name in shared}  # nor does a clip beside others
+    assert model.rank_assemblies([both], letters)["en"] == pytest.approx(alone["en"], rel=1e-5)
+
+
+def test_a_language_whose_letters_nobody_has_says_that_nobody_is_near(warnings):
+    model = tiny_model(vocabs={"en": vocab("abc")})
+    batch = {"input_values": torch.randn(1, 4000), "labels": torch.tensor([[3, 4]])}
+    model.add_language("ru", vocab("гд"), init="nearest", batches=[batch])
+    assert "No loaded language shares a letter with the new one, so none is known to be near: it starts from 'en', the first." in warnings()
 
 
 def test_the_ranking_is_computed_once_and_what_is_printed_is_used(corpus, base, tmp_path, monkeypatch, capsys):  # noqa: F811

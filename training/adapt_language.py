@@ -27,6 +27,7 @@ from transformers.hf_argparser import HfArg
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import from_preset
+from modeling_master_asr.languages_master_asr import nearest_of
 from training.loop.config import (
     EVALUATE_EVERY,
     LEARNING_RATES,
@@ -109,7 +110,7 @@ def nearest(model, processor, features, training, vocab, config: AdaptConfig) ->
     sample = bucket(training, config.batch_s, random.Random(config.seed))[:5]
     losses = model.rank_assemblies([Collator(features, processor, spares=training)(batch) for batch in sample], vocab)
     print("CTC loss of the loaded assemblies:", {code: round(loss, 2) for code, loss in losses.items()})
-    return min(losses, key=losses.get)
+    return nearest_of(losses)
 
 
 def add_language(model, processor, features, training, config: AdaptConfig) -> None:
