@@ -262,6 +262,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             raise ValueError("Nothing to process: pass audio=..., text=..., or both.")
         batch = BatchFeature()
         if audio is not None:
+            if sampling_rate is None:
+                logger.warning_once(f"No sampling_rate was given: audio is taken to be at {self.sampling_rate_hz} Hz. At another rate it would be heard wrong.")
             clips = [audio] if isinstance(audio, (np.ndarray, torch.Tensor)) and np.ndim(audio) == 1 else audio
             if isinstance(clips, (list, tuple)) and clips and np.ndim(clips[0]) == 0:
                 clips = [clips]  # one clip as a plain list of samples

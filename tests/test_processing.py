@@ -12,6 +12,7 @@ import soundfile
 import torch
 from conftest import VOCABS, tiny_model, vocab
 from transformers import AutoProcessor, Wav2Vec2CTCTokenizer
+from transformers.utils import logging
 
 from modeling_master_asr import MasterASRProcessor
 from modeling_master_asr.audio_master_asr import decode_audio
@@ -320,6 +321,14 @@ def test_the_trainers_parts_are_installed_and_say_which_extra_is_missing(process
     monkeypatch.setitem(sys.modules, "modeling_master_asr.error_rates", None)  # as where evaluate is not installed
     with pytest.raises(ImportError, match=r'CER and WER need evaluate and jiwer: pip install "modeling-master-asr\[train\]"'):
         ctc_metrics(processor, "en")
+
+
+def test_audio_at_a_rate_that_nobody_names_is_taken_at_the_models_and_that_is_said(processor, warnings):
+    logging.warning_once.cache_clear()  # another test may have heard it
+    processor(audio=CLIP, sampling_rate=16_000)
+    assert "sampling_rate" not in warnings()
+    processor(audio=CLIP)
+    assert "No sampling_rate was given: audio is taken to be at 16000 Hz" in warnings()
 
 
 def test_a_character_outside_the_alphabet_is_one_error_and_nobody_can_guess_it(processor):
