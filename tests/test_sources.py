@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -175,6 +176,12 @@ def test_an_encoder_of_raw_audio_or_of_stacked_frames_keeps_its_features(family,
     features._kept |= {(heard.audio, speed): sound for speed in augment.SPEEDS}
     batch = Collator(features, processor, 0, spares=[heard], spec_masks=3)([heard], step=1)  # their time is not Whisper's axis
     assert np.array_equal(batch[processor.model_input_names[0]][0], sound)
+
+
+def test_spec_augment_masks_what_a_small_extractor_has():
+    few = np.random.default_rng(0).standard_normal((8, 300)).astype(np.float32)
+    for seed in range(50):  # fewer mels than its widest band
+        assert augment.spec_augment(few, random.Random(seed), 3).shape == few.shape
 
 
 def test_a_clip_that_cannot_be_read_is_left_out_of_the_figures_and_named(tmp_path):

@@ -13,19 +13,18 @@ import pytest
 import soundfile
 import torch
 from accelerate.state import AcceleratorState
-from conftest import tiny_backbone_config, tiny_model
+from conftest import tiny_backbone_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel
 
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
 from modeling_master_asr.configuration_master_asr import preset_of
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.loop import checkpoints
 from training.loop.config import LoopConfig
-from training.loop.consistency import disagreement
-from training.loop.data import Collator, Features, bucket, bucket_of_step, read_manifest, select
+from training.loop.data import bucket, bucket_of_step, read_manifest, select
 from training.loop.metrics import error_rates, macro
 from training.loop.optim import Turns, freeze_front_end, tri_stage
 from training.loop.steps import place
@@ -344,37 +343,3 @@ def test_a_model_trained_in_bf16_reads_in_float32_as_the_saved_one_will(corpus, 
         patch.setattr(train_multilingual, "tested", tested)
         saved = run_stage_1(corpus, tmp_path / "again", "--mixed_precision", "bf16")
     assert len(seen) == 2 and all(torch.equal(read, logits(saved)) for read in seen)
-
-
-def by_hand(p, q, lengths, labels):
-    """The disagreement of two views, summed frame by frame."""
-    total = 0.0
-    for clip in range(len(p)):
-        kl = [(b[t].softmax(-1) * (b[t].log_softmax(-1) - a[t].log_softmax(-1))).sum() for a, b in ((p[clip], q[clip]), (q[clip], p[clip])) for t in range(lengths[clip])]
-        total += 0.5 * sum(kl) / (labels[clip] >= 0).sum()
-    return total / len(p)
-
-
-def test_two_views_disagree_by_the_divergence_of_their_frames_and_each_learns_from_the_other():
-    torch.manual_seed(0)
-    logits, frames, labels = torch.randn(4, 7, 5, requires_grad=True), torch.tensor([7, 4] * 2), torch.tensor([[3, 4, 3], [4, -100, -100]] * 2)
-    found = disagreement(logits, frames, labels)
-    torch.testing.assert_close(found, by_hand(*logits.detach().chunk(2), [7, 4], labels))
-    found.backward()
-    assert logits.grad[1, 4:].eq(0).all() and logits.grad[0].ne(0).any() and logits.grad[2].ne(0).any()  # padding says nothing
-    p, q = logits.detach()[0, 0].softmax(-1), logits.detach()[2, 0].softmax(-1)
-    torch.testing.assert_close(logits.grad[0, 0], 0.5 * (p - q) / 3 / 2)  # of KL(q || p) alone: the other term is stopped
-    assert disagreement(torch.cat([logits[:2]] * 2), frames, labels) == 0
-    others = torch.cat([logits, torch.full((4, 7, 2), -torch.inf)], -1)  # classes of a larger alphabet
-    assert torch.equal(disagreement(others, frames, labels), found)
-
-
-def test_the_views_of_a_batch_are_its_clips_at_one_speed_under_other_masks(corpus):
-    processor = MasterASRProcessor.from_model(tiny_model("whisper"))
-    clips = [clip for clip in read_manifest(corpus / "manifest.jsonl") if clip.language == "en"][:2]
-    batch = Collator(Features(processor), processor, 0, spec_masks=3, views=2)(clips, step=3)
-    first, second = batch["input_features"].chunk(2)
-    assert len(first) == 2 and not torch.equal(first, second) and batch["language"] == ["en"] * 4
-    assert all(torch.equal(*batch[name].chunk(2)) for name in ("attention_mask", "labels"))
-    plain = Collator(Features(processor), processor, None, views=2)(clips, step=3)["input_features"]
-    assert torch.equal(*plain.chunk(2))

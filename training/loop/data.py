@@ -259,30 +259,29 @@ class Collator:
         full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
         spec_masks: of `spec_augment`.
-        views: how often a batch holds each clip: at one speed, under other masks; all clips first, then all of them again.
         spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
             Without them (in evaluation) a second of silence does, and the clip is left out of the figures.
     """
 
     def __init__(
         self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = (), spec_masks: int = 1,
-        views: int = 1,
     ):  # fmt: skip
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
-        self.spares, self.spec_masks, self.views, self.broken = list(spares), spec_masks, views, {}
+        self.spares, self.spec_masks, self.broken = list(spares), spec_masks, {}
         self.hears_mels = hears_mels(processor.feature_extractor)
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
         rng = random.Random(f"{self.seed}-{step}")
         share = 0.0 if self.full_augment_step is None else min(1.0, step / max(self.full_augment_step, 1))
-        views, read = [[] for _ in range(self.views)], []
+        features, read = [], []
         for clip in clips:
             augment = rng.random() < share
             clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0)
             read.append(clip)
-            for view in views:
-                view.append(spec_augment(feature, rng, self.spec_masks) if augment and self.hears_mels else feature)
-        batch, read = dict(self.processor.pad([feature for view in views for feature in view])), read * self.views
+            if augment and self.hears_mels:
+                feature = spec_augment(feature, rng, self.spec_masks)
+            features.append(feature)
+        batch = dict(self.processor.pad(features))
         languages = [clip.language for clip in read]
         batch["labels"] = self.processor.encode([clip.text for clip in read], languages)
         batch["language"] = languages

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
-from training.loop.consistency import views_of, whole_loss
 from training.loop.data import Clip, Collator, bucket_of_step, having, select, to_device
 from training.loop.folder import claimed
 from training.loop.metrics import evaluate_clips
@@ -131,10 +130,9 @@ class Run:
     def __init__(self, accelerator, model, processor, features, turns, clips, validation, config: LoopConfig):
         self.accelerator, self.model, self.processor, self.features, self.turns = accelerator, model, processor, features, turns
         self.validation, self.out, self.config = validation, config.out, config
-        views = views_of(config.consistency)
-        self.batch_of = bucket_of_step(clips, config.batch_s / views, config.seed, config.temperature)
+        self.batch_of = bucket_of_step(clips, config.batch_s, config.seed, config.temperature)
         self.batches_a_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
-        self.collator = Collator(features, processor, config.steps * self.batches_a_step // 4, config.seed, clips, config.spec_masks, views)
+        self.collator = Collator(features, processor, config.steps * self.batches_a_step // 4, config.seed, clips, config.spec_masks)
         self.clips = [f"{c.audio.name} ({c.split}, {c.language}, {c.duration_s} s): {c.text}" for c in [*clips, *validation]]
         self.facts = {
             "config": {**as_record(config), "mixed_precision": accelerator.mixed_precision}, "batches_a_step": self.batches_a_step,
@@ -206,7 +204,7 @@ class Run:
             batch = to_device(batch, self.accelerator.device)
             is_last = i == accumulation - 1
             with self.gradients_kept_apart(wrapped, is_last):
-                loss = whole_loss(wrapped(**batch), batch["labels"], self.config.consistency)
+                loss = wrapped(**batch).loss
                 self.accelerator.backward(loss)  # divided by the accumulation steps there
             losses.append((clips[0].language, float(loss.detach())))
         if is_sharded(self.model):

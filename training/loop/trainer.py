@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
-from training.loop.consistency import disagreement, views_of
 from training.loop.data import Clip, Collator, Features, bucket_of_step
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer, tri_stage
@@ -51,9 +50,8 @@ class MasterASRTrainer(Trainer):
         clips, validation: training and validation clips (`training.loop.data`).
         turns: the optimizer and its schedule (`training.loop.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
             `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3`.
-        batch_s: seconds of audio a batch, padding and second views included.
+        batch_s: seconds of audio a batch, padding included.
         full_augment_step, spec_masks: see `training.loop.data.Collator`; `None` and 1 are no augmentation, the scripts' are in their configs.
-        consistency: see `training.loop.consistency`.
 
     Raises:
         ValueError: if `max_steps` is not set.
@@ -61,7 +59,7 @@ class MasterASRTrainer(Trainer):
 
     def __init__(
         self, model, args: TrainingArguments, processor, clips: list[Clip], validation: list[Clip], turns: Turns,
-        batch_s: float = 24.0, full_augment_step: Optional[int] = None, spec_masks: int = 1, consistency: float = 0.0, **kwargs,
+        batch_s: float = 24.0, full_augment_step: Optional[int] = None, spec_masks: int = 1, **kwargs,
     ):  # fmt: skip
         if args.max_steps <= 0:
             raise ValueError(f"MasterASRTrainer counts steps, not epochs: set TrainingArguments(max_steps=...); got {args.max_steps}.")
@@ -69,9 +67,8 @@ class MasterASRTrainer(Trainer):
         args.remove_unused_columns = False
         args.ddp_find_unused_parameters = True  # processes train different languages in the same step
         self.turns, self.features, self.validation = turns, Features(processor), validation
-        self.consistency, views = consistency, views_of(consistency)
-        collator = Collator(self.features, processor, full_augment_step, args.seed, clips, spec_masks, views)
-        batches = StepBatches(clips, batch_s / views, args.seed, args.max_steps * args.gradient_accumulation_steps * args.world_size)
+        collator = Collator(self.features, processor, full_augment_step, args.seed, clips, spec_masks)
+        batches = StepBatches(clips, batch_s, args.seed, args.max_steps * args.gradient_accumulation_steps * args.world_size)
         super().__init__(
             model, args, train_dataset=batches, eval_dataset=validation, processing_class=processor,
             data_collator=lambda items: collator(items[0][1], items[0][0]), **kwargs,
@@ -86,13 +83,6 @@ class MasterASRTrainer(Trainer):
         if self.optimizer is None:
             self.optimizer = TurnsOptimizer(self.turns)
         return self.optimizer
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The script's loss of a batch."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.consistency:
-            loss = loss + self.consistency * disagreement(outputs.logits, outputs.frames, inputs["labels"])
-        return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """What is logged as the learning rate; `Turns.begin` sets the same values."""
