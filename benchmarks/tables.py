@@ -59,6 +59,13 @@ TRIED_IN_STAGE_2 = {
     "stage2_es_delta": "mapping + head + delta",
     "stage2_es_delta_accumulated": "... T's gradient accumulated over its beta steps",
 }
+TRIED_3000 = {  # on stage 1 of 3,000 steps
+    "es_assembly_best_seed0": "preset best",
+    "tried_es_best_views_seed0": "... two views of each clip, heard alike (CR-CTC, weight 0.2), in a batch of as many seconds (commit `582a448`)",
+    "tried_es_best_singular": "... delta starts from the weights' own singular vectors (commit `6d804ca`)",
+    "tried_es_best_ends": "... rank 22 in the first and the last layer, 12 between (commit `6d804ca`)",
+    "es2000_assembly_best_seed0": "... 2,000 steps",
+}
 TRIED = {
     "es1500_assembly_best_seed0": "preset best: rank 16, T's rate falls, T rests for the last 30 %",
     "tried_es_best_r8": "... rank 8, T's rate constant: the preset before",
@@ -304,7 +311,7 @@ def command_lines() -> list[str]:
     names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
     of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
     names = [
-        *of_stage_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED]), "zero_shot_new_languages",
+        *of_stage_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others",
         "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
@@ -329,7 +336,7 @@ def main() -> None:
     tables = {
         "stage-1": stage_1_table(STAGE_1), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
         "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
-        "rates": rates_table(), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
+        "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "voices": voices_table(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
