@@ -209,7 +209,7 @@ def tried_table(tried: dict[str, str], steps: str) -> list[str]:
 
 
 MINUTES = (1, 3, 10)
-CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8, all layers", "full": "full tuning"}
+CURVES = {"assembly_best": "Master-ASR, preset best", "full": "full tuning of the dense model"}
 
 
 def of_minutes(name: str, minutes: int) -> dict | None:
@@ -220,7 +220,7 @@ def of_minutes(name: str, minutes: int) -> dict | None:
 
 def minutes_table() -> list[str]:
     """CER on validation and test of seed 0, a column for each amount of audio."""
-    lines = [f"| es, CER, %, validation / test, seed 0 | {' | '.join(f'{minutes} min' for minutes in MINUTES)} |", "|---" * (len(MINUTES) + 1) + "|"]
+    lines = [f"| es, 500 steps (10 minutes: 1,000), seed 0: CER, %, validation / test | {' | '.join(f'{minutes} min' for minutes in MINUTES)} |", "|---" * (len(MINUTES) + 1) + "|"]
     for name, label in CURVES.items():
         runs = [of_minutes(name, minutes) for minutes in MINUTES]
         cells = [f"{validation_of(run):.1f} / {run['test']['macro']['cer']:.1f}" if run else "" for run in runs]

@@ -246,6 +246,7 @@ def mask_frozen_weight(masked_weight, weight, specialists, mapping_row) -> torch
 
 # A context variable, not an attribute: every thread, and every recomputation, sees the language of its own call.
 _ASSEMBLED: ContextVar = ContextVar("master_asr_assembled", default=None)
+_backward = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1 outside of a backward pass; torch has no public name for it
 _RECOMPUTED: ContextVar = ContextVar("master_asr_recomputed", default=False)  # whether `checkpoint_contexts` says what is read now
 
 
@@ -316,7 +317,7 @@ def _assembled_parameter(name: str) -> property:
         assembled = _current()
         if assembled is not None:
             return assembled.parameter(module, name)
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1 and not _RECOMPUTED.get():
+        if not torch.compiler.is_compiling() and _backward() != -1 and not _RECOMPUTED.get():
             raise RuntimeError(
                 "A layer is computed again during backward, and nobody says in which language: its gradients would be those of the plain W. "
                 "Activation checkpointing is switched on by the model itself: model.activation_checkpointing_enable()."
