@@ -94,7 +94,7 @@ def read_heard(path: Path, by: Optional[dict] = None) -> dict[tuple[str, str], d
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     for line in lines:
         if by and line.get("by") != by:
-            raise ValueError(f"{path} was heard by {line.get('by', 'nobody says whom')}, not by {by}. Name another file with --heard, or delete it.")
+            raise ValueError(f"{path} was heard by {line.get('by', 'a model that it does not name')}, not by {by}. Name another file with --heard, or delete it.")
     return {(line["language"], line["audio"]): line for line in lines}
 
 

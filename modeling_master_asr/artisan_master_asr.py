@@ -311,16 +311,20 @@ def _recomputed_as(assembled) -> Iterator[None]:
 def _assembled_parameter(name: str) -> property:
     """A parameter that reads as the language's own during an assembled forward: at the attribute, because some attention
     layers (WavLM) read `q_proj.weight` and never call the layer.
+
+    Raises:
+        RuntimeError: on reading, where a layer is computed again during backward and nobody says in which language.
     """
 
     def read(module: nn.Module) -> Optional[torch.Tensor]:
         assembled = _current()
         if assembled is not None:
             return assembled.parameter(module, name)
-        if not torch.compiler.is_compiling() and _backward() != -1 and not _RECOMPUTED.get():
+        # a recomputation runs with gradients on; hooks, which may look at weights, with gradients off
+        if not torch.compiler.is_compiling() and _backward() != -1 and torch.is_grad_enabled() and not _RECOMPUTED.get():
             raise RuntimeError(
                 "A layer is computed again during backward, and nobody says in which language: its gradients would be those of the plain W. "
-                "Activation checkpointing is switched on by the model itself: model.activation_checkpointing_enable()."
+                "Activation checkpointing, of the encoder alone too, is switched on by the model itself: model.activation_checkpointing_enable()."
             )
         try:
             return module._parameters[name]

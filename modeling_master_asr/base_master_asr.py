@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 HUB_KWARGS = ("token", "cache_dir", "local_files_only")
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a value
 BACKBONE = "backbone."  # the names of W and M in a state dict begin with this, or with `master_asr.` and this
 
 
@@ -63,37 +64,45 @@ class StoredBase:
         revision: the commit; None for a folder.
         fingerprint: of what is stored; None where an old config.json names none.
         on_hub: whether others can find it.
+        loaded: whether this model was read from there, and not written there by itself.
     """
 
     name: str
     revision: Optional[str]
     fingerprint: Optional[str]
     on_hub: bool
+    loaded: bool = False
 
 
 class Kept:
-    """A fingerprint, and the stamp and sums of values under which it holds; a copy of the model, or a pickle, starts without."""
+    """A fingerprint, and the stamp and checksums of values under which it holds; a copy of the model, or a pickle, starts without."""
 
     def __init__(self, tensors: Iterable[torch.Tensor] = (), stamp: Optional[Stamp] = None, value: Optional[str] = None):
-        self.stamp, self.value, self.sums = stamp, value, _sums(tensors)
+        self.stamp, self.value, self.sums = stamp, value, [_checksum(tensor) for tensor in tensors]
 
     def holds(self, tensors: list[torch.Tensor]) -> bool:
         """Whether the values stand still; a stamp alone would miss a few that somebody wrote through `.data`."""
-        return self.stamp is not None and self.stamp.holds(tensors) and self.sums == _sums(tensors)
+        return self.stamp is not None and self.stamp.holds(tensors) and self.sums == [_checksum(tensor) for tensor in tensors]
 
     def __reduce__(self):
         return Kept, ()
 
 
-def _sums(tensors: Iterable[torch.Tensor]) -> list[float]:
-    return [float(tensor.detach().sum(dtype=torch.float64)) for tensor in tensors if not tensor.is_meta]
+def _checksum(tensor: torch.Tensor) -> Optional[tuple[int, ...]]:
+    """Sums of a tensor's bits along its rows and along its columns, weighted by their places; none without values."""
+    if tensor.is_meta or not tensor.numel():
+        return None
+    bits = tensor.detach().view(BITS[tensor.element_size()]) if tensor.element_size() in BITS else tensor.detach()
+    table = bits.reshape(len(bits), -1) if bits.dim() else bits.reshape(1, 1)
+    sums = [table.sum(axis, dtype=torch.int64) for axis in (0, 1)]
+    return tuple(int((values * torch.arange(1, len(values) + 1, device=values.device)).sum()) for values in sums)
 
 
 class BaseMixin:
     """What `MasterASRModel` knows of itself as a base.
 
     Attributes:
-        stored: the base that was last loaded or saved, or None.
+        stored: the base that was last loaded or saved, or None; a copy of one that was loaded, or lies on a hub, keeps its name.
     """
 
     stored: Optional[StoredBase] = None
@@ -212,7 +221,7 @@ class StoredMixin(UploadMixin):
         except SafetensorError as error:
             raise ValueError(f"The weights of {name} are not a whole safetensors file ({error}). Download or save them again.") from error
         base, on_hub = model.base_model, not Path(name).exists()
-        base.remember(StoredBase(name, getattr(revision, "resolved", None) if on_hub else None, model.config.fingerprint, on_hub))
+        base.remember(StoredBase(name, getattr(revision, "resolved", None) if on_hub else None, model.config.fingerprint, on_hub, loaded=True))
         if dtype not in (torch.float32, "float32"):
             base._cast_files = _weight_files(name, kwargs.get("subfolder", ""), revision=revision, **hub_kwargs)
         _check_owned(name, base)
@@ -244,7 +253,7 @@ class StoredMixin(UploadMixin):
             raise
         copy_code(save_directory)
         stored = base.stored
-        as_stored = stored is not None and stored.fingerprint is not None and stored.fingerprint == self.config.fingerprint
+        as_stored = stored is not None and stored.loaded and stored.fingerprint is not None and stored.fingerprint == self.config.fingerprint
         if as_stored or (stored is not None and stored.on_hub and base.stored_fingerprint() is not None):
             self.config.fingerprint = stored.fingerprint  # a copy, or a checkpoint, of a base that has a name already
         else:

@@ -96,6 +96,17 @@ def shortened(items: list, most: int = 20) -> str:
     return str(items) if len(items) <= most else f"[{', '.join(map(str, items[: most // 2]))}, ..., {', '.join(map(str, items[-most // 2 :]))}]"
 
 
+def check_reduction(name: str) -> str:
+    """Refuses a `ctc_loss_reduction` that would be ignored.
+
+    Raises:
+        ValueError: for any but "mean".
+    """
+    if name != "mean":
+        raise ValueError(f"ctc_loss_reduction is {name!r}; allowed: 'mean', over clips, of each clip's loss over its labels.")
+    return name
+
+
 def check_numbers(sparsity: float, num_specialists: int) -> None:
     """Refuses a t or a K that cannot be.
 
@@ -241,10 +252,7 @@ class MasterASRConfig(PreTrainedConfig):
         if default_language is not None and default_language not in self.assemblies:
             raise ValueError(f"default_language is {default_language!r}; one of {self.languages} is wanted, or None.")
         self.default_language = default_language
-        self.ctc_zero_infinity = ctc_zero_infinity
-        if ctc_loss_reduction != "mean":
-            raise ValueError(f"ctc_loss_reduction is {ctc_loss_reduction!r}; allowed: 'mean', over clips, of each clip's loss over its labels.")
-        self.ctc_loss_reduction = ctc_loss_reduction
+        self.ctc_zero_infinity, self.ctc_loss_reduction = ctc_zero_infinity, check_reduction(ctc_loss_reduction)
         self.fingerprint = fingerprint
         self.base_model = base_model
         self.feature_extractor = feature_extractor

@@ -172,13 +172,14 @@ class LanguageMixin:
         for language in self.languages:
             theirs = self.config.vocab(language)
             shared = {vocab[token]: theirs[token] for token in vocab if token in theirs}
-            if not any(token in theirs for token in vocab if token not in SPECIAL_TOKENS):
+            letters = {i for token, i in theirs.items() if token in vocab and token not in SPECIAL_TOKENS}
+            if not letters:
                 losses[language] = float("inf")
                 continue
             of_batches = []
             for batch in batches:
                 rows = [[shared[i] for i in row.tolist() if i in shared] for row in batch["labels"]]
-                kept = [clip for clip, row in enumerate(rows) if row]
+                kept = [clip for clip, row in enumerate(rows) if any(i in letters for i in row)]
                 if not kept:  # nothing of this batch can be spelled
                     continue
                 labels = [torch.tensor(rows[clip], device=self.device) for clip in kept]

@@ -231,8 +231,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         """Gives every item its `tokens` `(kept frames,)`; where the model refuses a batch, item by item, so that one is to blame."""
         if not items:
             return
-        was_training = self.model.training
-        self.model.eval()  # a model handed over after `trainer.train()` would drop parts of what it hears
+        if self.model.training:
+            self.model.eval()  # and it stays so, as a model does that a pipeline loads: after `trainer.train()` it would drop parts of what it hears
         try:
             batch = self._processor.pad([item["features"][0] for item in items]).to(self.device)
             name = self.model.main_input_name
@@ -248,8 +248,6 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
                 return
             for item in items:
                 self._read([item], on_error)
-        finally:
-            self.model.train(was_training)
 
     # ------------------------------------------------------------------ out
 

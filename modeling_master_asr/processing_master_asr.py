@@ -41,7 +41,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
     def __init__(self, feature_extractor, tokenizer, **kwargs):
         vocabs = getattr(tokenizer, "vocab", None)
         if not isinstance(tokenizer, Wav2Vec2CTCTokenizer) and is_nested(vocabs):  # a stock one, read from a folder
-            tokenizer = nested_tokenizer(vocabs)
+            tokenizer = nested_tokenizer(vocabs, tokenizer.target_lang)
         super().__init__(feature_extractor, tokenizer)
         self._by_language: dict[str, Wav2Vec2CTCTokenizer] = {}
         self._warned: set[tuple[str, str]] = set()  # (language, character) that was said to be unknown

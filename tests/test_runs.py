@@ -379,10 +379,10 @@ def test_stage_2_watches_its_own_language(corpus, base, tmp_path):  # noqa: F811
 
 
 def test_a_batch_without_a_shared_letter_counts_for_nothing_in_the_ranking():
-    model, letters = tiny_model(vocabs={"en": vocab("abc"), "ru": vocab("где")}), vocab("axyz")
+    model, letters = tiny_model(vocabs={"en": vocab("abc"), "ru": vocab("где")}), vocab("axyz")  # 2 is the space
     generator = torch.Generator().manual_seed(0)
     shared, strange = ({"input_values": torch.randn(2, 4000, generator=generator), "labels": torch.tensor(rows)}
-                       for rows in ([[3, 3], [3, -100]], [[4, 5], [6, 5]]))  # fmt: skip
+                       for rows in ([[3, 3, 3], [3, -100, -100]], [[4, 5, -100], [6, 2, 5]]))  # fmt: skip
     alone = model.rank_assemblies([shared], letters)
     assert model.rank_assemblies([strange, shared], letters) == alone and alone["ru"] == float("inf")
     assert model.rank_assemblies([strange], letters)["en"] == float("inf")

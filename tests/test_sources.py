@@ -20,6 +20,7 @@ from training.loop import augment, data, sources
 from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
 from training.loop.metrics import edits_of, evaluate_clips
 from training.loop.sources import read_data, split_named, split_of
+from training.loop.text import normalize
 
 
 def record(path, seconds=0.5):
@@ -115,6 +116,7 @@ def test_the_splits_of_an_audiofolder_are_those_of_its_recordings_folders(tmp_pa
     assert Counter(clip.split for clip in clips) == {"train": 6, "test": 6, "validation": 6}
     assert all(clip.split == split_named(clip.audio.relative_to(tmp_path).parts[0]) for clip in clips)
     assert any("by the recordings' folders" in line for line in report.lines(clips))
+    assert Counter(clip.split for clip in read_data([f"es={tmp_path / name}"], tmp_path / "cache")[0]) == {"train": 6, "test": 6, "validation": 6}
     record(tmp_path / "elsewhere/a.wav")
     more = {"metadata.csv": "\nelsewhere/a.wav,a", "metadata.jsonl": '\n{"file_name": "elsewhere/a.wav", "text": "a"}'}
     (tmp_path / name).write_text(written[name] + more[name])
@@ -122,9 +124,27 @@ def test_the_splits_of_an_audiofolder_are_those_of_its_recordings_folders(tmp_pa
         read_data([f"es={tmp_path}"], tmp_path / "cache")
 
 
+def test_what_a_row_says_of_its_split_counts_before_its_folder_and_speakers_are_no_splits(tmp_path):
+    def splits(rows):
+        for row in rows:
+            if row.get("file_name"):
+                record(tmp_path / row["file_name"])
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return [clip.split for clip in read_data([f"es={tmp_path}"], tmp_path / "cache")[0]]
+
+    said = [{"file_name": f"{folder}/a.wav", "text": folder, "split": split} for folder, split in (("train", "test"), ("test", "train"), ("extra", "dev"))]
+    assert splits(said) == ["test", "train", "validation"]
+    silent = [{"file_name": None, "text": "ab"}, {"file_name": "train/a.wav", "text": "a"}, {"file_name": "test/a.wav", "text": "b"}]
+    assert splits(silent) == ["train", "test"]
+    speakers = [{"file_name": f"{who}/a.wav", "text": who} for who in ("dev_patel", "ana", "bob")]
+    assert splits(speakers) == [split_of(normalize(row["text"])) for row in speakers]
+    below_test = [{"file_name": str(tmp_path / f"{i}.wav"), "text": f"a{'b' * i}"} for i in range(3)]  # tmp_path may lie in a folder called test
+    assert splits(below_test) == [split_of(row["text"]) for row in below_test]
+
+
 def test_a_language_for_the_whole_source_may_rename_its_rows_and_never_mix_them(tmp_path):
     record(tmp_path / "a.wav")
-    lines = [json.dumps({"audio": "a.wav", "language": code, "text": "ab", "split": "train"}) for code in ("sr", "sr", "cs")]
+    lines = [json.dumps({"audio": "a.wav", "language": code, "text": "ab", "split": "train"}) for code in ("sr", "SR", "cs")]
     (tmp_path / "one.jsonl").write_text("\n".join(lines[:2]))
     assert {clip.language for clip in read_data([f"srp={tmp_path / 'one.jsonl'}"], tmp_path / "cache")[0]} == {"srp"}
     (tmp_path / "two.jsonl").write_text("\n".join(lines))

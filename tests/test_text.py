@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from modeling_master_asr.text_master_asr import spelled
 from training.loop.text import build_vocab, letters_beside, main_script, normalize
 
 
@@ -25,7 +26,8 @@ from training.loop.text import build_vocab, letters_beside, main_script, normali
     ("the boys' toys", "the boys' toys"),
     ("rock 'n' roll, la 'ndrangheta un po'", "rock 'n' roll la 'ndrangheta un po'"),
     ("mar 'l hemm ta' malajr", "mar 'l hemm ta' malajr"),
-    ("col·lega a · b", "collega a b"), ("צה״ל ג׳ירפה", "צהל גירפה"), ("محمـــد", "محمد"), ("l´eau", "l'eau"),
+    ("col·lega a · b", "collega a b"), ("ήρθε·έφυγε", "ήρθε έφυγε"), ("He said ''hello'' to me", "he said hello to me"),
+    ("‘he said ‘no’ twice’", "he said no twice"), ("rock ‘n’ roll", "rock 'n' roll"), ("צה״ל ג׳ירפה", "צהל גירפה"), ("محمـــد", "محمد"), ("l´eau", "l'eau"),
     ("oʻzbek ʻaʻ", "oʻzbek ʻaʻ"),  # a letter of its own
     ("ﬁne", "fine"),
     ("‘ ’", ""),
@@ -39,12 +41,16 @@ from training.loop.text import build_vocab, letters_beside, main_script, normali
 def test_letters_marks_and_apostrophes_survive(raw, clean):
     import unicodedata
 
-    assert normalize(raw) == unicodedata.normalize("NFKC", clean)
+    assert normalize(raw) == unicodedata.normalize("NFKC", clean) == normalize(normalize(raw))
 
 
 @pytest.mark.parametrize("code", ["tr", "TR", "tr-TR", "tr_tr", "az_AZ"])
 def test_turkish_is_lower_cased_by_its_own_rule_however_its_code_is_written(code):
     assert normalize("IŞIK", language=code) == "ışık" and normalize("IŞIK", language="en") == "işik"
+
+
+def test_an_alphabet_of_capitals_has_them_as_its_language_does():
+    assert spelled("iyi şık", set("ABCIİYŞK "), "tr") == "İYİ ŞIK" and spelled("iyi", set("IY"), "en") == "IYI"
 
 
 def test_every_dropped_character_is_counted():

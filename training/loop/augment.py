@@ -26,7 +26,7 @@ def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int = 1) 
         start = rng.randint(0, mels - width)
         features[start : start + width] = quiet
     for _ in range(spec_masks * (frames // 200)):
-        width = rng.randint(0, min(20, frames))
+        width = rng.randint(0, 20)
         start = rng.randint(0, frames - width)
         features[:, start : start + width] = quiet
     return features

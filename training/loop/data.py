@@ -29,6 +29,7 @@ MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops:
 
 DURATION_SLACK, DURATION_SLACK_S = 0.1, 0.5  # by which a recording may outlast its entry: rounding, an encoder's padding
 DIGEST_BYTES = 32
+HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is not heard
 
 
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:
@@ -125,7 +126,7 @@ class Features:
         if lasts_s > clip.duration_s * (1 + DURATION_SLACK) + DURATION_SLACK_S:
             raise ValueError(f"{clip.audio} lasts {lasts_s:.1f} s, and its entry in the data says {clip.duration_s:.1f} s.")
         longest_s = self.longest_s()
-        if lasts_s > longest_s:
+        if lasts_s >= longest_s + HOP_S:
             raise ValueError(f"{clip.audio} lasts {lasts_s:.1f} s, and this encoder hears {longest_s:g} s at once. Cut it.")
         if speed != 1.0 and lasts_s / speed <= longest_s:  # else slower than the encoder can hear to its end: left as it is
             samples = resample(samples, int(rate_hz * speed), rate_hz)

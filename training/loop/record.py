@@ -21,11 +21,15 @@ def facts_of_run(model=None) -> dict:
     Args:
         model: whose base the run starts from; a folder's name says nothing of its values, so its fingerprint is kept too.
     """
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     versions = {m.__name__: m.__version__ for m in (torch, transformers, accelerate)}
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "versions": {**versions, "python": platform.python_version()},
         "date": time.strftime("%Y-%m-%d"),
         **({} if model is None else {"base": model.master_asr.base_fingerprint()[:12]}),

@@ -286,15 +286,20 @@ def _from_tables(tables: list[Path], shelf: Shelf, report: Report) -> Iterator[R
 
 
 def _splits_of_recordings(table: Path, report: Report) -> dict[str, str]:
-    """The split of every row of an audiofolder's table that stands above `train/` and `test/`, by the folders of its recording.
+    """The split of every row of an audiofolder's table that stands above `train/` and `test/`, by the folders of its recording; of rows
+    that name a recording, and no split of their own.
 
     Raises:
         ValueError: if some lie in such folders and others do not.
     """
     splits, elsewhere = {}, None
     for where, raw in read_table(table):
-        folders = Path(str(pick(raw, where)["audio"])).parts[:-1]
-        split = next((split for split in map(split_named, reversed(folders)) if split), None)
+        fields = pick(raw, where)
+        if not isinstance(fields["audio"], str) or fields["split"] is not None:
+            continue
+        path = Path(fields["audio"])
+        folders = (path.relative_to(table.parent) if path.is_relative_to(table.parent) else path).parts[:-1]
+        split = None if Path(*folders).is_absolute() else next((SPLITS[name.lower()] for name in reversed(folders) if name.lower() in SPLITS), None)
         if split:
             splits[where] = split
         else:
@@ -442,7 +447,7 @@ def _renamed(row: Row, code: str, named: set[str]) -> str:
     Raises:
         ValueError: if they name several languages.
     """
-    named |= {str(row.fields["language"]).strip()} - {"", "None"}
+    named |= {str(row.fields["language"]).strip().lower()} - {"", "none"}
     if len(named) > 1:
         raise ValueError(f"{row.where}: {code}= says one language for the whole source, and its rows name {sorted(named)}. Leave {code}= out, or divide the rows.")
     return code
