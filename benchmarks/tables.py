@@ -62,8 +62,6 @@ TRIED_IN_STAGE_2 = {
 TRIED_3000 = {  # on stage 1 of 3,000 steps
     "es_assembly_best_seed0": "preset best",
     "tried_es_best_views_seed0": "... two views of each clip, heard alike (CR-CTC, weight 0.2), in a batch of as many seconds (commit `582a448`)",
-    "tried_es_best_singular": "... delta starts from the weights' own singular vectors (commit `6d804ca`)",
-    "tried_es_best_ends": "... rank 22 in the first and the last layer, 12 between (commit `6d804ca`)",
     "es2000_assembly_best_seed0": "... 2,000 steps",
 }
 TRIED = {
@@ -128,7 +126,7 @@ def stage_1_table(labels: dict[str, str]) -> list[str]:
 
 
 # A series of runs: new language, and what the table says of it. "es1500" is on stage 1 of 1,500 steps, as all that follows from it.
-SERIES = {"es": "es, 10 minutes, 1,000 steps", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "ru": "ru, 10 minutes, 1,000 steps"}
+SERIES = {"es": "es, 10 minutes, 1,000 steps", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "cs": "cs, 10 minutes, 1,000 steps"}
 
 
 def of_method(name: str, series: str = "es") -> list[dict]:
@@ -335,7 +333,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main() -> None:
     tables = {
         "stage-1": stage_1_table(STAGE_1), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
-        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
+        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
