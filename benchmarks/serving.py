@@ -43,8 +43,8 @@ def requests() -> list[Clip]:
     return chosen
 
 
-def base() -> MasterASRForCTC:
-    return MasterASRForCTC.from_pretrained(CHECKPOINT).eval()
+def base(device: str = "cpu") -> MasterASRForCTC:
+    return MasterASRForCTC.from_pretrained(CHECKPOINT).to(device).eval()
 
 
 def greedy(forward: Forward, processor: MasterASRProcessor) -> Served:
@@ -58,18 +58,18 @@ def greedy(forward: Forward, processor: MasterASRProcessor) -> Served:
     return serve
 
 
-def plain() -> tuple[Forward, Kept]:
-    encoder = base().materialize("en")
+def plain(device: str = "cpu") -> tuple[Forward, Kept]:
+    encoder = base(device).materialize("en")
     return lambda features, language: encoder(input_features=features).logits, lambda: 0
 
 
-def master_asr(preset: str, keep: bool = True) -> tuple[Forward, Kept]:
+def master_asr(preset: str, keep: bool = True, device: str = "cpu") -> tuple[Forward, Kept]:
     """Seven more languages, each with all that a preset owns.
 
     Args:
         keep: assembled weights are kept from request to request; else made for each, as where languages are too many to be kept.
     """
-    model = base()
+    model = base(device)
     for code in LANGUAGES:
         model.add_language(f"{code}-new", model.config.vocab("en"), preset=preset)
         for parameter in model.assemblies[f"{code}-new"].parameters():
@@ -85,9 +85,9 @@ def master_asr(preset: str, keep: bool = True) -> tuple[Forward, Kept]:
     return forward, lambda: sum(tensor.nbytes for _, made in store._dense.values() for tensor in made.values())
 
 
-def lora() -> tuple[Forward, Kept]:
+def lora(device: str = "cpu") -> tuple[Forward, Kept]:
     """An adapter and a head a language, r = 8 on attention and feed-forward; not merged, since the next request would undo it."""
-    model = base()
+    model = base(device)
     family = model.master_asr.family
     config = LoraConfig(r=8, target_modules=[*family.targets, *family.feed_forward], modules_to_save=["lm_head"])
     adapted = get_peft_model(model.materialize("en"), config, adapter_name=LANGUAGES[0])
