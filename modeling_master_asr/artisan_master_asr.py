@@ -127,8 +127,8 @@ def _of_rank(values: np.ndarray, rank: int) -> np.float32:
 
 
 def _kept_by_torch(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """The same on any device, without leaving it."""
-    threshold = flat.kthvalue(num_masked + 1).values
+    """The same on any device, without leaving it. A GPU sorts in a tenth of the time of `kthvalue`, whose one block reads alone."""
+    threshold = flat.sort().values[num_masked]
     kept = flat >= threshold
     return kept, int(kept.sum()), threshold
 
