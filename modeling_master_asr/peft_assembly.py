@@ -101,9 +101,10 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("assembly_adapter",)
     other_param_names = ("language_of", "entry_of")
 
-    def __init__(self, base_layer: Assemblies, config):
+    def __init__(self, base_layer: Assemblies, config, encoder: nn.Module):
         super().__init__()
         self.base_layer = base_layer
+        self._of_encoder = (next(encoder.parameters()),)  # in a tuple: no parameter of this module's
         self.assembly_adapter = nn.ModuleDict()  # adapter name -> LanguageAssembly
         self.language_of: dict[str, str] = {}  # adapter name -> code; several adapters may be of one language
         self.entry_of: dict[str, dict] = {}  # adapter name -> its entry in `config.assemblies`
@@ -145,6 +146,12 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         if self._adapter_of(language) is None:
             del self._config.assemblies[language]
         self._follow()
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
+        """Called by PEFT, which loads values to a GPU if it sees one: a language lies where its encoder does, in float32."""
+        assembly = self.assembly_adapter[adapter_name] if adapter_name in self.assembly_adapter else None
+        if assembly is not None and not any(parameter.is_meta for parameter in assembly.parameters()):
+            assembly.to(self._of_encoder[0].device if device is None else device)
 
     def _follow(self) -> None:
         """The config says what the active adapter says: its language by default, and its alphabet and parts."""
@@ -234,7 +241,7 @@ class AssemblyModel(BaseTuner):
         model = _base_of(self.model)
         self._add_language(peft_config, model)
         if not isinstance(target, AssemblyAdapters):
-            target = AssemblyAdapters(target, model.config)
+            target = AssemblyAdapters(target, model.config, model.master_asr.backbone)
             target.hook = model.register_forward_pre_hook(_in_named_languages, with_kwargs=True)
             setattr(parent, target_name, target)
         target.adopt(adapter_name, peft_config.language, inference_mode=peft_config.inference_mode)

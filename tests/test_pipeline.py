@@ -28,7 +28,7 @@ def as_pipeline(model, **kwargs):
     processor = MasterASRProcessor.from_model(model)
     return pipeline(
         "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer,
-        feature_extractor=processor.feature_extractor, pipeline_class=MasterASRPipeline, **kwargs,
+        feature_extractor=processor.feature_extractor, pipeline_class=MasterASRPipeline, **{"device": "cpu", **kwargs},
     )  # fmt: skip
 
 

@@ -209,7 +209,7 @@ def test_early_stopping_returns_to_the_best_weights_bit_for_bit_also_when_it_is_
     def scripted(accelerator, model, processor, features, validation, step, log, *_):
         evaluated.append(step)
         log["validation"][str(step)] = {"macro": {"cer": cers[step], "wer": 0.0}, "languages": {}}
-        seen[step] = {name: value.clone() for name, value in model.state_dict().items()}
+        seen[step] = {name: value.cpu().clone() for name, value in model.state_dict().items()}
 
     monkeypatch.setattr(steps, "watch", scripted)
     options = ("--patience", "2", "--steps", "16", "--evaluate_every", "2")
@@ -357,7 +357,7 @@ def test_watching_is_of_the_languages_that_train_however_many_others_there_are()
     model.add_language("es", vocab("añ"))
     with torch.no_grad():
         model.assemblies["es"].mapping.copy_(torch.linspace(-1, 2, 32).view(8, 4))
-    first = watching.state_of_masks(Accelerator(cpu=True), model, ["es"])
+    first = watching.state_of_masks(Accelerator(), model, ["es"])
     assert "es" in first["masks"] and len(first["masks"]) == watching.MASKS_WATCHED and set(first["gates"]) == {"es"}
     figures, everyone = watching.mapping_figures(model, languages=["es"]), watching.mapping_figures(model)
     mapping = model.assemblies["es"].mapping.detach()
