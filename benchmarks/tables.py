@@ -239,6 +239,19 @@ def voices_table() -> list[str]:
     return lines
 
 
+MORE_VOICES = {"one": "one: the small fish", "two": "two: the big fish too", "many": "13 in cs, two in nl"}
+
+
+def more_voices_table() -> list[str]:
+    lines = ["| CER, %, 600 steps of cs and nl, 25 minutes each, of so many characters | cs, the small fish | nl, the small fish | cs, ten others, heard by none |", "|---|---|---|---|"]
+    for name, label in MORE_VOICES.items():
+        heard, others = load(f"voices_{name}_heard"), load(f"voices_{name}_others")
+        if heard and others:
+            rates = [heard["languages"]["cs"]["cer"], heard["languages"]["nl"]["cer"], others["languages"]["cs"]["cer"]]
+            lines.append(f"| {label} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
+    return lines
+
+
 def rates_table() -> list[str]:
     lines = ["| es, 10 minutes, 1,000 steps: CER, %, validation / test | seed 0 | seed 1 | seed 2 |", "|---|---|---|---|"]
     for name, label in RATES.items():
@@ -304,14 +317,24 @@ def serving_table() -> list[str]:
     return ["| a request, seven languages in random order | ms | of the plain encoder's |", "|---|---|---|", *rows]
 
 
+def gpu_tables() -> list[str]:
+    run = load("gpu")
+    if not run:
+        return []
+    rows = [f"| {name} | {row['ms']:.1f} | {row['ratio']:.2f} |" for name, row in run["requests"].items()]
+    requests = [f"| a request, seven languages in random order, {run['device']} | ms | of the plain encoder's |", "|---|---|---|", *rows]
+    steps = [f"| {name} | {row['ms']:.1f} | {row['ratio']:.2f} |" for name, row in run["training"].items() if isinstance(row, dict)]
+    return [*requests, "", f"| a step of stage 1, {run['training']['batch_s']:.0f} s of audio, bf16 | ms | of the dense model's |", "|---|---|---|", *steps]
+
+
 def command_lines() -> list[str]:
     curves = [f"{name}_{minutes}min" for name in CURVES for minutes in MINUTES]
     names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
     of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
     names = [
         *of_stage_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages",
-        "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others",
-        "serving", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
+        "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
+        "serving", "gpu", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
@@ -337,7 +360,7 @@ def main() -> None:
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
-        "compact": compact_line(), "voices": voices_table(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
+        "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(), "gpu": gpu_tables(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
         path = ROOT / page

@@ -334,7 +334,7 @@ def test_a_model_trained_in_bf16_reads_in_float32_as_the_saved_one_will(corpus, 
 
     def logits(model):
         with torch.no_grad():
-            return model.eval()(torch.ones(1, 8000, device=model.device), language="en").logits.cpu()
+            return model.cpu().eval()(torch.ones(1, 8000), language="en").logits
 
     def tested(accelerator, model, *_):
         seen.append(logits(model))
