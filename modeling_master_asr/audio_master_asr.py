@@ -323,6 +323,25 @@ def download(url: str, timeout_s: float = DOWNLOAD_TIMEOUT_S, max_bytes: int = M
     return bytes(content)
 
 
+def is_recording(source) -> bool:
+    """Whether `read_audio` would decode or resample it: it knows its own rate, as samples do not."""
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
+    return isinstance(source, kinds) or hasattr(source, "read") or hasattr(source, "get_all_samples")
+
+
+def clips_of(audio) -> list:
+    """One clip or several as a list of clips; what holds none is left to be refused by name."""
+    if is_recording(audio) or not hasattr(audio, "__len__"):
+        return [audio]
+    if isinstance(audio, (np.ndarray, torch.Tensor)) and np.ndim(audio) == 1:
+        return [audio]
+    if len(audio) == 0:
+        return [np.zeros(0, dtype=np.float32)]
+    if isinstance(audio, (list, tuple)) and not is_recording(audio[0]) and np.ndim(audio[0]) == 0:
+        return [audio]  # one clip as a plain list of samples
+    return audio
+
+
 def read_audio(
     source,
     wanted_hz: int,

@@ -21,7 +21,7 @@ from transformers import (
 from transformers import Wav2Vec2CTCTokenizer as StockTokenizer
 from transformers.utils import logging
 
-from .audio_master_asr import check_audio
+from .audio_master_asr import check_audio, clips_of, is_recording, read_audio
 from .backbone_master_asr import family_of, family_reading
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
 from .text_master_asr import spelled
@@ -244,10 +244,11 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """Model inputs for clips, or label ids for texts, or both.
 
         Args:
-            audio: one clip `(samples,)` or a list of clips, mono: floats in [-1, 1], or int16 and the like, scaled by their range.
+            audio: one clip `(samples,)` or a list of clips, mono: floats in [-1, 1], or int16 and the like, scaled by their range;
+                or recordings, which know their rate: paths, URLs, bytes, rows of an Audio column.
             text: one text or a list; normalised and encoded with the alphabet of `language`.
             language: one code, or one for each text.
-            sampling_rate: of `audio`, in Hz; checked against the model's.
+            sampling_rate: of samples, in Hz; checked against the model's.
             return_tensors, padding, max_length, pad_to_multiple_of: of the clips, as in `pad`; of the texts where there are no clips.
 
         Returns:
@@ -262,17 +263,14 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             raise ValueError("Nothing to process: pass audio=..., text=..., or both.")
         batch = BatchFeature()
         if audio is not None:
-            if sampling_rate is None:
+            clips = clips_of(audio)
+            if sampling_rate is None and not all(is_recording(clip) for clip in clips):
                 logger.warning_once(f"No sampling_rate was given: audio is taken to be at {self.sampling_rate_hz} Hz. At another rate it would be heard wrong.")
-            clips = [audio] if isinstance(audio, (np.ndarray, torch.Tensor)) and np.ndim(audio) == 1 else audio
-            if isinstance(clips, (list, tuple)) and clips and np.ndim(clips[0]) == 0:
-                clips = [clips]  # one clip as a plain list of samples
-            if not hasattr(clips, "__len__"):
-                clips = [clips]  # nothing that has clips: refused by name below
-            if len(clips) == 0:
-                clips = [np.zeros(0, dtype=np.float32)]
             names = [f"clip {i}" if len(clips) > 1 else "audio" for i in range(len(clips))]
-            samples = [check_audio(clip, sampling_rate, self.sampling_rate_hz, n) for clip, n in zip(clips, names)]
+            samples = [
+                read_audio(clip, self.sampling_rate_hz) if is_recording(clip) else check_audio(clip, sampling_rate, self.sampling_rate_hz, name)
+                for clip, name in zip(clips, names)
+            ]  # fmt: skip
             batch = self.pad([self.features(clip) for clip in samples], None, padding, max_length, pad_to_multiple_of, return_tensors)
         if text is not None:
             rows = self.encode_rows([text] if isinstance(text, str) else list(text), language)

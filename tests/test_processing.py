@@ -349,3 +349,20 @@ def test_a_file_that_is_no_audio_is_named(tmp_path):
         decode_audio(tmp_path / "a.wav")
     with pytest.raises(FileNotFoundError, match="No audio file at .*b.wav"):
         decode_audio(tmp_path / "b.wav")
+
+
+def test_a_recording_reads_alike_however_it_is_handed_over_and_knows_its_own_rate(processor, tmp_path, warnings):
+    samples = (np.random.default_rng(0).standard_normal(8000) * 0.1).astype(np.float32)
+    path, slow = tmp_path / "a.wav", tmp_path / "slow.wav"
+    soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    soundfile.write(slow, samples, 8_000, subtype="FLOAT")
+    expected = processor(samples, sampling_rate=16_000)["input_values"]
+    row = {"array": samples, "sampling_rate": 16_000}
+    logging.warning_once.cache_clear()  # another test may have heard it
+    for audio in (str(path), path, path.read_bytes(), row, [str(path)], [row]):
+        assert torch.equal(processor(audio)["input_values"], expected)
+    assert torch.equal(processor([str(path), samples], sampling_rate=16_000)["input_values"], expected.repeat(2, 1))
+    assert processor(str(slow))["input_values"].shape == (1, 16_000)  # at 8 kHz it lasts a second
+    assert "sampling_rate" not in warnings()  # no rate had to be guessed
+    with pytest.raises(FileNotFoundError, match="nowhere.wav"):
+        processor(str(tmp_path / "nowhere.wav"))
