@@ -21,7 +21,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers.hf_argparser import HfArg
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
 
-from training.adapt_language import AdaptConfig, add_language, load
+from training.adapt_language import AdaptConfig, add_language, learning_rates, load
 from training.loop.config import Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.optim import Turns, freeze_front_end
@@ -75,7 +75,10 @@ def train_bottleneck(model, config: MethodConfig) -> None:
 
 
 def train_mask(model, config: MethodConfig) -> None:
+    """Masks that are the language's own; and what a preset beyond `paper` owns, beside them."""
     train_head(model, config)
+    for name, parameter in model.assemblies[config.language].named_parameters():
+        parameter.requires_grad_(name != "mapping")
     model.config.sparsity = config.mask_sparsity
     for layer in model.master_asr.artisan_layers:
         layer.reset_specialists(noise=0.0)
@@ -106,7 +109,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     old_before = tested(accelerator, model, processor, features, old)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
-    rates = {"W": config.method_learning_rate, "M": config.method_learning_rate, "head": config.head_learning_rate, "T": config.mapping_learning_rate}
+    rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
     turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
     trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model, config) / 1024
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
