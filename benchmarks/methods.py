@@ -68,7 +68,7 @@ def train_bottleneck(model, config: MethodConfig) -> None:
     train_head(model, config)
     backbone = model.master_asr.backbone
     settings = SimpleNamespace(adapter_attn_dim=BOTTLENECK, hidden_size=model.master_asr.family.hidden_size(backbone.config))
-    for layer in backbone.layers:
+    for layer in getattr(backbone, "encoder", backbone).layers:
         adapter = layer.adapter_layer = Wav2Vec2AttnAdapterLayer(settings)
         torch.nn.init.zeros_(adapter.linear_2.weight), torch.nn.init.zeros_(adapter.linear_2.bias)  # starts as the encoder was
         layer.register_forward_hook(lambda layer, args, hidden, adapter=adapter: hidden + adapter(hidden))

@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from benchmarks import languages, serving, tables
+from benchmarks import languages, methods, serving, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers, transcribe_all
 from training.loop.sources import Clip
+from training.loop.steps import train
 from training.loop.text import normalize
 
 
@@ -99,3 +101,41 @@ def test_what_one_whisper_heard_is_not_scored_under_anothers_name(tmp_path):
     for folder, timestamps in (("large", False), ("small", True)):
         with pytest.raises(ValueError, match=r"was heard by .*'small', 'timestamps': False.*Name another file with --heard"):
             transcribe_all(folder, clips, heard, timestamps)
+
+
+KINDS = {"head": "head", "lora_": "lora", "adapter_layer": "bottleneck", "specialists": "masks", "delta": "delta", "norms": "norms", "backbone": "W"}
+
+
+@pytest.fixture(scope="module")
+def dense(corpus, tmp_path_factory):  # noqa: F811
+    """The folder of a model that nothing masks."""
+    folder = tmp_path_factory.mktemp("dense")
+    run_stage_1(corpus, folder, "--sparsity", "0", "--gamma", "0", "--num_specialists", "1")
+    return folder / "model"
+
+
+@pytest.mark.parametrize("method, preset, expected", [
+    ("head", "paper", {"head"}), ("full", "paper", {"head", "W"}), ("lora_all", "paper", {"head", "lora"}),
+    ("bottleneck", "paper", {"head", "bottleneck"}), ("mask", "paper", {"head", "masks"}), ("mask", "best", {"head", "masks", "delta", "norms"}),
+])  # fmt: skip
+def test_a_method_moves_what_it_is_named_after_and_nothing_else(corpus, dense, tmp_path, monkeypatch, method, preset, expected):  # noqa: F811
+    moved = set()
+
+    def watched(accelerator, model, *args):
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        log = train(accelerator, model, *args)
+        for name, value in model.named_parameters():
+            if not torch.equal(value, before[name]):
+                moved.add(next(kind for word, kind in KINDS.items() if word in name))
+                assert not name.startswith("master_asr.assemblies") or ".lang_es." in name
+        return log
+
+    monkeypatch.setattr(methods, "train", watched)
+    methods.main([
+        "--method", method, "--preset", preset, "--model", str(dense), "--data", str(corpus / "manifest.jsonl"), "--language", "es",
+        "--steps", "3", "--evaluate_every", "3", "--init", "random", "--out", str(tmp_path / "run"),
+    ])  # fmt: skip
+    result = json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))
+    assert moved == expected and result["trainable"] > 0 and result["kilobytes"] > 0
+    if method == "head":
+        assert result["old_languages_before"]["macro"] == result["old_languages_after"]["macro"]
