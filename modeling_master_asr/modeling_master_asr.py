@@ -419,10 +419,11 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             lengths = is_label.sum(-1)
             # (b, T, V) -> (T, b, V): CTC wants time first; over the unpadded logits, -inf classes would give NaN gradients
             log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+            device = device_of_ctc(log_probs.device)
             nll = nn.functional.ctc_loss(
-                log_probs, targets[is_label], frames[clips], lengths, blank=vocab["[PAD]"], reduction="none",
-                zero_infinity=True,
-            )  # fmt: skip
+                log_probs.to(device), targets[is_label].to(device), frames[clips].to(device), lengths.to(device),
+                blank=vocab["[PAD]"], reduction="none", zero_infinity=True,
+            ).to(log_probs.device)  # fmt: skip
             impossible = frames_needed(targets) > frames[clips]
             if bool(impossible.any()):
                 self._name_impossible([clips[i] for i in impossible.nonzero()[:, 0].tolist()], frames, labels)
@@ -435,6 +436,11 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         if not self.config.ctc_zero_infinity:
             raise ValueError(f"Labels need more frames than there are: {named}. Drop these clips or cut their transcripts.")
         logger.warning(f"Labels need more frames than there are; these clips count as zero loss: {named}.")
+
+
+def device_of_ctc(device: torch.device) -> torch.device:
+    """Where PyTorch computes the loss of what lies on `device`: for Apple's GPUs it has no CTC."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def frames_needed(labels: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.assembly_master_asr import LowRank
 from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
-from modeling_master_asr.modeling_master_asr import frames_needed
+from modeling_master_asr.modeling_master_asr import device_of_ctc, frames_needed
 
 
 def labels_for(model, codes):
@@ -565,3 +565,8 @@ def test_a_state_dict_of_other_rows_of_the_bank_is_refused_at_once(model):
     with pytest.raises(RuntimeError, match=r"fr.*rows of the character bank.*other characters"):
         other.load_state_dict(model.state_dict())
     other.load_state_dict(other.state_dict())
+
+
+def test_the_loss_of_what_lies_on_apples_gpu_is_computed_on_the_cpu():
+    """Which cannot be watched here: PyTorch's CTC knows CPUs and CUDA."""
+    assert [str(device_of_ctc(torch.device(name))) for name in ("mps", "cpu", "cuda:1")] == ["cpu", "cpu", "cuda:1"]

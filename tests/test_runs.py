@@ -2,17 +2,21 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from conftest import tiny_model, vocab
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
@@ -20,6 +24,7 @@ from demo import run as demo
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training import adapt_language, train_multilingual
 from training.loop import checkpoints, folder, steps, watching
+from training.loop.config import LoopConfig
 from training.loop.data import Clip, Collator, Features, bucket_of_step, read_manifest, select
 from training.loop.optim import Turns, tri_stage
 
@@ -429,3 +434,71 @@ def test_the_demo_cleans_its_default_folder_alone_and_is_alone_in_it(tmp_path, m
             continue
         with demo.opened(config), pytest.raises(RuntimeError, match="Another run is at work in"), demo.opened(config):
             pass
+
+
+def test_fp16_whose_losses_nobody_would_scale_back_is_refused_and_reading_may_take_hours(tmp_path, monkeypatch):
+    handed = {}
+
+    def told(**kwargs):
+        handed.update(kwargs)
+        return SimpleNamespace(mixed_precision="fp16", distributed_type="NO")
+
+    monkeypatch.setattr(steps, "Accelerator", told)
+    config = LoopConfig(out=tmp_path, data=["x"], steps=1, evaluate_every=1)
+    with pytest.raises(ValueError, match=r"told to train in fp16; allowed: no or bf16.*--mixed_precision no"):
+        steps.make_accelerator(config)
+    (waiting,) = [handler for handler in handed["kwargs_handlers"] if isinstance(handler, InitProcessGroupKwargs)]
+    assert waiting.timeout.total_seconds() >= 3600  # a default of ten minutes killed runs whose data took longer to read
+
+
+def test_validation_and_test_have_their_minutes_too(corpus, tmp_path, capsys):  # noqa: F811
+    config = LoopConfig(out=tmp_path, data=[str(corpus / "manifest.jsonl")], steps=1, evaluate_every=1, held_out_minutes=0.012)
+    splits = steps.load_splits(Accelerator(), config, ["en", "fr"], 60.0)
+    assert [len(clips) for clips in (splits.training, splits.validation, splits.test)] == [12, 2, 2]  # one of two a language
+    assert re.search(r"en: of 0\.0\d minutes of validation and test 0\.0\d are read \(--held_out_minutes\)", capsys.readouterr().out)
+    whole = steps.load_splits(Accelerator(), replace(config, held_out_minutes=60.0), ["en", "fr"], 60.0)
+    assert len(whole.validation) == len(whole.test) == 4 and "--held_out_minutes" not in capsys.readouterr().out
+
+
+def test_a_run_goes_on_where_fewer_devices_are_seen(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.extend)
+    checkpoints.set_random_state(checkpoints.random_state() | {"cuda": ["of the first", "of the second"]})
+    assert given == ["of the first"]
+
+
+def test_the_best_weights_of_the_checkpoint_that_a_killed_run_goes_on_from_are_still_there(corpus, tmp_path, monkeypatch):  # noqa: F811
+    cers, original = {2: 50.0, 4: 40.0, 6: 60.0}, steps.Run.save
+
+    def scripted(accelerator, model, processor, features, validation, step, log, *_):
+        log["validation"][str(step)] = {"macro": {"cer": cers[step], "wer": 0.0}, "languages": {}}
+
+    def dying(run, step):
+        if step == 4:  # after its weights were kept as the best ones, before the checkpoint that says so
+            raise KeyboardInterrupt
+        original(run, step)
+
+    monkeypatch.setattr(steps, "watch", scripted)
+    options = ("--patience", "2", "--steps", "6", "--evaluate_every", "2")
+    monkeypatch.setattr(steps.Run, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage_1(corpus, tmp_path, *options)
+    monkeypatch.setattr(steps.Run, "save", original)
+    cers[4] = 55.0  # as on a GPU, whose sums are not the same twice
+    run_stage_1(corpus, tmp_path, *options, "--resume")
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["log"]["validation"]["4"]["macro"]["cer"] == 55.0
+
+
+def test_kept_features_of_a_received_recording_serve_every_run(processor, tmp_path):
+    name = "0123456789abcdef01234567.wav"
+    for run in ("one", "two"):
+        path = tmp_path / run / "recordings" / name
+        path.parent.mkdir(parents=True)
+        soundfile.write(path, np.random.default_rng(0).standard_normal(8000) * 0.1, 16_000)
+        Features(processor, tmp_path / "cache")(Clip(path, "en", "a", 0.5, "train"))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    other = tmp_path / "two" / "a.wav"  # named by a stranger: another file of this name may hold something else
+    other.write_bytes(path.read_bytes())
+    Features(processor, tmp_path / "cache")(Clip(other, "en", "a", 0.5, "train"))
+    assert len(list((tmp_path / "cache").iterdir())) == 2

@@ -86,6 +86,7 @@ class LoopConfig(Settings):
     allow_outside: bool = HfArg(default=False, help="manifests may name recordings that do not lie below their folder")
     max_download_gb: Positive = HfArg(default=20.0, help="of recordings, from one data set of the Hub")
     download_timeout_s: Positive = HfArg(default=DOWNLOAD_TIMEOUT_S, help="in which each row or file of a data set of the Hub has to arrive")
+    held_out_minutes: Positive = HfArg(default=60.0, help="of validation and of test audio a language, at most; the paper validates on an hour")
     temperature: Positive = HfArg(default=1.0, help="of sampling languages; above 1, small ones are heard more often")
     features_cache: Optional[Path] = HfArg(default=None, help="folder of computed features; else they are kept in memory")
     batch_s: Positive = HfArg(default=24.0, help="seconds of audio a batch of one process, padding included")

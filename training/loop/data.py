@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
 from training.loop.augment import SPEEDS, hears_mels, spec_augment
+from training.loop.recordings import content_name
 from training.loop.sources import Clip, read_manifest
 
 __all__ = ["Clip", "read_manifest"]  # handed on
@@ -108,7 +109,8 @@ class Features:
 
     def _from_cache(self, clip: Clip, speed: float) -> np.ndarray:
         about = clip.audio.stat()
-        key = f"{clip.audio.resolve()}|{about.st_size}|{about.st_mtime_ns}|{clip.duration_s}|{speed}|{self._settings}"
+        recording = content_name(clip.audio) or f"{clip.audio.resolve()}|{about.st_size}|{about.st_mtime_ns}"
+        key = f"{recording}|{clip.duration_s}|{speed}|{self._settings}"
         path = Path(self.cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.features"
         features = read_array(path)
         if features is None:

@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -184,6 +185,11 @@ class Shelf:
             part.write_bytes(content)
             os.replace(part, path)
         return path
+
+
+def content_name(path: Path) -> Optional[str]:
+    """The name of a recording that a run received and named by its bytes; None of others."""
+    return path.name if path.parent.name == "recordings" and re.fullmatch(r"[0-9a-f]{24}", path.stem) else None
 
 
 def seconds_of(path: Path) -> float:

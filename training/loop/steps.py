@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Optional
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 from tqdm import tqdm
 
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
-from training.loop.data import Clip, Collator, bucket_of_step, having, select, to_device
+from training.loop.data import Clip, Collator, bucket_of_step, having, minutes_of, select, to_device
 from training.loop.folder import claimed
 from training.loop.metrics import evaluate_clips
 from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
@@ -24,6 +25,7 @@ from training.loop.sources import read_data
 from training.loop.stopping import StopRequest
 from training.loop.watching import state_of_masks, watch
 
+READING = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
 
 
@@ -31,15 +33,20 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """Accelerate as both stages use it: ranks train different languages, so a step leaves parameters without gradients.
 
     Raises:
-        ValueError: if Accelerate was told to shard the model itself.
+        ValueError: if Accelerate was told to shard the model itself, or to train in fp16, whose losses have to be scaled.
     """
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=READING)]
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.out, kwargs_handlers=[unused],
+        mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.out, kwargs_handlers=handlers,
         gradient_accumulation_steps=config.gradient_accumulation,
     )  # fmt: skip
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("Accelerate's own FSDP reduces in lockstep, and ranks train different languages: leave --use_fsdp out, pass --shard.")
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(
+            f"Accelerate was told to train in {accelerator.mixed_precision}; allowed: no or bf16. W, M and T take turns, which its loss scaling "
+            "knows nothing of. Pass --mixed_precision no (or bf16, where the device has it)."
+        )
     return accelerator
 
 
@@ -91,9 +98,11 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     accelerator.print("\n".join(report.lines(clips)))
     if len(testable) < len(languages):
         accelerator.print(f"No test clips of {[code for code in languages if code not in testable]}: there will be no test figures of them.")
-    return Splits(
-        select(clips, "train", languages, minutes, config.seed), select(clips, "validation", languages), select(clips, "test", testable)
-    )
+    held_out = [select(clips, split, codes, config.held_out_minutes) for split, codes in (("validation", languages), ("test", testable))]
+    there, kept = minutes_of([clip for clip in clips if clip.split != "train" and clip.language in languages]), minutes_of(sum(held_out, []))
+    for code in (code for code in there if there[code] > kept[code]):
+        accelerator.print(f"{code}: of {there[code]} minutes of validation and test {kept[code]} are read (--held_out_minutes).")
+    return Splits(select(clips, "train", languages, minutes, config.seed), *held_out)
 
 
 def tested(accelerator, model, processor, features, clips: list[Clip]) -> Optional[dict]:
@@ -267,7 +276,7 @@ class Run:
             self.progress.best, self.progress.evaluations_since_best = {"step": step, "cer": cer}, 0
             best = whole(self.model.state_dict(), keep=self.accelerator.is_main_process)
             if self.accelerator.is_main_process:
-                checkpoints.save(self.out / "best", step, {"model": best}, self.facts, keep=1)
+                checkpoints.save(self.out / "best", step, {"model": best}, self.facts, keep=checkpoints.KEEP + 1)  # what each checkpoint knows of
             self.accelerator.wait_for_everyone()
 
     def out_of_patience(self) -> bool:
