@@ -243,7 +243,7 @@ MORE_VOICES = {"one": "one: the small fish", "two": "two: the big fish too", "ma
 
 
 def more_voices_table() -> list[str]:
-    lines = ["| CER, %, 600 steps of cs and nl, 25 minutes each, of so many characters | cs, the small fish | nl, the small fish | cs, ten others, heard by none |", "|---|---|---|---|"]
+    lines = ["| CER, %, 600 steps of cs and nl, 25 minutes each, of so many characters | cs, the small fish | nl, the small fish | cs, eleven others, heard by none |", "|---|---|---|---|"]
     for name, label in MORE_VOICES.items():
         heard, others = load(f"voices_{name}_heard"), load(f"voices_{name}_others")
         if heard and others:
