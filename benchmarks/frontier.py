@@ -16,6 +16,7 @@ SHORT = {
     "assembly_paper": "paper", "assembly_small": "small", "assembly_best": "best", "head": "head alone", "lora": "LoRA, attention",
     "lora_all": "LoRA, all layers", "bottleneck": "bottleneck", "mask": "mask tuning", "full": "full tuning",
 }  # fmt: skip
+PLACES = {"bottleneck": {"xytext": (-4, 14), "ha": "right"}, "mask": {"xytext": (-9, -27), "ha": "right"}, "assembly_best": {"xytext": (9, -3)}}  # of labels that would lie on others
 
 
 def means() -> dict[str, tuple[float, float, list[float]]]:
@@ -70,6 +71,7 @@ def draw_frontier() -> Figure:
     points = means()
     for name, (kilobytes, cer, rates) in points.items():
         color, place = (OURS, {"xytext": (-7, -13), "ha": "right"}) if name.startswith("assembly") else (OTHERS, {"xytext": (7, 5)})
+        place = PLACES.get(name, place)
         axes.plot([kilobytes, kilobytes], [min(rates), max(rates)], color=color, linewidth=1.5, alpha=0.6)
         axes.plot(kilobytes, cer, "o", color=color, markersize=8)
         axes.annotate(SHORT[name] + (" (one seed)" if len(rates) == 1 else ""), (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, bbox=BEHIND, **place)
