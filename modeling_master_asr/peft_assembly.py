@@ -149,9 +149,10 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
         """Called by PEFT, which loads values to a GPU if it sees one: a language lies where its encoder does, in float32."""
-        assembly = self.assembly_adapter[adapter_name] if adapter_name in self.assembly_adapter else None
-        if assembly is not None and not any(parameter.is_meta for parameter in assembly.parameters()):
-            assembly.to(self._of_encoder[0].device if device is None else device)
+        assembly = self.assembly_adapter[adapter_name] if adapter_name in self.assembly_adapter else nn.Module()
+        device = self._of_encoder[0].device if device is None else device
+        if torch.device(device).type != "meta" and not any(parameter.is_meta for parameter in assembly.parameters()):  # an offloaded encoder is on meta
+            assembly.to(device)
 
     def _follow(self) -> None:
         """The config says what the active adapter says: its language by default, and its alphabet and parts."""
