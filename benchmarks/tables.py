@@ -126,7 +126,7 @@ def stage_1_table(labels: dict[str, str]) -> list[str]:
 
 
 # A series of runs: new language, and what the table says of it. "es1500" is on stage 1 of 1,500 steps, as all that follows from it.
-SERIES = {"es": "es, 10 minutes, 1,000 steps", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "cs": "cs, 10 minutes, 1,000 steps"}
+SERIES = {"es": "es, 10 minutes, 1,000 steps", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "ru": "ru, 10 minutes, 1,000 steps"}
 
 
 def of_method(name: str, series: str = "es") -> list[dict]:
@@ -332,7 +332,7 @@ def command_lines() -> list[str]:
     names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
     of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
     names = [
-        *of_stage_1, "stage1_nocs_dense", "stage1_nocs_master", "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages",
+        *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
         "serving", "gpu", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
@@ -356,7 +356,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main() -> None:
     tables = {
         "stage-1": stage_1_table(STAGE_1), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
-        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "minutes": minutes_table(), "serving": serving_table(),
+        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),

@@ -375,12 +375,24 @@ def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Ten
             f"{folder} holds languages of another base, {foreign}; {language!r} was made for {facts['base']!r} (fingerprint "
             f"{facts['fingerprint'][:12]}). One folder or repo serves one base: name another."
         )
+    listed[language] = {**facts, **sizes(state)}
+    text = json.dumps({"format_version": FORMAT_VERSION, "assemblies": listed}, indent=2, ensure_ascii=False, default=_plain)
     part = path.with_name(path.name + ".part")
     save_file(state, part, metadata={"format": "pt", "vocab_sha256": vocab_digest(facts["vocab"]), "fingerprint": facts["fingerprint"]})
     os.replace(part, path)
-    listed[language] = {**facts, **sizes(state)}
-    replace_text(config_path, json.dumps({"format_version": FORMAT_VERSION, "assemblies": listed}, indent=2, ensure_ascii=False))
+    replace_text(config_path, text)
     return path
+
+
+def _plain(value):
+    """A number of NumPy's or torch's as Python's.
+
+    Raises:
+        TypeError: for what JSON has no form of.
+    """
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        return value.item()
+    raise TypeError(f"{value!r} is no fact that JSON holds; numbers, texts, lists and dicts are. Nothing was written.")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -136,6 +136,11 @@ class Wav2Vec2BertFamily(Family):
     def new_feature_extractor(self, config):
         return self.feature_extractor()
 
+    def features(self, extractor, samples: np.ndarray) -> np.ndarray:
+        made = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np", return_attention_mask=True)
+        num_frames = max(int(made["attention_mask"][0].sum()), 1)  # an odd frame of 10 ms has only padding to be stacked with
+        return np.asarray(made[self.input_name][0][:num_frames], dtype=np.float32)
+
     def input_shape(self, config, length_s: float) -> tuple[int, ...]:
         return int(length_s * 50), config.feature_projection_input_dim
 

@@ -7,6 +7,7 @@ them again; what is read is compared with a hash that is kept only while a `Stam
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class BaseMixin:
 
     stored: Optional[StoredBase] = None
     _kept = Kept()
-    _cast_files: tuple[Path, ...] = ()  # the files this model was loaded from, if it was loaded in a smaller type than float32
+    _files: tuple[Path, ...] = ()  # that this model was loaded from: it is still theirs when it is cast to a smaller type
 
     def base_tensors(self) -> dict[str, torch.Tensor]:
         """W and M by name: what assemblies are made for."""
@@ -115,7 +116,7 @@ class BaseMixin:
 
     def remember(self, stored: StoredBase) -> None:
         """What this model is stored as from now on."""
-        self.stored, self._cast_files = stored, ()
+        self.stored, self._files = stored, ()
         self.forget_fingerprint()
 
     def forget_fingerprint(self) -> None:
@@ -125,7 +126,7 @@ class BaseMixin:
     def base_fingerprint(self) -> str:
         """The fingerprint of the base that this model is; hashed once, then kept while the values stand still.
 
-        Loaded in a smaller type (`dtype=torch.bfloat16`), it is still the base it was loaded from: the files are hashed.
+        Loaded in a smaller type (`dtype=torch.bfloat16`), or cast to one since, it is still the base it was loaded from: the files are hashed.
         """
         tensors = self.base_tensors()
         own = [value.to_local() if hasattr(value, "to_local") else value for value in tensors.values()]  # this process's share (FSDP2)
@@ -143,10 +144,11 @@ class BaseMixin:
 
     def _fingerprint_before_cast(self, tensors: dict[str, torch.Tensor], found: str) -> Optional[str]:
         """That of the files this model was loaded from, if `tensors` (fingerprint `found`) are theirs in another type."""
-        if not self._cast_files or not all(path.is_file() for path in self._cast_files):
+        as_stored = self.stored is not None and found == self.stored.fingerprint
+        if as_stored or not self._files or not all(path.is_file() for path in self._files):
             return None
         in_files: dict[str, torch.Tensor] = {}
-        for path in self._cast_files:
+        for path in self._files:
             with safe_open(path, "pt") as opened:
                 names = [name for name in opened.keys() if name.removeprefix("master_asr.").startswith(BACKBONE)]
                 in_files |= base_part({name: opened.get_tensor(name) for name in names})
@@ -172,6 +174,11 @@ def check_base(facts: dict, base, source: str) -> None:
                 f"{source} was made with {name}={facts[name]!r}, this model has {name}={found!r}. Load it into its own base: "
                 f"{facts['base']!r}."
             )
+    if any(".base_layer." in name for name in base.base_tensors()):
+        raise ValueError(
+            f"{source}: a PEFT adapter lies on this model, so that nothing tells whether it is the base {facts['base']!r}. Load the language first and "
+            "adapt the model then; or unload the adapter: peft_model.unload()."
+        )
     wanted = facts["fingerprint"]
     if not isinstance(wanted, str) or not wanted:
         raise ValueError(
@@ -222,8 +229,7 @@ class StoredMixin(UploadMixin):
             raise ValueError(f"The weights of {name} are not a whole safetensors file ({error}). Download or save them again.") from error
         base, on_hub = model.base_model, not Path(name).exists()
         base.remember(StoredBase(name, getattr(revision, "resolved", None) if on_hub else None, model.config.fingerprint, on_hub, loaded=True))
-        if dtype not in (torch.float32, "float32"):
-            base._cast_files = _weight_files(name, kwargs.get("subfolder", ""), revision=revision, **hub_kwargs)
+        base._files = _weight_files(name, kwargs.get("subfolder", ""), kwargs.get("variant"), revision=revision, **hub_kwargs)
         _check_owned(name, base)
         _warn_of_missing(name, info["missing_keys"])
         return (model, info) if wants_info else model
@@ -265,11 +271,18 @@ class StoredMixin(UploadMixin):
         return info
 
 
-def _weight_files(name: str, subfolder: str, **hub_kwargs) -> tuple[Path, ...]:
+def _weight_files(name: str, subfolder: str, variant: Optional[str], **hub_kwargs) -> tuple[Path, ...]:
     """The safetensors files of a folder or repo; all of them are in the cache by now."""
-    found = cached_file(name, WEIGHTS, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-    index = None if found else cached_file(name, WEIGHTS_INDEX, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-    return (Path(found),) if found else tuple(Path(index).parent.glob("model-*.safetensors")) if index else ()
+
+    def there(file_name: str) -> Optional[str]:
+        *start, end = file_name.split(".")
+        varied = file_name if variant is None else ".".join([*start, variant, end])  # model.fp16.safetensors
+        return cached_file(name, varied, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+
+    found = there(WEIGHTS)
+    index = None if found else there(WEIGHTS_INDEX)
+    shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else ()
+    return (Path(found),) if found else tuple(Path(index).parent / shard for shard in sorted(shards))
 
 
 def _check_owned(name: str, base) -> None:

@@ -66,6 +66,9 @@ def load_pretrained_backbone(
     config = AutoConfig.from_pretrained(id_or_path, **kwargs)
     family = family_of(config)
     if num_layers is not None:
+        there = getattr(config, family.layer_count_name)
+        if not 1 <= num_layers <= there:
+            raise ValueError(f"num_layers: got {num_layers}; allowed: 1 to {there}, as many as {id_or_path} has.")
         setattr(config, family.layer_count_name, num_layers)
     return config, family.load_encoder(id_or_path, config, dtype, **kwargs).state_dict()
 
@@ -109,9 +112,13 @@ class Construction:
             num_layers: keeps only the encoder's first layers; None: all.
             dtype: of W and M; what languages own stays float32.
             preset, parts, rank, targets: what each language owns, see `add_language`.
-            backbone_kwargs: `revision`, `token`, ... of the encoder's own `from_pretrained`.
+            backbone_kwargs: `revision`, `token`, `attn_implementation`, ... of the encoder's own `from_pretrained`.
         """
         id_or_path = str(Path(id_or_path).resolve() if Path(id_or_path).is_dir() else id_or_path)  # a folder is known as one ever after
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype) else dtype
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype: got {dtype!r}; allowed: one of torch's, such as torch.float16 or its name.")
+        attention = backbone_kwargs.pop("attn_implementation", None)
         backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, num_layers, **backbone_kwargs)
         owned = from_preset(preset, parts, rank, targets)
         characters = sorted({token for vocab in languages.values() for token in vocab} - set(SPECIAL_TOKENS))
@@ -133,4 +140,6 @@ class Construction:
             raise ValueError(f"{id_or_path} does not fill its encoder: missing {missing}, unexpected {unexpected}.")
         for layer in model.master_asr.artisan_layers:
             layer.reset_specialists()
+        if attention is not None:
+            model.set_attn_implementation(attention)
         return model.eval()

@@ -381,6 +381,11 @@ class HubMixin:
             ValueError: if what would be uploaded holds a token or a path of this machine, or for `private` on a public repo.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
+        if getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "Transformers' own adapter is on, and would be written alone, without this model. Write it with save_pretrained(folder) and upload the folder, or "
+                "delete_adapter(name) first."
+            )
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
         api = HfApi(token=token)

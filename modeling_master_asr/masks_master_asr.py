@@ -143,6 +143,7 @@ class MaskStore:
         """
         if gradient_is_asked_for(sources):
             return multiply()
+        key = *key, torch.is_inference_mode_enabled()  # what is made there has no part in a backward
         with self._lock:
             kept = self._products.get(layer)
         if kept is not None and kept[0] == key and kept[1].holds(sources):

@@ -87,9 +87,25 @@ def _base_of(model) -> nn.Module:
     return base
 
 
-def _facts_of(model) -> dict:
-    """What an adapter of `model` says of its base."""
+def check_adapter_name(name: str) -> None:
+    """
+    Raises:
+        ValueError: for what PyTorch cannot name a module (`to`, `pop`, `zh.Hant`): before anything of the model has changed.
+    """
+    if not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"adapter_name: got {name!r}, which PyTorch cannot name a module. Allowed: any other without a dot, such as 'lang_{name.replace('.', '_')}'.")
+
+
+def _facts_of(model, claimed: Optional[str] = None) -> dict:
+    """What an adapter of `model` says of its base.
+
+    Args:
+        claimed: the fingerprint that an adapter from a file names. Transformers loads the base and then the adapter, and only then says
+            where the base came from.
+    """
     stored = model.master_asr.stored_fingerprint()
+    if stored is None and claimed is not None and model.master_asr.base_fingerprint() == claimed:
+        stored = claimed
     if stored is None:
         raise ValueError("The base was never saved, or has been trained since. Save it first: model.save_pretrained(folder).")
     return {"num_specialists": model.config.num_specialists, "sparsity": model.config.sparsity, "fingerprint": stored}
@@ -219,7 +235,7 @@ class AssemblyModel(BaseTuner):
     target_module_mapping = {"master_asr": ["assemblies"]}
 
     def _add_language(self, peft_config, model) -> None:
-        own = _facts_of(model)
+        own = _facts_of(model, peft_config.fingerprint)
         if peft_config.fingerprint is not None:
             found = {name: getattr(peft_config, name) for name in own}
             check_base({**found, "base": peft_config.base_model_name_or_path}, model.master_asr, f"The adapter of {peft_config.language!r}")
@@ -240,6 +256,7 @@ class AssemblyModel(BaseTuner):
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key=None, **kwargs) -> None:
         model = _base_of(self.model)
+        check_adapter_name(adapter_name)
         self._add_language(peft_config, model)
         if not isinstance(target, AssemblyAdapters):
             target = AssemblyAdapters(target, model.config, model.master_asr.backbone)
@@ -299,7 +316,8 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     Args:
         model: a `MasterASRForCTC`, or a `PeftModel` of one, which then gets one adapter more.
         language: which one, where the repo holds several.
-        adapter_name: None: "default" for the first adapter, as in PEFT, and the language's code for further ones.
+        adapter_name: None: "default" for the first adapter, as in PEFT, and the language's code for further ones, with lang_ in front
+            where PyTorch has the code for itself (`to`, `pop`).
     """
     language, facts, path = fetch_assembly(id_or_path, language, **hub_kwargs)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -307,7 +325,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     check_base(facts, base.master_asr, source)
     config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"))
     if isinstance(model, PeftModel):
-        adapter_name = adapter_name or language
+        adapter_name = adapter_name or (f"lang_{language.replace('.', '_')}" if "." in language or hasattr(nn.ModuleDict, language) else language)
         model.add_adapter(adapter_name, config)
     else:
         adapter_name = adapter_name or "default"

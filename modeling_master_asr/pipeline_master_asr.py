@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
@@ -11,7 +10,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import AutomaticSpeechRecognitionPipeline
 
 from .audio_master_asr import MIN_SAMPLES, read_audio
@@ -29,6 +28,13 @@ class Item:
     source: Any
     place: Optional[int] = None
     language: Optional[str] = None
+
+
+def _is_stream(inputs) -> bool:
+    """Whether inputs come one after the other, without a number or a place: a generator, an iterator, an iterable data set or its column."""
+    if isinstance(inputs, IterableDataset):
+        return True
+    return hasattr(inputs, "__iter__") and not any(hasattr(inputs, name) for name in ("__len__", "read", "get_all_samples"))
 
 
 class Items(Dataset):
@@ -108,7 +114,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             inputs, language = [Item(item, i, code) for i, (item, code) in enumerate(zip(inputs, language))], None
         elif _is_list(inputs):
             inputs = [Item(item, i) for i, item in enumerate(inputs)]
-        elif isinstance(inputs, types.GeneratorType):
+        elif _is_stream(inputs):
             inputs = (Item(item, i) for i, item in enumerate(inputs))
         elif isinstance(inputs, Dataset):
             inputs = Items(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import warnings
@@ -21,7 +22,7 @@ from transformers import (
 from transformers import Wav2Vec2CTCTokenizer as StockTokenizer
 from transformers.utils import logging
 
-from .audio_master_asr import check_audio, clips_of, is_recording, read_audio
+from .audio_master_asr import MAX_DURATION_S, check_audio, clips_of, is_recording, read_audio
 from .backbone_master_asr import family_of, family_reading
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
 from .text_master_asr import spelled
@@ -239,6 +240,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         padding: Union[bool, str] = True,
         max_length: Optional[int] = None,
         pad_to_multiple_of: Optional[int] = None,
+        max_duration_s: float = MAX_DURATION_S,
         **kwargs,
     ) -> BatchFeature:
         """Model inputs for clips, or label ids for texts, or both.
@@ -249,6 +251,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             text: one text or a list; normalised and encoded with the alphabet of `language`.
             language: one code, or one for each text.
             sampling_rate: of samples, in Hz; checked against the model's.
+            max_duration_s: of a recording.
             return_tensors, padding, max_length, pad_to_multiple_of: of the clips, as in `pad`; of the texts where there are no clips.
 
         Returns:
@@ -268,7 +271,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
                 logger.warning_once(f"No sampling_rate was given: audio is taken to be at {self.sampling_rate_hz} Hz. At another rate it would be heard wrong.")
             names = [f"clip {i}" if len(clips) > 1 else "audio" for i in range(len(clips))]
             samples = [
-                read_audio(clip, self.sampling_rate_hz) if is_recording(clip) else check_audio(clip, sampling_rate, self.sampling_rate_hz, name)
+                read_audio(clip, self.sampling_rate_hz, None if isinstance(clip, (str, os.PathLike)) else name, max_duration_s) if is_recording(clip) else check_audio(clip, sampling_rate, self.sampling_rate_hz, name)
                 for clip, name in zip(clips, names)
             ]  # fmt: skip
             batch = self.pad([self.features(clip) for clip in samples], None, padding, max_length, pad_to_multiple_of, return_tensors)

@@ -91,7 +91,8 @@ def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") 
     for apostrophe in APOSTROPHES:
         text = text.replace(apostrophe, "'")
     kept = []
-    for character in lowered(unicodedata.normalize("NFKC", text), language):
+    small = lowered(unicodedata.normalize("NFKC", text), language)
+    for character in unicodedata.normalize("NFKC", small):  # again: a small letter and its mark may be one where the capital's were two
         kind = unicodedata.category(character)
         without_gap = stands_inside_words(character)
         stray = kind[0] == "M" and kept[-1:] in ([], [" "])  # a mark on a sign that was dropped, such as an emoji's
@@ -118,10 +119,11 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
         "" for a text without anything that is known, and without a letter.
     """
     marked = []
-    text = unicodedata.normalize("NFKC", text.replace("\u00b4", "'"))  # of which NFKC would make a space and a mark
+    text = composed(text.replace("\u00b4", "'"), known)  # of which NFKC would make a space and a mark
     for character in without_pairs(text if "\u00b7" in known else CATALAN_LL.sub("", text)):
+        if character not in known and character in APOSTROPHES:
+            character = next((mark for mark in APOSTROPHES if mark in known), "'")
         if character not in known:
-            character = "'" if character in APOSTROPHES else character
             kind = unicodedata.category(character)
             if stands_inside_words(character):
                 character = ""
@@ -134,6 +136,24 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
         lower = "".join(as_it_is if as_it_is in known else _in_case(small, known, language) for as_it_is, small in zip(text, lower))
     has_any = any(character in known - {" "} or unicodedata.category(character)[0] == "L" for character in lower)
     return lower if has_any else ""
+
+
+def composed(text: str, known: set[str]) -> str:
+    """NFKC text, but as an alphabet spells it that holds letters which NFKC takes apart (Thai ำ, Bengali য়, Armenian և), or marks of their own."""
+    whole = [character for character in sorted(known) if unicodedata.normalize("NFKC", character) != character]
+    pieces = re.split(f"([{re.escape(''.join(whole))}])", text) if whole else [text]
+    text = "".join(piece if piece in whole else unicodedata.normalize("NFKC", piece) for piece in pieces)
+    for character in whole:
+        taken_apart = unicodedata.normalize("NFKC", character)
+        if not set(taken_apart) <= known:
+            text = text.replace(taken_apart, character)
+    return "".join(_with_own_marks(character, known) for character in text)
+
+
+def _with_own_marks(character: str, known: set[str]) -> str:
+    """A letter and its marks one by one, where an alphabet holds these and not the whole."""
+    apart = unicodedata.normalize("NFD", character)
+    return apart if character not in known and len(apart) > 1 and set(apart.lower()) <= known else character
 
 
 def _in_case(small: str, known: set[str], language: str) -> str:

@@ -25,6 +25,16 @@ class ClipCollator:
         self.processor = processor
 
     def __call__(self, examples: list[dict]) -> dict:
+        """
+        Raises:
+            KeyError: for an example without one of the three, as Trainer leaves it by default.
+        """
+        missing = {"audio", "text", "language"} - set(examples[0])
+        if missing:
+            raise KeyError(
+                f"An example has no {sorted(missing)}; it has {sorted(examples[0])}. Trainer drops the columns that forward() does not name: "
+                "pass TrainingArguments(..., remove_unused_columns=False)."
+            )
         clips = [self.processor.features(read_audio(example["audio"], self.processor.sampling_rate_hz)) for example in examples]
         languages = [example["language"] for example in examples]
         labels = self.processor.encode([example["text"] for example in examples], languages)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import VOCABS, inputs_for, tiny_model, vocab
@@ -510,3 +511,34 @@ def test_tensors_that_a_checkpoint_lacks_are_named(base, warnings):
     save_file({name: value for name, value in state.items() if name not in dropped}, base / "model.safetensors", metadata={"format": "pt"})
     MasterASRForCTC.from_pretrained(base)
     assert "lacks 2 tensors that its config.json promises" in warnings() and all(name in warnings() for name in dropped)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_an_assembly_fits_its_base_also_after_that_was_cast(tmp_path, variant):
+    tiny_model().save_pretrained(tmp_path / "base", variant=variant)
+    made = MasterASRForCTC.from_pretrained(tmp_path / "base", variant=variant)
+    made.add_language("es", vocab("abñ"))
+    made.save_assembly("es", tmp_path / "es")
+    cast = MasterASRForCTC.from_pretrained(tmp_path / "base", variant=variant).to(torch.bfloat16)
+    cast.load_assembly(tmp_path / "es")
+    assert "es" in cast.languages
+    small = MasterASRForCTC.from_pretrained(tmp_path / "base", variant=variant, dtype=torch.bfloat16, assemblies=[str(tmp_path / "es")])
+    assert "es" in small.languages
+    other = MasterASRForCTC.from_pretrained(tmp_path / "base", variant=variant)
+    with torch.no_grad():
+        next(other.master_asr.backbone.parameters()).add_(0.5)
+    with pytest.raises(ValueError, match="was made for the base"):
+        other.to(torch.bfloat16).load_assembly(tmp_path / "es")
+
+
+def test_facts_that_no_json_holds_change_no_file(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "base")
+    model.save_assembly("fr", tmp_path / "fr", cer=np.float32(5))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "fr").iterdir()}
+    assert json.loads(before["assembly_config.json"])["assemblies"]["fr"]["cer"] == 5.0
+    with torch.no_grad():
+        model.assemblies["fr"].mapping.neg_()
+    with pytest.raises(TypeError, match="is no fact that JSON holds.*Nothing was written"):
+        model.save_assembly("fr", tmp_path / "fr", cer=object())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "fr").iterdir()} == before

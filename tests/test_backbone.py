@@ -104,3 +104,26 @@ def test_num_layers_keeps_the_first_layers_of_every_family(family, tmp_path):
     stock.save_pretrained(tmp_path)
     model = MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, num_layers=1)
     assert len(model.master_asr.artisan_layers) == 4
+
+
+@pytest.mark.parametrize("samples", [16_000, 16_080, 16_160])
+def test_wav2vec2_bert_hears_the_frames_that_its_own_extractor_calls_speech(samples):
+    """An odd frame of 10 ms has only padding to be stacked with."""
+    processor = MasterASRProcessor.from_model(tiny_model("wav2vec2-bert"))
+    clip = np.random.default_rng(0).standard_normal(samples).astype(np.float32) * 0.1
+    stock = processor.feature_extractor(clip, sampling_rate=16_000, return_tensors="np")
+    count = int(stock["attention_mask"][0].sum())
+    ours = processor(clip, sampling_rate=16_000)
+    assert int(ours["attention_mask"].sum()) == count == ours["input_features"].shape[1]
+    assert np.array_equal(ours["input_features"][0].numpy(), stock["input_features"][0][:count])
+
+
+def test_from_backbone_heeds_what_it_is_told_of_attention_layers_and_types(tmp_path):
+    WhisperModel(tiny_backbone_config("whisper")).save_pretrained(tmp_path)
+    made = MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, attn_implementation="eager", dtype="float16", num_layers=1)
+    assert made.master_asr.backbone.config._attn_implementation == "eager"
+    assert made.master_asr.backbone.layers[0].fc1.weight.dtype == torch.float16 and len(made.master_asr.backbone.layers) == 1
+    with pytest.raises(ValueError, match="num_layers: got 5; allowed: 1 to 2, as many as"):
+        MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, num_layers=5)
+    with pytest.raises(ValueError, match="dtype: got 'small'; allowed: one of torch's"):
+        MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, dtype="small")

@@ -397,3 +397,27 @@ def test_masks_are_selected_in_float32_under_autocast_too():
     with torch.autocast("cpu", torch.bfloat16):
         model(**inputs, language="es")
     assert torch.equal(model(**inputs, language="es").logits, expected)
+
+
+@pytest.mark.parametrize("preset", ["paper", "best"])
+def test_a_look_in_inference_mode_between_the_steps_changes_no_step(preset):
+    """What it made has no part in a backward: T stood still, or the next step failed."""
+    moved = []
+    for looks in (False, True):
+        model = tiny_model()
+        model.add_language("es", model.config.vocab("fr"), init="fr", preset=preset)
+        model.freeze_except("es")
+        model.train()
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        inputs, labels = inputs_for(model), torch.tensor([[3, 4], [5, 3]])
+        for _ in range(4):
+            if looks:
+                with torch.inference_mode():
+                    model(**inputs, language="es")
+            model(**inputs, language="es", labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        moved.append({name: value.clone() for name, value in model.assemblies["es"].state_dict().items()})
+    assert all(torch.equal(moved[0][name], value) for name, value in moved[1].items())
+    start = tiny_model().assemblies["fr"].mapping
+    assert not torch.equal(moved[1]["mapping"], start)

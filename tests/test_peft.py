@@ -446,3 +446,47 @@ def test_a_layer_of_ours_cannot_be_replaced_by_one_that_reads_a_single_weight():
         model.set_submodule(name, torch.nn.Linear(layer.in_features, layer.out_features))
     assert model.get_submodule(name) is layer
     model.set_submodule(name, torch.nn.Sequential(layer))  # what holds it is its own affair
+
+
+def test_a_name_that_pytorch_keeps_for_itself_is_refused_before_anything_changes_and_never_chosen(base, tmp_path):
+    made = load(base)
+    made.add_language("to", ES)
+    made.save_assembly("to", tmp_path / "to")
+    made.add_language("es", ES)
+    made.save_assembly("es", tmp_path / "es")
+    model = peft_from_assembly(load(base), tmp_path / "es", "es")
+    before = list(model.get_base_model().languages)
+    with pytest.raises(ValueError, match="adapter_name: got 'to', which PyTorch cannot name a module.*'lang_to'"):
+        model.add_adapter("to", AssemblyConfig(language="to", vocab=ES))
+    assert model.get_base_model().languages == before
+    model = peft_from_assembly(load(base), tmp_path / "es", "es")
+    model = peft_from_assembly(model, tmp_path / "to", "to")
+    inputs = inputs_for(made)
+    model.set_adapter("lang_to")
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**inputs).logits, made.eval()(**inputs, language="to").logits)
+
+
+def test_transformers_itself_loads_the_folder_of_an_adapter(base, tmp_path):
+    model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES)).eval()
+    model.save_pretrained(tmp_path)
+    again = MasterASRForCTC.from_pretrained(tmp_path).eval()
+    inputs = inputs_for(again)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs, language="es").logits, model(**inputs, language="es").logits)
+
+
+def test_a_model_with_transformers_own_adapter_is_not_pushed_without_itself(base):
+    model = load(base)
+    model.add_adapter(LoraConfig(target_modules=["q_proj", "v_proj"]))
+    with pytest.raises(ValueError, match=r"Transformers' own adapter is on.*delete_adapter\(name\) first"):
+        model.push_to_hub("tester/adapted")
+
+
+def test_a_language_is_not_said_to_be_of_another_base_where_an_adapter_hides_it(base, tmp_path):
+    made = load(base)
+    made.add_language("es", ES)
+    made.save_assembly("es", tmp_path)
+    model = get_peft_model(load(base), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="a PEFT adapter lies on this model.*Load the language first"):
+        model.get_base_model().load_assembly(tmp_path)

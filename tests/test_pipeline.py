@@ -394,3 +394,17 @@ def test_what_the_model_itself_refuses_costs_that_input_alone():
 def test_limits_are_set_by_the_call_or_the_pipeline():
     with pytest.raises(ValueError, match="longer than max_duration_s=0"):
         make()(CLIPS[0], language="en", max_duration_s=0.5)
+
+
+def test_inputs_may_come_one_after_the_other_however_they_come(asr):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from CLIPS
+
+    class Column:
+        def __iter__(self):
+            return iter(CLIPS)
+
+    expected = [answer["text"] for answer in asr(CLIPS, language="fr")]
+    for inputs in (Stream(), Column(), iter(CLIPS), map(np.copy, CLIPS), (clip for clip in CLIPS)):
+        assert [answer["text"] for answer in asr(inputs, language="fr")] == expected

@@ -366,3 +366,19 @@ def test_a_recording_reads_alike_however_it_is_handed_over_and_knows_its_own_rat
     assert "sampling_rate" not in warnings()  # no rate had to be guessed
     with pytest.raises(FileNotFoundError, match="nowhere.wav"):
         processor(str(tmp_path / "nowhere.wav"))
+
+
+def test_what_is_said_of_a_recording_can_be_followed_and_names_it(processor, tmp_path):
+    row = {"array": CLIP, "sampling_rate": 16_000}
+    with pytest.raises(ValueError, match="clip 2 is too short: 100 samples"):
+        processor([row, row, {**row, "array": CLIP[:100]}])
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(32_000), 16_000)
+    with pytest.raises(ValueError, match="long.wav.*max_duration_s"):
+        processor(str(path), max_duration_s=1.0)
+    assert processor(str(path), max_duration_s=3.0)["input_values"].shape == (1, 32_000)
+
+
+def test_a_trainer_that_dropped_the_columns_is_told_how_to_keep_them(processor):
+    with pytest.raises(KeyError, match=r"no \['audio', 'text'\]; it has \['language'\].*remove_unused_columns=False"):
+        ClipCollator(processor)([{"language": "fr"}])

@@ -1,5 +1,6 @@
 """Normalisation keeps what is spoken, in every script."""
 
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -70,3 +71,18 @@ def test_a_vocab_has_its_special_tokens_and_every_character_once():
 ])  # fmt: skip
 def test_letters_of_another_script_are_found_and_marks_belong_to_any(text, script, beside):
     assert main_script([text]) == script and letters_beside(text, script) == beside
+
+
+@pytest.mark.parametrize("code, text", [
+    ("hy", "տուն \u0587 ես"), ("th", "\u0e19\u0e49\u0e33"), ("lo", "\u0e99\u0ec9\u0eb3"), ("bn", "\u09df\u09dc"), ("or", "\u0b5c"), ("pa", "\u0a36\u0a5b"),
+    ("hi", "\u0958"), ("ca", "a\u0301 b"), ("uk", "п\u2019ять"),
+])  # fmt: skip
+def test_an_alphabets_own_letters_become_labels_also_those_that_nfkc_takes_apart(code, text):
+    known = set(text)
+    for written in (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text), text.replace("’", "'"), text.upper() if code == "ca" else text):
+        assert spelled(written, known, code) == text
+
+
+@pytest.mark.parametrize("text", ["J\u030c", "\u0399\u0308\u0301", "Ä b ﬁ"])
+def test_a_text_that_was_normalised_stays_as_it_is(text):
+    assert normalize(normalize(text)) == normalize(text)
