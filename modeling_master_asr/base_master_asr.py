@@ -108,7 +108,8 @@ class BaseMixin:
 
     stored: Optional[StoredBase] = None
     _kept = Kept()
-    _files: tuple[Path, ...] = ()  # that this model was loaded from: it is still theirs when it is cast to a smaller type
+    _files: tuple[Path, ...] = ()  # that this model was loaded from
+    _cast_on_load = False  # loaded in a smaller type than float32, it is still the base of the files
 
     def base_tensors(self) -> dict[str, torch.Tensor]:
         """W and M by name: what assemblies are made for."""
@@ -116,7 +117,7 @@ class BaseMixin:
 
     def remember(self, stored: StoredBase) -> None:
         """What this model is stored as from now on."""
-        self.stored, self._files = stored, ()
+        self.stored, self._files, self._cast_on_load = stored, (), False
         self.forget_fingerprint()
 
     def forget_fingerprint(self) -> None:
@@ -126,13 +127,14 @@ class BaseMixin:
     def base_fingerprint(self) -> str:
         """The fingerprint of the base that this model is; hashed once, then kept while the values stand still.
 
-        Loaded in a smaller type (`dtype=torch.bfloat16`), or cast to one since, it is still the base it was loaded from: the files are hashed.
+        Loaded in a smaller type (`dtype=torch.bfloat16`), it is still the base it was loaded from: the files are hashed.
         """
         tensors = self.base_tensors()
         own = [value.to_local() if hasattr(value, "to_local") else value for value in tensors.values()]  # this process's share (FSDP2)
         if not self._kept.holds(own):
             stamp, found = Stamp(own), fingerprint(tensors)
-            self._kept = Kept(own, stamp, self._fingerprint_before_cast(tensors, found) or found)
+            before = self._fingerprint_before_cast(tensors, found) if self._cast_on_load else None
+            self._kept = Kept(own, stamp, before or found)
         return self._kept.value
 
     def stored_fingerprint(self) -> Optional[str]:
@@ -144,8 +146,7 @@ class BaseMixin:
 
     def _fingerprint_before_cast(self, tensors: dict[str, torch.Tensor], found: str) -> Optional[str]:
         """That of the files this model was loaded from, if `tensors` (fingerprint `found`) are theirs in another type."""
-        as_stored = self.stored is not None and found == self.stored.fingerprint
-        if as_stored or not self._files or not all(path.is_file() for path in self._files):
+        if not self._files or not all(path.is_file() for path in self._files):
             return None
         in_files: dict[str, torch.Tensor] = {}
         for path in self._files:
@@ -186,6 +187,8 @@ def check_base(facts: dict, base, source: str) -> None:
             "saved before: model.save_pretrained(folder), then model.save_assembly(...)."
         )
     found, said = base.base_fingerprint(), base.stored and base.stored.fingerprint
+    if wanted != found and base._fingerprint_before_cast(base.base_tensors(), found) == wanted:
+        return  # cast since it was loaded: what is saved from it now would be another base's, what was made for it fits
     if said and found != said:
         logger.warning(
             f"W and M of this model have the fingerprint {found[:12]}, its config.json says {said[:12]}: they were changed since they were "
@@ -229,6 +232,7 @@ class StoredMixin(UploadMixin):
             raise ValueError(f"The weights of {name} are not a whole safetensors file ({error}). Download or save them again.") from error
         base, on_hub = model.base_model, not Path(name).exists()
         base.remember(StoredBase(name, getattr(revision, "resolved", None) if on_hub else None, model.config.fingerprint, on_hub, loaded=True))
+        base._cast_on_load = dtype not in (torch.float32, "float32")
         base._files = _weight_files(name, kwargs.get("subfolder", ""), kwargs.get("variant"), revision=revision, **hub_kwargs)
         _check_owned(name, base)
         _warn_of_missing(name, info["missing_keys"])
@@ -238,7 +242,8 @@ class StoredMixin(UploadMixin):
         """As in Transformers, plus the written base's fingerprint in the config and every code file remote loading needs.
 
         Raises:
-            ValueError: while a PEFT adapter is on: its wrappers' names would be written, which no `from_pretrained` reads.
+            ValueError: while a PEFT adapter is on: its wrappers' names would be written, which no `from_pretrained` reads; and where the config
+                names languages that this model lacks.
         """
         if getattr(self, "_hf_peft_config_loaded", False):  # Transformers' own `add_adapter`: it writes the adapter alone, and no base
             super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
@@ -250,6 +255,12 @@ class StoredMixin(UploadMixin):
                 "the adapter, peft_model.unload().save_pretrained the model without it."
             )
         base, before = self.base_model, self.config.fingerprint
+        lacking = sorted(set(self.config.languages) - set(base.assemblies))
+        if lacking:
+            raise ValueError(
+                f"config.assemblies names {lacking}, and this model has no values of them: another model was made of the same config object. Give each its "
+                "own: MasterASRForCTC(copy.deepcopy(config))."
+            )
         written = base.base_tensors() if state_dict is None else base_part(state_dict)
         self.config.fingerprint = fingerprint(written) if set(written) >= set(base.base_tensors()) else None
         try:

@@ -570,3 +570,11 @@ def test_a_state_dict_of_other_rows_of_the_bank_is_refused_at_once(model):
 def test_the_loss_of_what_lies_on_apples_gpu_is_computed_on_the_cpu():
     """Which cannot be watched here: PyTorch's CTC knows CPUs and CUDA."""
     assert [str(device_of_ctc(torch.device(name))) for name in ("mps", "cpu", "cuda:1")] == ["cpu", "cpu", "cuda:1"]
+
+
+def test_a_language_that_another_model_put_into_a_shared_config_is_not_saved_without_values(model, tmp_path):
+    other = MasterASRForCTC(model.config)
+    other.add_language("pt", model.config.vocab("fr"))
+    with pytest.raises(ValueError, match=r"config.assemblies names \['pt'\], and this model has no values.*copy.deepcopy"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
