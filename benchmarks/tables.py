@@ -63,6 +63,8 @@ TRIED_3000 = {  # on stage 1 of 3,000 steps
     "es_assembly_best_seed0": "preset best",
     "tried_es_best_views_seed0": "... two views of each clip, heard alike (CR-CTC, weight 0.2), in a batch of as many seconds (commit `582a448`)",
     "es2000_assembly_best_seed0": "... 2,000 steps",
+    "es_mask_seed0": "mask tuning: masks of its own on the attention layers of the dense model, t = 0.1",
+    "tried_es_mask_best_seed0": "... and beside them what preset best owns (2.2 MB in half precision)",
 }
 TRIED = {
     "es1500_assembly_best_seed0": "preset best: rank 16, T's rate falls, T rests for the last 30 %",
@@ -172,7 +174,7 @@ def methods_table(series: str = "es") -> list[str]:
         runs = of_method(name, series)
         if runs:
             lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None)])} |")
-    zero_shot = load("zero_shot_new_languages")
+    zero_shot = load("zero_shot_ru" if series == "ru" else "zero_shot_new_languages")
     rate = zero_shot["test"]["languages"].get(series[:2]) if zero_shot else None
     if rate:
         cells = ["0", "0", "", f"{rate['cer']:.1f}", f"{rate['wer']:.1f}", "", "as they are"]
@@ -332,7 +334,7 @@ def command_lines() -> list[str]:
     names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
     of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
     names = [
-        *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages",
+        *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
         "serving", "gpu", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
