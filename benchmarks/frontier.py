@@ -50,7 +50,7 @@ def draw_minutes() -> Figure:
     """CER in % against minutes of Spanish (logarithmic), seed 0, a line a method."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    for (name, label), style in zip(CURVES.items(), ({"color": OURS}, {"color": OTHERS})):
+    for (name, label), style in zip(CURVES.items(), ({"color": OURS}, {"color": OTHERS, "linestyle": ":"}, {"color": OTHERS})):
         points = [(minutes, run["test"]["macro"]["cer"]) for minutes in MINUTES if (run := of_minutes(name, minutes))]
         axes.plot(*zip(*points), marker="o", label=label, **style)
     whisper_line(axes)

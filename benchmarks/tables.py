@@ -209,7 +209,7 @@ def tried_table(tried: dict[str, str], steps: str) -> list[str]:
 
 
 MINUTES = (1, 3, 10)
-CURVES = {"assembly_best": "Master-ASR, preset best", "full": "full tuning of the dense model"}
+CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8 on all layers of the dense model", "full": "full tuning of the dense model"}
 
 
 def of_minutes(name: str, minutes: int) -> dict | None:
