@@ -62,6 +62,7 @@ TRIED_IN_STAGE_2 = {
 TRIED_3000 = {  # on stage 1 of 3,000 steps
     "es_assembly_best_seed0": "preset best",
     "tried_es_best_views_seed0": "... two views of each clip, heard alike (CR-CTC, weight 0.2), in a batch of as many seconds (commit `582a448`)",
+    "tried_es_best_ft_seed0": "... once more, on another machine",
     "es2000_assembly_best_seed0": "... 2,000 steps",
     "es_mask_seed0": "mask tuning: masks of its own on the attention layers of the dense model, t = 0.1",
     "tried_es_mask_best_seed0": "... and beside them what preset best owns (2.2 MB in half precision)",
