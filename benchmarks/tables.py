@@ -175,8 +175,8 @@ def methods_table(series: str = "es") -> list[str]:
         runs = of_method(name, series)
         if runs:
             lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None)])} |")
-    zero_shot = load("zero_shot_ru" if series == "ru" else "zero_shot_new_languages")
-    rate = zero_shot["test"]["languages"].get(series[:2]) if zero_shot else None
+    zero_shot = [run["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru") if (run := load(name))]
+    rate = next((rates[series[:2]] for rates in zero_shot if series[:2] in rates), None)
     if rate:
         cells = ["0", "0", "", f"{rate['cer']:.1f}", f"{rate['wer']:.1f}", "", "as they are"]
         cells[4:4] = [""] if compared else []

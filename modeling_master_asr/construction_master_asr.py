@@ -113,6 +113,10 @@ class Construction:
             dtype: of W and M; what languages own stays float32.
             preset, parts, rank, targets: what each language owns, see `add_language`.
             backbone_kwargs: `revision`, `token`, `attn_implementation`, ... of the encoder's own `from_pretrained`.
+
+        Raises:
+            FileNotFoundError: for a folder that is not there.
+            ValueError: for more layers than there are, a type that torch does not have, weights that do not fill the encoder.
         """
         id_or_path = str(Path(id_or_path).resolve() if Path(id_or_path).is_dir() else id_or_path)  # a folder is known as one ever after
         dtype = getattr(torch, dtype) if isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype) else dtype

@@ -378,7 +378,8 @@ class HubMixin:
             save_kwargs: of `save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            ValueError: if what would be uploaded holds a token or a path of this machine, or for `private` on a public repo.
+            ValueError: if what would be uploaded holds a token or a path of this machine, or for `private` on a public repo; while an adapter
+                of Transformers' own is on.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
         if getattr(self, "_hf_peft_config_loaded", False):

@@ -87,13 +87,19 @@ def _base_of(model) -> nn.Module:
     return base
 
 
+def usable_name(name: str) -> str:
+    """`name`, or with lang_ in front where PyTorch cannot name a module so (`to`, `training`, `zh.Hant`)."""
+    return name if name and "." not in name and not hasattr(nn.ModuleDict(), name) else f"lang_{name.replace('.', '_')}"
+
+
 def check_adapter_name(name: str) -> None:
-    """
+    """Refuses an adapter's name before anything of the model has changed.
+
     Raises:
-        ValueError: for what PyTorch cannot name a module (`to`, `pop`, `zh.Hant`): before anything of the model has changed.
+        ValueError: for what PyTorch cannot name a module.
     """
-    if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"adapter_name: got {name!r}, which PyTorch cannot name a module. Allowed: any other without a dot, such as 'lang_{name.replace('.', '_')}'.")
+    if usable_name(name) != name:
+        raise ValueError(f"adapter_name: got {name!r}, which PyTorch cannot name a module. Allowed: any other without a dot, such as {usable_name(name)!r}.")
 
 
 def _facts_of(model, claimed: Optional[str] = None) -> dict:
@@ -325,7 +331,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     check_base(facts, base.master_asr, source)
     config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"))
     if isinstance(model, PeftModel):
-        adapter_name = adapter_name or (f"lang_{language.replace('.', '_')}" if "." in language or hasattr(nn.ModuleDict, language) else language)
+        adapter_name = adapter_name or usable_name(language)
         model.add_adapter(adapter_name, config)
     else:
         adapter_name = adapter_name or "default"

@@ -93,7 +93,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         Args:
             inputs: a path, URL, bytes, binary file, samples `(n,)` at the model's rate, a row of a `datasets` Audio column, or
                 `{"raw" or "array": samples, "sampling_rate": Hz, "language": code, "stride": (left, right) samples of mere context}`;
-                or a list, a torch data set (`KeyDataset(ds, "audio")`) or a generator of these.
+                or a list, a torch data set (`KeyDataset(ds, "audio")`), an iterable one or an iterator of these.
             language: one code, or one for each input of a list.
             return_timestamps: "word" or "char" adds `chunks` with `timestamp` (start_s, end_s).
             chunk_length_s, stride_length_s: cut long audio into overlapping chunks, on the model's own frames.
@@ -101,7 +101,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             max_duration_s, download_timeout_s, max_download_bytes: limits of what is read.
 
         Returns:
-            `{"text": ..., "chunks": [...]}`, or a list (of a data set or a generator: an iterator) of them.
+            `{"text": ..., "chunks": [...]}`, or a list (of a data set or an iterator: an iterator) of them.
 
         Raises:
             ValueError, KeyError, TypeError, OSError: for a missing or unknown language, unusable audio, an unknown argument.

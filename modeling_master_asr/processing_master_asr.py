@@ -259,7 +259,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             where both are given.
 
         Raises:
-            ValueError, KeyError, TypeError: for unusable audio, a missing or unknown language, an unknown keyword.
+            ValueError, KeyError, TypeError, OSError: for unusable audio, a missing or unknown language, an unknown keyword.
         """
         check_keywords(kwargs)
         if audio is None and text is None:
@@ -270,10 +270,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             if sampling_rate is None and not all(is_recording(clip) for clip in clips):
                 logger.warning_once(f"No sampling_rate was given: audio is taken to be at {self.sampling_rate_hz} Hz. At another rate it would be heard wrong.")
             names = [f"clip {i}" if len(clips) > 1 else "audio" for i in range(len(clips))]
-            samples = [
-                read_audio(clip, self.sampling_rate_hz, None if isinstance(clip, (str, os.PathLike)) else name, max_duration_s) if is_recording(clip) else check_audio(clip, sampling_rate, self.sampling_rate_hz, name)
-                for clip, name in zip(clips, names)
-            ]  # fmt: skip
+            samples = [self._samples(clip, name, sampling_rate, max_duration_s) for clip, name in zip(clips, names)]
             batch = self.pad([self.features(clip) for clip in samples], None, padding, max_length, pad_to_multiple_of, return_tensors)
         if text is not None:
             rows = self.encode_rows([text] if isinstance(text, str) else list(text), language)
@@ -283,6 +280,13 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             ids, _ = pad_rows(rows, 0, -100, *of_text, return_tensors)
             batch["input_ids" if audio is None else "labels"] = ids
         return batch
+
+    def _samples(self, clip, name: str, sampling_rate: Optional[int], max_duration_s: float) -> np.ndarray:
+        """One clip's samples `(n,)` at the model's rate, whatever holds them."""
+        if not is_recording(clip):
+            return check_audio(clip, sampling_rate, self.sampling_rate_hz, name)
+        said = None if isinstance(clip, (str, os.PathLike)) else name  # a path names itself
+        return read_audio(clip, self.sampling_rate_hz, said, max_duration_s)
 
     def encode(self, texts: list[str], language: Union[str, list[str], None]) -> torch.Tensor:
         """Label ids `(B, longest)` of normalised texts, -100 where padded.

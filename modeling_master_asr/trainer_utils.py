@@ -25,7 +25,8 @@ class ClipCollator:
         self.processor = processor
 
     def __call__(self, examples: list[dict]) -> dict:
-        """
+        """The batch: the model's inputs, `labels` `(B, L)`, -100 where padded, and each clip's `language`.
+
         Raises:
             KeyError: for an example without one of the three, as Trainer leaves it by default.
         """

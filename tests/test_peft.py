@@ -456,8 +456,9 @@ def test_a_name_that_pytorch_keeps_for_itself_is_refused_before_anything_changes
     made.save_assembly("es", tmp_path / "es")
     model = peft_from_assembly(load(base), tmp_path / "es", "es")
     before = list(model.get_base_model().languages)
-    with pytest.raises(ValueError, match="adapter_name: got 'to', which PyTorch cannot name a module.*'lang_to'"):
-        model.add_adapter("to", AssemblyConfig(language="to", vocab=ES))
+    for name, instead in (("to", "lang_to"), ("training", "lang_training"), ("zh.Hant", "lang_zh_Hant")):
+        with pytest.raises(ValueError, match=f"adapter_name: got '{name}', which PyTorch cannot name a module.*'{instead}'"):
+            model.add_adapter(name, AssemblyConfig(language="to", vocab=ES))
     assert model.get_base_model().languages == before
     model = peft_from_assembly(load(base), tmp_path / "es", "es")
     model = peft_from_assembly(model, tmp_path / "to", "to")

@@ -455,7 +455,7 @@ def test_validation_and_test_have_their_minutes_too(corpus, tmp_path, capsys):  
     config = LoopConfig(out=tmp_path, data=[str(corpus / "manifest.jsonl")], steps=1, evaluate_every=1, held_out_minutes=0.012)
     splits = steps.load_splits(Accelerator(), config, ["en", "fr"], 60.0)
     assert [len(clips) for clips in (splits.training, splits.validation, splits.test)] == [12, 2, 2]  # one of two a language
-    assert re.search(r"en: of 0\.0\d minutes of validation and test 0\.0\d are read \(--held_out_minutes\)", capsys.readouterr().out)
+    assert re.search(r"en: 0\.0\d minutes of validation and test are left out \(--held_out_minutes\)", capsys.readouterr().out)
     whole = steps.load_splits(Accelerator(), replace(config, held_out_minutes=60.0), ["en", "fr"], 60.0)
     assert len(whole.validation) == len(whole.test) == 4 and "--held_out_minutes" not in capsys.readouterr().out
 

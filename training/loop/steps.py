@@ -25,7 +25,7 @@ from training.loop.sources import read_data
 from training.loop.stopping import StopRequest
 from training.loop.watching import state_of_masks, watch
 
-READING = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
+READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
 
 
@@ -35,7 +35,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     Raises:
         ValueError: if Accelerate was told to shard the model itself, or to train in fp16, whose losses have to be scaled.
     """
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=READING)]
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=READING_TIMEOUT)]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.out, kwargs_handlers=handlers,
         gradient_accumulation_steps=config.gradient_accumulation,
@@ -99,9 +99,10 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     if len(testable) < len(languages):
         accelerator.print(f"No test clips of {[code for code in languages if code not in testable]}: there will be no test figures of them.")
     held_out = [select(clips, split, codes, config.held_out_minutes) for split, codes in (("validation", languages), ("test", testable))]
-    there, kept = minutes_of([clip for clip in clips if clip.split != "train" and clip.language in languages]), minutes_of(sum(held_out, []))
-    for code in (code for code in there if there[code] > kept[code]):
-        accelerator.print(f"{code}: of {there[code]} minutes of validation and test {kept[code]} are read (--held_out_minutes).")
+    kept = {id(clip) for part in held_out for clip in part}
+    left = minutes_of([clip for clip in clips if clip.split != "train" and clip.language in languages and id(clip) not in kept])
+    for code, minutes_left in left.items():
+        accelerator.print(f"{code}: {minutes_left} minutes of validation and test are left out (--held_out_minutes).")
     return Splits(select(clips, "train", languages, minutes, config.seed), *held_out)
 
 
