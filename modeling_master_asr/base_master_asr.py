@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import resolve_revision
 
-from .assembly_master_asr import is_adapted
 from .configuration_master_asr import check_folder, copy_code
 from .masks_master_asr import Stamp
 from .upload_master_asr import UploadMixin
@@ -176,7 +175,7 @@ def check_base(facts: dict, base, source: str) -> None:
                 f"{source} was made with {name}={facts[name]!r}, this model has {name}={found!r}. Load it into its own base: "
                 f"{facts['base']!r}."
             )
-    if is_adapted(base.backbone):
+    if any(".base_layer." in name for name in base.base_tensors()):
         raise ValueError(
             f"{source}: a PEFT adapter lies on this model, so that nothing tells whether it is the base {facts['base']!r}. Load the language first and "
             "adapt the model then; or unload the adapter: peft_model.unload()."
