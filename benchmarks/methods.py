@@ -103,7 +103,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     features = Features(processor, config.features_cache)
     add_language(model, processor, features, splits.training, config)
     splits.training, _ = drop_impossible(splits.training, processor, model, speed=1.1)
-    clips, _ = read_data(config.data, config.out / "recordings")
+    clips, _ = read_data(config.data, config.out / "recordings", allow_outside=config.allow_outside)
     old = [clip for clip in clips if clip.language in before and clip.split == "test"]
     assert having(clips, "test", before) == before
     old_before = tested(accelerator, model, processor, features, old)
