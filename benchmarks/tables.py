@@ -20,6 +20,16 @@ STAGE_1 = {  # 3,000 steps
     "stage1_onemask_3000": "one mask for all languages",
     "stage1_master_3000": "**Master-ASR, K = 2** (seed 0 is shipped, cut to half precision)",
 }
+STAGE_1_LONG = {  # 4,500 steps, --spec_masks 3 unless the name says otherwise
+    "stage1_dense_4500": "one shared dense model",
+    "stage1_onemask_4500": "one mask for all languages",
+    "stage1_master_4500": "Master-ASR, K = 2",
+    "stage1_norms_4500": "... and norms and biases of its own for every language, rate 2e-4",
+    "stage1_own_4500": "a specialist for every language, K = 6, T fixed",
+    "stage1_ownffn_4500": "... its masks on the feed-forward layers too",
+    "stage1_dense_4500_spec1": "one shared dense model, `--spec_masks 1`",
+    "stage1_master_4500_spec1": "Master-ASR, K = 2, `--spec_masks 1`",
+}
 STAGE_1_SHORT = {  # 1,500 steps
     "stage1_dense": "one shared dense model",
     "stage1_onemask": "one mask for all languages",
@@ -96,6 +106,14 @@ TRIED_LONG = {
 }
 
 
+# What is compared with what, seed by seed: the file of a model is stage1_MODEL and one of these, or stage1_LEFT-OUT_MODEL.
+PAIRS = {"Master-ASR less dense": ("master", "dense"), "Master-ASR less one mask": ("master", "onemask"), "a specialist each less one mask": ("own", "onemask"), "a specialist each less dense": ("own", "dense")}
+BUDGETS = {
+    "1,500": "{}", "3,000": "{}_3000", "3,000, seed 1": "{}_3000_seed1", "4,500": "{}_4500", "4,500, seed 1": "{}_4500_seed1",
+    "4,500, fewer masks of SpecAugment": "{}_4500_spec1", "3,000, without cs": "nocs_{}", "3,000, without ru": "noru_{}",
+}  # fmt: skip
+
+
 def load(name: str) -> dict | None:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -128,8 +146,25 @@ def stage_1_table(labels: dict[str, str]) -> list[str]:
     return lines
 
 
+def pairs_table() -> list[str]:
+    """How far the macro CERs of two models of the same data, steps and seed lie apart, and the mean over all pairs with its standard error."""
+    lines = [f"| macro CER, points, validation / test | {' | '.join(BUDGETS)} | mean ± its standard error |", "|---" * (len(BUDGETS) + 2) + "|"]
+    for label, models in PAIRS.items():
+        apart = {}
+        for steps, name in BUDGETS.items():
+            runs = [load("stage1_" + name.format(model)) for model in models]
+            if all(runs):
+                one, other = ((validation_of(run), run["test"]["macro"]["cer"]) for run in runs)
+                apart[steps] = [a - b for a, b in zip(one, other)]
+        cells = [f"{apart[steps][0]:+.1f} / {apart[steps][1]:+.1f}" if steps in apart else "" for steps in BUDGETS]
+        columns = list(zip(*apart.values()))
+        means = [f"{statistics.mean(of):+.2f} ± {statistics.stdev(of) / len(of) ** 0.5:.2f}" for of in columns]
+        lines.append(f"| {' | '.join([label, *cells, ' / '.join(means)])} |")
+    return lines
+
+
 # A series of runs: new language, and what the table says of it. "es1500" is on stage 1 of 1,500 steps, as all that follows from it.
-SERIES = {"es": "es, 10 minutes, 1,000 steps", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "ru": "ru, 10 minutes, 1,000 steps"}
+SERIES = {"es": "es, 10 minutes, 1,000 steps", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "es4500": "es, 10 minutes, 1,000 steps, on stage 1 of 4,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "ru": "ru, 10 minutes, 1,000 steps"}
 
 
 def of_method(name: str, series: str = "es") -> list[dict]:
@@ -213,18 +248,17 @@ MINUTES = (1, 3, 10)
 CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8 on all layers of the dense model", "full": "full tuning of the dense model"}
 
 
-def of_minutes(name: str, minutes: int) -> dict | None:
-    """The run of seed 0 of a method with so many minutes of Spanish; ten are the table's."""
-    runs = of_method(name) if minutes == 10 else of_method(f"{name}_{minutes}min")
-    return next((run for run in runs if run["config"]["seed"] == 0), None)
+def of_minutes(name: str, minutes: int) -> list[dict]:
+    """The runs of a method with so many minutes of Spanish, a seed each; ten are the table's."""
+    return of_method(name if minutes == 10 else f"{name}_{minutes}min", "es4500")
 
 
 def minutes_table() -> list[str]:
-    """CER on validation and test of seed 0, a column for each amount of audio."""
-    lines = [f"| es, 500 steps (10 minutes: 1,000), seed 0: CER, %, validation / test | {' | '.join(f'{minutes} min' for minutes in MINUTES)} |", "|---" * (len(MINUTES) + 1) + "|"]
+    """CER on validation and test, a column for each amount of audio."""
+    lines = [f"| es, 500 steps (10 minutes: 1,000), on stage 1 of 4,500: CER, %, validation / test | {' | '.join(f'{minutes} min' for minutes in MINUTES)} |", "|---" * (len(MINUTES) + 1) + "|"]
     for name, label in CURVES.items():
-        runs = [of_minutes(name, minutes) for minutes in MINUTES]
-        cells = [f"{validation_of(run):.1f} / {run['test']['macro']['cer']:.1f}" if run else "" for run in runs]
+        of_each = [of_minutes(name, minutes) for minutes in MINUTES]
+        cells = [" / ".join((spread([validation_of(run) for run in runs]), spread([run["test"]["macro"]["cer"] for run in runs]))) for runs in of_each]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
@@ -333,9 +367,9 @@ def gpu_tables() -> list[str]:
 def command_lines() -> list[str]:
     curves = [f"{name}_{minutes}min" for name in CURVES for minutes in MINUTES]
     names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
-    of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
+    of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_LONG, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
     names = [
-        *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), "tried_cs_best_dense", *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
+        *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
         "serving", "gpu", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
@@ -358,8 +392,8 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
-        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
