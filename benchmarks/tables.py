@@ -19,6 +19,7 @@ STAGE_1 = {  # 3,000 steps
     "stage1_dense_3000": "one shared dense model",
     "stage1_onemask_3000": "one mask for all languages",
     "stage1_master_3000": "**Master-ASR, K = 2** (seed 0 is shipped, cut to half precision)",
+    "stage1_own_3000": "a specialist for every language, K = 6, T fixed: what a choice could find",
 }
 STAGE_1_LONG = {  # 4,500 steps, --spec_masks 3 unless the name says otherwise
     "stage1_dense_4500": "one shared dense model",
@@ -219,6 +220,25 @@ def methods_table(series: str = "es") -> list[str]:
     return lines
 
 
+ACROSS = {"es": "es, the shipped model", "es4500": "es, stage 1 of 4,500 steps", "ru": "ru", "cs": "cs"}
+
+
+def across_table() -> list[str]:
+    """How many points of macro CER others lie above preset best, on each new language and base, and with how many seeds they do."""
+    lines = [f"| CER above best's, points, validation / test | {' | '.join(ACROSS.values())} | best ahead, of all seeds |", "|---" * (len(ACROSS) + 2) + "|"]
+    for name in ("lora_all", "full"):
+        cells, ahead = [], []
+        for series in ACROSS:
+            best = {run["config"]["seed"]: run for run in of_method("assembly_best", series)}
+            pairs = [(run, best[run["config"]["seed"]]) for run in of_method(name, series)]
+            of = [[rate(run) - rate(own) for run, own in pairs] for rate in (validation_of, lambda run: run["test"]["macro"]["cer"])]
+            cells.append(" / ".join(f"{statistics.mean(points):+.1f}" for points in of))
+            ahead += zip(*of)
+        wins = " / ".join(f"{sum(points > 0 for points in of)} of {len(of)}" for of in zip(*ahead))
+        lines.append(f"| {METHODS[name]} | {' | '.join(cells)} | {wins} |")
+    return lines
+
+
 def method_row(name: str, runs: list[dict], best: list[dict] | None) -> list[str]:
     last = [validation_of(run) for run in runs]
     cer, wer = ([run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer"))
@@ -371,7 +391,7 @@ def command_lines() -> list[str]:
     names = [
         *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
-        "serving", "gpu", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
+        "serving", "gpu", "gpu_many", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
@@ -393,7 +413,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main() -> None:
     tables = {
         "stage-1": stage_1_table(STAGE_1), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
-        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
+        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "across": across_table(), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
