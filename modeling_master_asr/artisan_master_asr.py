@@ -92,9 +92,9 @@ def select_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     if num_masked == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     find = _kept_by_numpy if flat.device.type == "cpu" else _kept_by_torch
-    mask, num_kept, threshold = find(flat, num_masked)
+    mask, num_kept, threshold, largest = find(flat, num_masked)
     surplus = num_kept - (flat.numel() - num_masked)
-    if surplus < 0:
+    if largest.isnan():  # not told by the count: as many equal scores at the threshold would hide them
         raise ValueError(
             f"Specialist Scores hold NaN ({int(flat.isnan().sum())} of {flat.numel()} entries), so no mask can be "
             "selected. Reload the last good checkpoint and lower the learning rate."
@@ -104,12 +104,12 @@ def select_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     return mask.view(scores.shape)
 
 
-def _kept_by_numpy(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """`(S >= threshold, how many, threshold)` on a CPU: NumPy selects, compares and counts fastest, see benchmarks/masks.py."""
+def _kept_by_numpy(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]:
+    """`(S >= threshold, how many, threshold, the largest score: NaN if one is)` on a CPU: NumPy selects, compares and counts fastest, see benchmarks/masks.py."""
     values = flat.numpy()
     threshold = _of_rank(values, num_masked)
     kept = values >= threshold
-    return torch.from_numpy(kept), int(np.count_nonzero(kept)), torch.tensor(threshold)
+    return torch.from_numpy(kept), int(np.count_nonzero(kept)), torch.tensor(threshold), torch.tensor(values.max())
 
 
 def _of_rank(values: np.ndarray, rank: int) -> np.float32:
@@ -126,11 +126,11 @@ def _of_rank(values: np.ndarray, rank: int) -> np.float32:
     return np.partition(values, rank)[rank]  # the sample misled, as with NaN or periodic scores
 
 
-def _kept_by_torch(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor]:
+def _kept_by_torch(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]:
     """The same on any device, without leaving it. A GPU sorts in a tenth of the time of `kthvalue`, whose one block reads alone."""
-    threshold = flat.sort().values[num_masked]
-    kept = flat >= threshold
-    return kept, int(kept.sum()), threshold
+    ordered = flat.sort().values  # NaN last
+    kept = flat >= ordered[num_masked]
+    return kept, int(kept.sum()), ordered[num_masked], ordered[-1]
 
 
 def pack_mask(mask: torch.Tensor) -> torch.Tensor:

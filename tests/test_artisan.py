@@ -77,8 +77,11 @@ def test_a_gpus_masks_are_the_same_and_packed_alike(scores, monkeypatch):
     assert torch.equal(artisan._unpack_by_torch(pack_mask(expected), expected.shape), expected)
 
 
-def test_scores_with_nan_are_refused():
-    scores = torch.randn(8, 8)
+@pytest.mark.parametrize("find", ["_kept_by_numpy", "_kept_by_torch"])
+@pytest.mark.parametrize("scores", [torch.randn(8, 8), torch.zeros(8, 8)], ids=["different", "equal, which would hide it"])
+def test_scores_with_nan_are_refused(scores, find, monkeypatch):
+    monkeypatch.setattr(artisan, "_kept_by_numpy", getattr(artisan, find))
+    scores = scores.clone()
     scores[3, 3] = float("nan")
     with pytest.raises(ValueError, match="hold NaN .1 of 64"):
         select_mask(scores, 0.3)
