@@ -21,6 +21,10 @@ STAGE_1 = {  # 3,000 steps
     "stage1_master_3000": "**Master-ASR, K = 2** (seed 0 is shipped, cut to half precision)",
     "stage1_own_3000": "a specialist for every language, K = 6, T fixed: what a choice could find",
 }
+STAGE_1_PARTS = {  # 3,000 steps, --parts mapping head norms --norms_learning_rate 2e-4
+    "stage1_densenorms_3000": "one shared dense model, norms and biases of its own for every language",
+    "stage1_ownnorms_3000": "a specialist for every language, K = 6, T fixed, and norms and biases of its own",
+}
 STAGE_1_LONG = {  # 4,500 steps, --spec_masks 3 unless the name says otherwise
     "stage1_dense_4500": "one shared dense model",
     "stage1_onemask_4500": "one mask for all languages",
@@ -387,7 +391,7 @@ def gpu_tables() -> list[str]:
 def command_lines() -> list[str]:
     curves = [f"{name}_{minutes}min" for name in CURVES for minutes in MINUTES]
     names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
-    of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_LONG, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
+    of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_PARTS, *STAGE_1_LONG, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
     names = [
         *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
@@ -412,7 +416,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-parts": stage_1_table(STAGE_1_PARTS), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
         "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "across": across_table(), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
