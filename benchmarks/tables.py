@@ -96,8 +96,11 @@ RATES = {  # NAME_seedN.json
     "es_assembly_best": "preset best: rate of the delta 2e-3, of norms 2e-4",
     "tried_es_best_2e-3": "... of the delta 2e-3, of norms 2e-3",
     "tried_es_best_norms": "... of the delta 1e-3, of norms 2e-4",
+    "tried_es_best_4e-3": "... of the delta 4e-3, of norms 2e-4",
     "tried_es_best_1e-3": "... of the delta 1e-3, of norms 2e-3: the default before",
     "tried_es_best_dense": "... the same on the dense model",
+    "tried_es_best_singular": "preset best, down starts at the weights' largest singular vectors (commit `6d804ca`)",
+    "tried_es_best_ends": "preset best, rank 22 in the first and the last layer, 12 between (commit `6d804ca`)",
     "es_full": "full tuning of the dense model: rate 1e-4",
     "tried_es_full_2e-4": "... 2e-4",
 }
@@ -300,7 +303,7 @@ def voices_table() -> list[str]:
     return lines
 
 
-MORE_VOICES = {"one": "one: the small fish", "two": "two: the big fish too", "many": "13 in cs, two in nl"}
+MORE_VOICES = {"one": "one: the small fish", "two": "two: the big fish too", "many": "13 in cs, two in nl", "altered": "one, and a copy of each clip with another pitch, room and noise (60 minutes each, half of them copies)"}
 
 
 def more_voices_table() -> list[str]:
