@@ -92,9 +92,9 @@ def select_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     if num_masked == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     find = _kept_by_numpy if flat.device.type == "cpu" else _kept_by_torch
-    mask, num_kept, threshold, largest = find(flat, num_masked)
+    mask, num_kept, threshold, equals = find(flat, num_masked)
     surplus = num_kept - (flat.numel() - num_masked)
-    if largest.isnan():  # not told by the count: as many equal scores at the threshold would hide them
+    if surplus != equals:  # NaN is never kept
         raise ValueError(
             f"Specialist Scores hold NaN ({int(flat.isnan().sum())} of {flat.numel()} entries), so no mask can be "
             "selected. Reload the last good checkpoint and lower the learning rate."
@@ -104,16 +104,17 @@ def select_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     return mask.view(scores.shape)
 
 
-def _kept_by_numpy(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]:
-    """`(S >= threshold, how many, threshold, the largest score: NaN if one is)` on a CPU: NumPy selects, compares and counts fastest, see benchmarks/masks.py."""
+def _kept_by_numpy(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor, int]:
+    """`(S >= threshold, how many, threshold, how many of its equals have a lower rank)` on a CPU: NumPy selects, compares and counts
+    fastest, see benchmarks/masks.py."""
     values = flat.numpy()
-    threshold = _of_rank(values, num_masked)
+    threshold, equals = _of_rank(values, num_masked)
     kept = values >= threshold
-    return torch.from_numpy(kept), int(np.count_nonzero(kept)), torch.tensor(threshold), torch.tensor(values.max())
+    return torch.from_numpy(kept), int(np.count_nonzero(kept)), torch.tensor(threshold), equals
 
 
-def _of_rank(values: np.ndarray, rank: int) -> np.float32:
-    """`np.sort(values)[rank]`: a sample brackets it, and only what lies in between is put in order."""
+def _of_rank(values: np.ndarray, rank: int) -> tuple[np.float32, int]:
+    """`np.sort(values)[rank]`, and how many equal ones lie before it there: a sample brackets it, and only what lies in between is put in order."""
     sample = values[:: max(values.size // SAMPLE, 1)]
     share = rank / values.size
     spread = 4 * math.sqrt(share * (1 - share) * sample.size) + 1  # ranks: 4 standard deviations
@@ -121,16 +122,18 @@ def _of_rank(values: np.ndarray, rank: int) -> np.float32:
     low, high = np.partition(sample, ends)[ends]
     between = values.take(np.flatnonzero((values >= low) & (values <= high)))
     rank_between = rank - np.count_nonzero(values < low)
-    if 0 <= rank_between < between.size:
-        return np.partition(between, rank_between)[rank_between]
-    return np.partition(values, rank)[rank]  # the sample misled, as with NaN or periodic scores
+    if not 0 <= rank_between < between.size:  # the sample misled, as with NaN or periodic scores
+        between, rank_between = values, rank
+    found = np.partition(between, rank_between)[rank_between]
+    return found, int(rank_between - np.count_nonzero(between < found))
 
 
-def _kept_by_torch(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]:
+def _kept_by_torch(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, int, torch.Tensor, int]:
     """The same on any device, without leaving it. A GPU sorts in a tenth of the time of `kthvalue`, whose one block reads alone."""
-    ordered = flat.sort().values  # NaN last
-    kept = flat >= ordered[num_masked]
-    return kept, int(kept.sum()), ordered[num_masked], ordered[-1]
+    threshold = flat.sort().values[num_masked]
+    kept = flat >= threshold
+    num_kept, lower = torch.stack((kept.sum(), (flat < threshold).sum())).tolist()  # one wait for the device
+    return kept, num_kept, threshold, num_masked - lower
 
 
 def pack_mask(mask: torch.Tensor) -> torch.Tensor:
