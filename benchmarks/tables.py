@@ -132,6 +132,11 @@ def validation_of(run: dict) -> float:
     return (run.get("validation") or list(run["log"]["validation"].values())[-1])["macro"]["cer"]
 
 
+def rates_of(run: dict) -> tuple[float, float]:
+    """Macro CER on validation and on test, %."""
+    return validation_of(run), run["test"]["macro"]["cer"]
+
+
 def with_seeds(name: str) -> list[str]:
     """Names of the files of a run of stage 1: NAME.json of seed 0, and NAME_seed1.json, ... of others that have ended."""
     return [path.stem for path in (RESULTS / f"{name}.json", *sorted(RESULTS.glob(f"{name}_seed*.json"))) if path.exists()]
@@ -162,8 +167,7 @@ def pairs_table() -> list[str]:
         for steps, name in BUDGETS.items():
             runs = [load("stage1_" + name.format(model)) for model in models]
             if all(runs):
-                one, other = ((validation_of(run), run["test"]["macro"]["cer"]) for run in runs)
-                apart[steps] = [a - b for a, b in zip(one, other)]
+                apart[steps] = [a - b for a, b in zip(*map(rates_of, runs))]
         cells = [f"{apart[steps][0]:+.1f} / {apart[steps][1]:+.1f}" if steps in apart else "" for steps in BUDGETS]
         columns = list(zip(*apart.values()))
         means = [f"{statistics.mean(of):+.2f} ± {statistics.stdev(of) / len(of) ** 0.5:.2f}" for of in columns]
@@ -238,9 +242,9 @@ def across_table() -> list[str]:
         for series in ACROSS:
             best = {run["config"]["seed"]: run for run in of_method("assembly_best", series)}
             pairs = [(run, best[run["config"]["seed"]]) for run in of_method(name, series)]
-            of = [[rate(run) - rate(own) for run, own in pairs] for rate in (validation_of, lambda run: run["test"]["macro"]["cer"])]
-            cells.append(" / ".join(f"{statistics.mean(points):+.1f}" for points in of))
-            ahead += zip(*of)
+            points = [tuple(a - b for a, b in zip(rates_of(run), rates_of(own))) for run, own in pairs]
+            cells.append(" / ".join(f"{statistics.mean(of):+.1f}" for of in zip(*points)))
+            ahead += points
         wins = " / ".join(f"{sum(points > 0 for points in of)} of {len(of)}" for of in zip(*ahead))
         lines.append(f"| {METHODS[name]} | {' | '.join(cells)} | {wins} |")
     return lines
@@ -285,7 +289,7 @@ def minutes_table() -> list[str]:
     lines = [f"| es, 500 steps (10 minutes: 1,000), on stage 1 of 4,500: CER, %, validation / test | {' | '.join(f'{minutes} min' for minutes in MINUTES)} |", "|---" * (len(MINUTES) + 1) + "|"]
     for name, label in CURVES.items():
         of_each = [of_minutes(name, minutes) for minutes in MINUTES]
-        cells = [" / ".join((spread([validation_of(run) for run in runs]), spread([run["test"]["macro"]["cer"] for run in runs]))) for runs in of_each]
+        cells = [" / ".join(spread(of) for of in zip(*map(rates_of, runs))) for runs in of_each]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
@@ -320,7 +324,7 @@ def rates_table() -> list[str]:
     lines = ["| es, 10 minutes, 1,000 steps: CER, %, validation / test | seed 0 | seed 1 | seed 2 |", "|---|---|---|---|"]
     for name, label in RATES.items():
         runs = [load(f"{name}_seed{seed}") for seed in range(3)]
-        cells = [f"{validation_of(run):.1f} / {run['test']['macro']['cer']:.1f}" if run else "" for run in runs]
+        cells = [" / ".join(f"{rate:.1f}" for rate in rates_of(run)) if run else "" for run in runs]
         if any(cells):
             lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
