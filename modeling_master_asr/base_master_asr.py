@@ -215,9 +215,15 @@ class StoredMixin(UploadMixin):
 
         Raises:
             FileNotFoundError: for a folder that is not there.
+            TypeError: for `assemblies` on the encoder alone.
             ValueError: also if config.json and the weights disagree on which row belongs to which character, if what a language owns is
                 no number, for a weight file that was cut short.
         """
+        if "assemblies" in kwargs:
+            raise TypeError(
+                f"assemblies= is a keyword of MasterASRForCTC.from_pretrained (AutoModelForCTC), not of {cls.__name__}'s. For the encoder alone with "
+                "further languages: AutoModelForCTC.from_pretrained(..., assemblies=...).master_asr."
+            )
         dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
         if pretrained_model_name_or_path is None:  # a config and a state_dict given in memory
             return super().from_pretrained(None, *args, dtype=dtype, **kwargs)

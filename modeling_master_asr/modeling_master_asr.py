@@ -37,6 +37,7 @@ from .hub_master_asr import HubMixin
 from .languages_master_asr import LanguageMixin
 from .masks_master_asr import MaskStore
 from .weights_master_asr import AssembledWeights, Layout
+from .whisper_master_asr import device_of_ctc
 from .wrapping_master_asr import may_wrap
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
@@ -436,11 +437,6 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         if not self.config.ctc_zero_infinity:
             raise ValueError(f"Labels need more frames than there are: {named}. Drop these clips or cut their transcripts.")
         logger.warning(f"Labels need more frames than there are; these clips count as zero loss: {named}.")
-
-
-def device_of_ctc(device: torch.device) -> torch.device:
-    """Where PyTorch computes the loss of what lies on `device`: for Apple's GPUs it has no CTC."""
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def frames_needed(labels: torch.Tensor) -> torch.Tensor:

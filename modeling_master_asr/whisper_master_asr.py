@@ -62,6 +62,11 @@ class TrueLengthWhisperEncoder(WhisperEncoder):
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
 
 
+def device_of_ctc(device: torch.device) -> torch.device:
+    """Where PyTorch computes the loss of what lies on `device`: for Apple's GPUs it has no CTC."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class WhisperEncoderForCTC(WhisperPreTrainedModel):
     """A Whisper encoder with one CTC head: what `materialize` makes of one language on a Whisper backbone.
 
@@ -96,10 +101,13 @@ class WhisperEncoderForCTC(WhisperPreTrainedModel):
         whole = logits.new_full((len(logits),), logits.shape[1], dtype=torch.long)
         frames = whole if attention_mask is None else attention_mask[:, ::2].sum(-1)  # as the encoder masks its layers
         is_label = labels >= 0
-        return nn.functional.ctc_loss(
-            logits.float().log_softmax(-1).transpose(0, 1), labels[is_label], frames, is_label.sum(-1), blank=self.config.pad_token_id,
+        log_probs = logits.float().log_softmax(-1).transpose(0, 1)  # (B, T, V) -> (T, B, V)
+        device = device_of_ctc(log_probs.device)
+        loss = nn.functional.ctc_loss(
+            log_probs.to(device), labels[is_label].to(device), frames.to(device), is_label.sum(-1).to(device), blank=self.config.pad_token_id,
             reduction=getattr(self.config, "ctc_loss_reduction", "mean"), zero_infinity=getattr(self.config, "ctc_zero_infinity", True),
         )  # fmt: skip
+        return loss.to(log_probs.device)
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As in Transformers, plus this file."""

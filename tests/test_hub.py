@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from test_remote_code import ROOT, STRANGER
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2FeatureExtractor, Wav2Vec2Model, pipeline
 
-from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC, MasterASRModel, MasterASRPipeline, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import BEGIN, END, assembly_card, default_card
 
 TOKEN = "a-token"
@@ -517,3 +517,9 @@ def test_a_pipeline_has_the_languages_that_its_model_has_now(hub, pushed, cache,
     assert set(later(clip, language="es")["text"].replace("[UNK]", "")) <= set("xyz ") and later(clip, language="fr")["text"] == fr
     kept = later._processor
     assert later._processor is kept  # made once while nothing changes
+
+
+def test_the_encoder_alone_says_who_loads_assemblies(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=r"assemblies= is a keyword of MasterASRForCTC.*not of MasterASRModel's.*\.master_asr"):
+        MasterASRModel.from_pretrained(tmp_path, assemblies=[tmp_path])

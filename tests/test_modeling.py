@@ -20,7 +20,8 @@ from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.assembly_master_asr import LowRank
 from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
-from modeling_master_asr.modeling_master_asr import device_of_ctc, frames_needed
+from modeling_master_asr.modeling_master_asr import frames_needed
+from modeling_master_asr.whisper_master_asr import device_of_ctc
 
 
 def labels_for(model, codes):

@@ -60,6 +60,12 @@ def test_differences_of_gates_are_counted():
     assert distances[0, 1] == pytest.approx(1 / gates) and np.allclose(distances, distances.T)
 
 
+def test_the_card_names_every_pair_that_is_as_close_as_the_closest():
+    distances = np.array([[0.0, 0.2, 0.5], [0.2, 0.0, 0.2], [0.5, 0.2, 0.0]])
+    words = model_card.similarity_words(distances, ["en", "fr", "ru"])
+    assert words == "Closest: en and fr, fr and ru (20 % of gates differ); farthest: en and ru (50 %)."
+
+
 def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token")
     model = tiny_model()

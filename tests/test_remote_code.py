@@ -89,7 +89,7 @@ ROOMS = {  # who may import whom
     "base": {"configuration", "masks", "upload"},
     "languages": {"artisan", "assembly", "backbone", "configuration"},
     "hub": {"assembly", "base", "configuration", "processing", "upload"},
-    "modeling": {"artisan", "assembly", "backbone", "base", "configuration", "construction", "hub", "languages", "masks", "weights", "wrapping"},
+    "modeling": {"artisan", "assembly", "backbone", "base", "configuration", "construction", "hub", "languages", "masks", "weights", "whisper", "wrapping"},
     "wrapping": {"artisan", "assembly"},
     "audio": set(),
     "text": {"configuration"},

@@ -30,12 +30,13 @@ PICTURE = "language_similarity.png"
 
 
 def similarity_words(distances: np.ndarray, languages: list[str]) -> str:
-    """The closest and the farthest pair, in words."""
+    """The closest and the farthest pairs, in words."""
     if len(languages) < 2:
         return ""
-    pairs = [(distances[a, b], languages[a], languages[b]) for a in range(len(languages)) for b in range(a)]
-    (low, *near), (high, *far) = min(pairs), max(pairs)
-    return f"Closest: {' and '.join(near)} ({100 * low:.0f} % of gates differ); farthest: {' and '.join(far)} ({100 * high:.0f} %)."
+    pairs = [(distances[a, b], f"{languages[b]} and {languages[a]}") for a in range(len(languages)) for b in range(a)]
+    low, high = min(pairs)[0], max(pairs)[0]
+    near, far = (", ".join(names for distance, names in pairs if distance == at) for at in (low, high))
+    return f"Closest: {near} ({100 * low:.0f} % of gates differ); farthest: {far} ({100 * high:.0f} %)."
 
 
 def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: str) -> ModelCard:
