@@ -393,3 +393,23 @@ class MasterASRConfig(PreTrainedConfig):
         except BaseException:
             del self.assemblies[language]
             raise
+
+    @contextmanager
+    def replacing(self, language: str, entry: dict, source: str = "") -> Iterator[None]:
+        """Registers a language anew, in its place among the others, for what is done inside; if that fails, nothing has changed.
+
+        Args:
+            entry, source: as `adding`.
+
+        Raises:
+            ValueError: as `add_assembly`.
+        """
+        before = after = dict(self.assemblies)
+        del self.assemblies[language]
+        try:
+            with self.adding(language, entry, source):
+                yield
+            after = {code: self.assemblies[code] for code in before}
+        finally:
+            self.assemblies.clear()
+            self.assemblies.update(after)

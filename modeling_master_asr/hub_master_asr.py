@@ -206,17 +206,22 @@ class HubMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, assemblies: Union[Source, Iterable[Source]] = (), **kwargs):
-        """As in Transformers; `assemblies` names folders or hub ids whose languages are loaded on top.
+        """As in Transformers; `assemblies` names folders or hub ids whose languages are loaded on top, in the place of the model's own where it has them.
 
         Args:
             assemblies: ids (`me/x`, or `me/x@revision`) or paths, or one of them; of a repo with several languages, all of them.
+
+        Raises:
+            ValueError: also where two of them hold the same language.
         """
         model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         target = model[0] if isinstance(model, tuple) else model
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        loaded: set[str] = set()
         for source in [assemblies] if isinstance(assemblies, (str, Path)) else assemblies:
             for language in languages_in(source, **hub_kwargs):
-                target.load_assembly(source, language, **hub_kwargs)
+                target.load_assembly(source, language, replace=language not in loaded, **hub_kwargs)
+                loaded.add(language)
         return model
 
     # ------------------------------------------------------------------ languages
@@ -262,27 +267,30 @@ class HubMixin:
         write_assembly_card(Path(folder), "THIS_REPO")
         return path
 
-    def load_assembly(self, id_or_path: Source, language: Optional[str] = None, **hub_kwargs) -> str:
+    def load_assembly(self, id_or_path: Source, language: Optional[str] = None, replace: bool = False, **hub_kwargs) -> str:
         """Adds a language from a folder or hub repo and returns its code; if anything is wrong, nothing is added.
 
         Args:
             id_or_path: `me/x`, `me/x@revision`, or a folder.
             language: which one, where the repo holds several.
+            replace: whether it takes the place of the same language, if that is loaded.
             hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Raises:
             OSError: for a repo, revision or file that is not there, or that this token may not see.
-            ValueError: for another base, K or sparsity, a damaged file, or a language already there.
+            ValueError: for another base, K or sparsity, a damaged file, or, without `replace`, a language already there.
         """
         language, facts, path = fetch_assembly(id_or_path, language, **hub_kwargs)
         source = f"{id_or_path} ({language})"
-        with self.config.adding(language, self.config.entry_of(facts), source):
+        registered = self.config.replacing if replace and language in self.assemblies else self.config.adding
+        with registered(language, self.config.entry_of(facts), source):
             with torch.device("meta"):  # names and shapes alone, no memory
                 assembly = self.master_asr._new_assembly(language)
             wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
             check_base(facts, self.master_asr, source)
             assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
             self.assemblies[language] = assembly.to(device=self.device, dtype=torch.float32)
+        self.master_asr._masks.forget()
         return language
 
     def push_assembly_to_hub(

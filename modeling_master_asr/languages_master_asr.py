@@ -28,6 +28,22 @@ def nearest_of(losses: dict[str, float]) -> str:
     return nearest
 
 
+def check_nothing_is_lost(language: str, before: dict, owned: dict) -> None:
+    """Refuses to replace what a language owns by less.
+
+    Args:
+        before, owned: its entries, `{"parts", "rank", "targets"}`.
+
+    Raises:
+        ValueError: naming what would go.
+    """
+    missing = [part for part in before["parts"] if part not in owned["parts"]]
+    low_rank = {"delta", "specialist"} & set(before["parts"])
+    if missing or (low_rank and owned["rank"] < before["rank"]) or ("delta" in before["parts"] and owned["targets"] != before["targets"]):
+        had = {name: before[name] for name in owned}
+        raise ValueError(f"{language!r} would lose something that it owns: it has {had} and would get {owned}. Give it as much or more, of the same targets.")
+
+
 class LanguageMixin:
     """The methods of `MasterASRForCTC` that change which languages it has, and what of them trains."""
 
@@ -108,6 +124,34 @@ class LanguageMixin:
             start = known.get(token) or known.get(unicodedata.normalize("NFD", token)[:1])
             if start is not None:
                 head.weight[row], head.bias[row] = start
+
+    def give_parts(
+        self, language: str, preset: str = DEFAULT_PRESET, parts: Optional[Iterable[str]] = None, rank: Optional[int] = None, targets: Optional[str] = None
+    ) -> LanguageAssembly:
+        """Gives a loaded language further parts, and a head that is its own where it shared the bank's; it reads as before until they train.
+
+        Args:
+            preset, parts, rank, targets: what it owns then, see `add_language`: no less than now.
+
+        Raises:
+            KeyError: if it is not loaded.
+            ValueError: where it would lose something that it owns, or while a PEFT adapter is on it.
+        """
+        before, old = self.config.assemblies[self.config.check_language(language)], self.assemblies[language]
+        owned = from_preset(preset, parts, rank, targets)
+        check_nothing_is_lost(language, before, owned)
+        if is_adapted(old):
+            raise ValueError(f"A PEFT adapter is on {language!r}. Take it off first: peft_model.unload().")
+        with self.config.replacing(language, {"vocab": before["vocab"], **owned}), torch.no_grad():
+            assembly = self.master_asr._new_assembly(language)
+            for module in assembly.modules():
+                self._init_weights(module)
+            assembly.start_from(old)
+            assembly.head.weight.copy_(old.head.weight)
+            assembly.head.bias.copy_(old.head.bias)
+            self.assemblies[language] = assembly.to(old.mapping.device).train(self.training)
+        self.master_asr._masks.forget()
+        return assembly
 
     def remove_language(self, language: str) -> None:
         """Deletes a language's assembly; the others keep every bit.

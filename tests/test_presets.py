@@ -97,3 +97,61 @@ def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
     assert float(model.assemblies["es"].head.bias.max()) == 1e6
     state = load_file(model.save_assembly("es", tmp_path))
     assert state["head.bias"].dtype == torch.float32 and state["head.weight"].dtype == torch.int8
+
+
+@torch.no_grad()
+def test_a_language_given_parts_reads_as_before_in_its_old_place_and_so_do_the_others():
+    model = tiny_model().eval()
+    inputs, languages = inputs_for(model), list(model.languages)
+    before = {code: model(**inputs, language=code).logits for code in languages}
+    assembly = model.give_parts("fr", preset="best", rank=2)
+    assert model.languages == languages == list(model.config.assemblies)
+    assert set(assembly.parts) == set(PRESETS["best"]["parts"]) and not model.config.assemblies["fr"]["shares_bank"]
+    assert all(torch.equal(model(**inputs, language=code).logits, before[code]) for code in languages)
+
+
+def test_what_was_given_trains_and_moves_no_bit_of_what_others_use(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
+    model.give_parts("fr", preset="best", rank=2)
+    model.freeze_except("fr")
+    inputs = inputs_for(model)
+    others = {code: model.eval()(**inputs, language=code).logits for code in ("en", "ru")}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[3] for name in trained} == {"mapping", "head", "delta", "norms"}
+    optimizer = torch.optim.Adam(trained.values(), lr=0.1)
+    for _ in range(2):  # down moves once up is no longer zero
+        optimizer.zero_grad()
+        model.train()(**inputs, language="fr", labels=torch.tensor([[2, 3], [3, 2]])[: len(next(iter(inputs.values())))]).loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        model.round_assembly("fr")
+        mine = model(**inputs, language="fr").logits
+        assert all(torch.equal(model(**inputs, language=code).logits, others[code]) for code in others)
+        model.save_assembly("fr", tmp_path / "fr")
+        loaded = MasterASRForCTC.from_pretrained(tmp_path / "model").eval()
+        loaded.remove_language("fr")
+        loaded.load_assembly(tmp_path / "fr")
+        assert torch.equal(loaded(**inputs, language="fr").logits, mine)
+        at_once = MasterASRForCTC.from_pretrained(tmp_path / "model", assemblies=[tmp_path / "fr"]).eval()
+        assert at_once.languages == ["en", "fr", "ru"] and torch.equal(at_once(**inputs, language="fr").logits, mine)
+    with pytest.raises(ValueError, match="Language 'fr' is already there"):
+        MasterASRForCTC.from_pretrained(tmp_path / "model", assemblies=[tmp_path / "fr", tmp_path / "fr"])
+
+
+@pytest.mark.parametrize("owned", [{"preset": "paper"}, {"preset": "best", "rank": 1}, {"preset": "best", "rank": 2, "targets": "attention"}])
+def test_a_language_that_would_lose_what_it_owns_stays_as_it_is(owned):
+    model = tiny_model()
+    model.add_language("es", vocab("ab"), preset="best", rank=2)
+    before, entry = {name: value.clone() for name, value in model.state_dict().items()}, dict(model.config.assemblies["es"])
+    with pytest.raises(ValueError, match=r"'es' would lose something that it owns: it has .*and would get .*Give it as much or more"):
+        model.give_parts("es", **owned)
+    with pytest.raises(KeyError, match="xx"):
+        model.give_parts("xx")
+    with pytest.raises(ValueError, match="rank"):
+        model.give_parts("es", preset="best", rank=10_000)
+    after = model.state_dict()
+    assert model.config.assemblies["es"] == entry and before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -415,8 +415,10 @@ def test_the_ranking_is_computed_once_and_what_is_printed_is_used(corpus, base, 
 
 def test_a_language_that_is_there_and_an_unknown_start_are_refused_before_data_is_read(base, tmp_path):
     options = ["--model", str(base), "--data", "nowhere.jsonl", "--out", str(tmp_path)]
-    with pytest.raises(ValueError, match=r"--language: got 'fr'; allowed: one that .* does not have. It has \['en', 'fr'\]. To measure it: python -m training.evaluate --model .* --languages fr"):
+    with pytest.raises(ValueError, match=r"--language: got 'fr'; allowed: one that .* does not have. It has \['en', 'fr'\]. To give it more of its own: --refine. To measure it: python -m training.evaluate --model .* --languages fr"):
         adapt_language.main([*options, "--language", "fr"])
+    with pytest.raises(ValueError, match=r"--refine: .* has no 'es'; it has \['en', 'fr'\]. Without --refine the language is added."):
+        adapt_language.main([*options, "--language", "es", "--refine"])
     with pytest.raises(ValueError, match=r"--init: got 'near'; allowed: one of \['nearest', 'random', 'en', 'fr'\]"):
         adapt_language.main([*options, "--language", "es", "--init", "near"])
 

@@ -20,7 +20,7 @@ from transformers import AutoModel
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
-from modeling_master_asr.configuration_master_asr import preset_of
+from modeling_master_asr.configuration_master_asr import PRESETS, preset_of
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.loop import checkpoints
 from training.loop.config import LoopConfig
@@ -96,6 +96,28 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
                      "--language", "es", "--json"])  # fmt: skip
     answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert answer["file"] == clip and isinstance(answer["words"], list)
+
+
+def test_a_language_is_refined_in_its_place_and_the_others_keep_every_bit(corpus, tmp_path, capsys):
+    before = run_stage_1(corpus, tmp_path / "stage1")
+    options = ["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl")]
+    adapt_language.main([*options, "--language", "fr", "--refine", "--preset", "best", "--rank", "2", "--out", str(tmp_path / "fr"),
+                         "--steps", "4", "--evaluate_every", "2"])  # fmt: skip
+    result = json.loads((tmp_path / "fr/run.json").read_text())
+    assert result["base"] == result["base_after"] == before.master_asr.base_fingerprint()[:12] and result["parts"] == list(PRESETS["best"]["parts"])
+    model = MasterASRForCTC.from_pretrained(tmp_path / "stage1/model")
+    model.load_assembly(tmp_path / "fr/assembly", replace=True)
+    assert model.languages == before.languages and bool(model.assemblies["fr"].norms.values.detach().any())
+    mine, theirs = (other.assemblies["en"].state_dict() for other in (model, before))
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    with pytest.raises(ValueError, match="Language 'fr' is already there. Remove it first"):
+        model.load_assembly(tmp_path / "fr/assembly")
+    evaluate.main([*options, "--assembly", str(tmp_path / "fr/assembly"), "--out", str(tmp_path / "rates.json")])
+    rates = json.loads((tmp_path / "rates.json").read_text())["languages"]
+    assert rates["fr"]["cer"] == pytest.approx(result["test"]["languages"]["fr"]["cer"])
+    capsys.readouterr()
+    transcribe.main([str(corpus / "fr-test-0.wav"), *options[:2], "--assembly", str(tmp_path / "fr/assembly"), "--language", "fr"])
+    assert capsys.readouterr().out
 
 
 def test_stage_1_trains_the_parts_that_every_language_owns_and_a_new_one_starts_from_the_nearest_ones(corpus, tmp_path):

@@ -1,4 +1,4 @@
-"""Stage 2: adds one language to a trained model from minutes of speech; nothing else moves.
+"""Stage 2: adds one language to a trained model from minutes of speech, or gives one of its own more (`--refine`); nothing else moves.
 
     accelerate launch training/adapt_language.py --model ./runs/stage1/model --data data/manifest.jsonl --language es --out runs/es
 
@@ -48,6 +48,7 @@ from training.loop.sharding import unsharded
 from training.loop.steps import Splits, load_splits, opened, place, tested, train
 from training.loop.text import build_vocab
 
+RATE_OF_TRAINED_HEAD = 1e-3
 RATE_OF_RANK_1, RATE_OF_DELTA, RATE_OF_NORMS = 3e-3, 2e-3, 2e-4  # in stage 2; a delta the faster, the smaller its rank (RESULTS.md)
 
 
@@ -57,6 +58,7 @@ class AdaptConfig(PartsConfig):
 
     model: str = HfArg(help="folder or hub id of a Master-ASR model")
     language: str = HfArg(help="code of the new language, as the data has it")
+    refine: bool = HfArg(default=False, help="the model has the language: it is given the preset's parts, and all that it owns trains on")
     minutes: Positive = HfArg(default=10.0, help="of training audio, at most")
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
     steps: Count = HfArg(default=1000, help="updates of what the language owns")
@@ -73,7 +75,7 @@ class AdaptConfig(PartsConfig):
     # DEVIATION: the paper's rate of T is constant to the end; each gate that flips late is a mask that the other parts have not met.
     mapping_decay: bool = HfArg(default=True, help="T's rate falls like the others'; the paper's does not")
     mapping_rest: Share = HfArg(default=0.3, help="share of the steps, at the end, in which T rests")
-    head_learning_rate: Positive = HfArg(default=LEARNING_RATES["head"], help="of the head")
+    head_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the head; else {LEARNING_RATES['head']:g}, with --refine {RATE_OF_TRAINED_HEAD:g}")
     delta_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the part, if there is one; else {RATE_OF_RANK_1:g} at rank 1, {RATE_OF_DELTA:g} above")
     norms_learning_rate: Positive = HfArg(default=RATE_OF_NORMS, help="of the part, if there is one")
     evaluate_every: Count = HfArg(default=250, help=EVALUATE_EVERY)
@@ -81,7 +83,8 @@ class AdaptConfig(PartsConfig):
 
 def learning_rates(config: AdaptConfig) -> dict[str, float]:
     """`{group of `training.loop.optim.named_groups`: learning rate}`."""
-    rates = {"T": config.mapping_learning_rate, "head": config.head_learning_rate, **config.rates_of_parts()}
+    of_head = RATE_OF_TRAINED_HEAD if config.refine else LEARNING_RATES["head"]
+    rates = {"T": config.mapping_learning_rate, "head": config.head_learning_rate or of_head, **config.rates_of_parts()}
     of_delta = RATE_OF_RANK_1 if from_preset(**config.owned())["rank"] == 1 else RATE_OF_DELTA
     return {**rates, "delta": config.delta_learning_rate or of_delta}
 
@@ -93,12 +96,14 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
         ValueError: if it cannot get this one, or start it so.
     """
     model = MasterASRForCTC.from_pretrained(resolve_model(config.model)).to(accelerator.device)
-    if config.language in model.languages:
+    if config.language in model.languages and not config.refine:
         raise ValueError(
-            f"--language: got {config.language!r}; allowed: one that {config.model} does not have. It has {model.languages}. "
-            f"To measure it: python -m training.evaluate --model {config.model} --data {' '.join(config.data)} --languages {config.language} "
+            f"--language: got {config.language!r}; allowed: one that {config.model} does not have. It has {model.languages}. To give it more of its own: "
+            f"--refine. To measure it: python -m training.evaluate --model {config.model} --data {' '.join(config.data)} --languages {config.language} "
             f"--out {config.out}.json. A run of yours that was stopped goes on with its own --model and --resume."
         )
+    if config.refine and config.language not in model.languages:
+        raise ValueError(f"--refine: {config.model} has no {config.language!r}; it has {model.languages}. Without --refine the language is added.")
     starts = ["nearest", "random", *model.languages]
     if config.init not in starts:
         raise ValueError(f"--init: got {config.init!r}; allowed: one of {starts}.")
@@ -119,6 +124,15 @@ def add_language(model, processor, features, training, config: AdaptConfig) -> N
     processor.add_language(config.language, vocab)
     init = nearest(model, processor, features, training, vocab, config) if config.init == "nearest" else config.init
     model.add_language(config.language, vocab, init=init, **config.owned())
+    model.freeze_except(config.language)
+
+
+def give_parts(model, training, config: AdaptConfig) -> None:
+    """Gives the language, which the model has, the parts of the preset, and freezes the rest."""
+    unknown = set(build_vocab(clip.text for clip in training)) - set(model.config.vocab(config.language))
+    if unknown:
+        print(f"Not in the alphabet of {config.language!r}, so never written: {sorted(unknown)}.")
+    model.give_parts(config.language, **config.owned())
     model.freeze_except(config.language)
 
 
@@ -195,7 +209,10 @@ def main(argv=None) -> None:
         model, processor = load(accelerator, config)
         splits = load_splits(accelerator, config, [config.language], config.minutes)
         features = Features(processor, config.features_cache)
-        add_language(model, processor, features, splits.training, config)
+        if config.refine:
+            give_parts(model, splits.training, config)
+        else:
+            add_language(model, processor, features, splits.training, config)
         splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
         result = {**facts_of_run(model), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped)

@@ -64,7 +64,7 @@ def languages_there(clips, split: str, model) -> list[str]:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
-    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages")
+    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages, or of some in the place of the model's")
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
     parser.add_argument("--allow_outside", action="store_true", help="manifests may name recordings outside of their folder")
@@ -79,7 +79,7 @@ def main(argv=None) -> None:
     accelerator = Accelerator()
     model = MasterASRForCTC.from_pretrained(args.model).to(accelerator.device)
     for source in args.assembly:
-        model.load_assembly(source)
+        model.load_assembly(source, replace=True)
     check_languages(args.languages or [], model, args.model)
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
     clips, report = read_data(

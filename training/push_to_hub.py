@@ -32,12 +32,13 @@ def push_model(model, args) -> str:
 
 def push_assembly(model, args) -> str:
     language, sizes, _ = fetch_assembly(args.assembly, args.language)
-    model.load_assembly(args.assembly, language)
+    in_its_place = ", replace=True" if language in model.languages else ""
+    model.load_assembly(args.assembly, language, replace=True)
     facts = {name: sizes[name] for name in OWN_FACTS if name in sizes}
     info = model.push_assembly_to_hub(language, args.repo, private=args.private, base=args.base, **facts)
     return (
         f"Pushed {info.oid}: {sizes['gate_bits']} bits of gates, a head of {sizes['head_kilobytes']} KB, {sizes['kilobytes']} KB in all.\n"
-        f"Next: model.load_assembly('{args.repo}', language='{language}')"
+        f"Next: model.load_assembly('{args.repo}', language='{language}'{in_its_place})"
     )
 
 

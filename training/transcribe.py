@@ -30,7 +30,7 @@ def load(model_id: str, assemblies: list[str]) -> MasterASRPipeline:
     model_id = resolve_model(model_id)
     model = MasterASRForCTC.from_pretrained(model_id).eval()
     for source in assemblies:
-        model.load_assembly(source)
+        model.load_assembly(source, replace=True)  # whoever names a file means it
     processor = MasterASRProcessor.from_pretrained(model_id)
     processor = MasterASRProcessor.from_model(model, processor.feature_extractor)
     return pipeline(
@@ -52,7 +52,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--model", required=True, help="folder or hub id")
-    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages")
+    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages, or of some in the place of the model's")
     parser.add_argument("--language", required=True)
     parser.add_argument("--json", action="store_true", help="one JSON object a file, with word times in seconds")
     parser.add_argument("--max_duration_s", type=positive, default=MAX_DURATION_S, help="longer recordings are refused")
