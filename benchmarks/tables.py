@@ -101,6 +101,10 @@ RATES = {  # NAME_seedN.json
     "tried_es_best_dense": "... the same on the dense model",
     "tried_es_best_singular": "preset best, down starts at the weights' largest singular vectors (commit `6d804ca`)",
     "tried_es_best_ends": "preset best, rank 22 in the first and the last layer, 12 between (commit `6d804ca`)",
+    "tried_es_best_rank32": "preset best, rank 32 (1.5 MB), rate of the delta 2e-3",
+    "tried_es_best_rank32slow": "... and of the delta 1e-3",
+    "tried_es_best_plus": "preset best, up eight times as fast as down (LoRA+, arXiv 2402.12354; commit `151dcd2`)",
+    "tried_es_best_intermediate": "preset best, three tenths of the loss from the middle layer (arXiv 2102.03216; commit `151dcd2`)",
     "es_full": "full tuning of the dense model: rate 1e-4",
     "tried_es_full_2e-4": "... 2e-4",
 }

@@ -1,4 +1,4 @@
-"""What one can do with the languages of a model: add, rank, freeze, remove, materialize."""
+"""What one can do with the languages of a model: add, give parts, rank, freeze, remove, materialize."""
 
 from __future__ import annotations
 

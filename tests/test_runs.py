@@ -413,12 +413,15 @@ def test_the_ranking_is_computed_once_and_what_is_printed_is_used(corpus, base, 
     assert f"CTC loss of the loaded assemblies: { {code: round(loss, 2) for code, loss in calls[0].items()} }" in capsys.readouterr().out
 
 
-def test_a_language_that_is_there_and_an_unknown_start_are_refused_before_data_is_read(base, tmp_path):
+def test_a_language_that_is_there_and_an_unknown_start_are_refused_before_data_is_read(base, tmp_path, capsys):
     options = ["--model", str(base), "--data", "nowhere.jsonl", "--out", str(tmp_path)]
     with pytest.raises(ValueError, match=r"--language: got 'fr'; allowed: one that .* does not have. It has \['en', 'fr'\]. To give it more of its own: --refine. To measure it: python -m training.evaluate --model .* --languages fr"):
         adapt_language.main([*options, "--language", "fr"])
     with pytest.raises(ValueError, match=r"--refine: .* has no 'es'; it has \['en', 'fr'\]. Without --refine the language is added."):
         adapt_language.main([*options, "--language", "es", "--refine"])
+    with pytest.raises(SystemExit):
+        adapt_language.main([*options, "--language", "fr", "--refine", "--init", "en"])
+    assert "--init: got 'en'; allowed: none beside --refine" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"--init: got 'near'; allowed: one of \['nearest', 'random', 'en', 'fr'\]"):
         adapt_language.main([*options, "--language", "es", "--init", "near"])
 

@@ -80,6 +80,11 @@ class AdaptConfig(PartsConfig):
     norms_learning_rate: Positive = HfArg(default=RATE_OF_NORMS, help="of the part, if there is one")
     evaluate_every: Count = HfArg(default=250, help=EVALUATE_EVERY)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.refine and self.init != "nearest":
+            raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
+
 
 def learning_rates(config: AdaptConfig) -> dict[str, float]:
     """`{group of `training.loop.optim.named_groups`: learning rate}`."""
