@@ -64,14 +64,19 @@ def train_lora(model, config: MethodConfig) -> None:
     model.assemblies[config.language].head.requires_grad_(True)
 
 
-def train_bottleneck(model, config: MethodConfig) -> None:
-    train_head(model, config)
-    backbone = model.master_asr.backbone
-    settings = SimpleNamespace(adapter_attn_dim=BOTTLENECK, hidden_size=model.master_asr.family.hidden_size(backbone.config))
-    for layer in getattr(backbone, "encoder", backbone).layers:
+def add_bottlenecks(layers, hidden_size: int) -> None:
+    """An adapter of MMS behind each layer."""
+    settings = SimpleNamespace(adapter_attn_dim=BOTTLENECK, hidden_size=hidden_size)
+    for layer in layers:
         adapter = layer.adapter_layer = Wav2Vec2AttnAdapterLayer(settings)
         torch.nn.init.zeros_(adapter.linear_2.weight), torch.nn.init.zeros_(adapter.linear_2.bias)  # starts as the encoder was
         layer.register_forward_hook(lambda layer, args, hidden, adapter=adapter: hidden + adapter(hidden))
+
+
+def train_bottleneck(model, config: MethodConfig) -> None:
+    train_head(model, config)
+    backbone = model.master_asr.backbone
+    add_bottlenecks(getattr(backbone, "encoder", backbone).layers, model.master_asr.family.hidden_size(backbone.config))
 
 
 def train_mask(model, config: MethodConfig) -> None:

@@ -41,6 +41,17 @@ STAGE_1_SHORT = {  # 1,500 steps
     "stage1_master": "Master-ASR, K = 2",
     "stage1_own": "a specialist for every language, K = 6, T fixed",
 }
+STAGE_1_CHOOSING = {  # 1,500 steps, seed 0
+    "stage1_master": "Master-ASR, K = 2, by the paper's rule",
+    "stage1_choose_invariant": "M's and T's gradients without the masks' invariances",
+    "stage1_choose_apart": "specialists that start apart, near the threshold alone",
+    "stage1_choose_invariant_apart": "both",
+    "stage1_choose_relative": "T's gradient less what languages want on average",
+    "stage1_choose_grow": "sparsity that grows from 0 to t over half of the steps",
+    "stage1_choose_own_start": "K = 6, T starts with a specialist for every language and is free",
+    "stage1_own": "K = 6, a specialist for every language, T fixed: what a choice could find",
+    "stage1_onemask": "one mask for all languages",
+}
 STAGE_1_BEFORE = {
     "stage1_dense_1e-4": "one shared dense model, 600 steps",
     "stage1_onemask_1e-4": "one mask for all languages, 600 steps",
@@ -238,8 +249,8 @@ def difference(runs: list[dict], others: list[dict]) -> str:
 def methods_table(series: str = "es") -> list[str]:
     best = of_method("assembly_best", series)
     compared = bool(difference(best, best))
-    columns = ["trainable", "kept, KB*", "validation CER, %", "CER, %", "WER, %", "seeds", "the languages from before, CER, %"]
-    columns[4:4] = ["CER above best's, same seeds"] if compared else []
+    columns = ["trainable", "a step, s", "kept, KB*", "validation CER, %", "CER, %", "WER, %", "seeds", "the languages from before, CER, %"]
+    columns[5:5] = ["CER above best's, same seeds"] if compared else []
     lines = [f"| {' | '.join([SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for name, label in METHODS.items():
         runs = of_method(name, series)
@@ -248,8 +259,8 @@ def methods_table(series: str = "es") -> list[str]:
     zero_shot = [run["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru") if (run := load(name))]
     rate = next((rates[series[:2]] for rates in zero_shot if series[:2] in rates), None)
     if rate:
-        cells = ["0", "0", "", f"{rate['cer']:.1f}", f"{rate['wer']:.1f}", "", "as they are"]
-        cells[4:4] = [""] if compared else []
+        cells = ["0", "", "0", "", f"{rate['cer']:.1f}", f"{rate['wer']:.1f}", "", "as they are"]
+        cells[5:5] = [""] if compared else []
         lines.append(f"| {' | '.join(['Whisper-base as it is, zero-shot, its decoder, timestamps on', *cells])} |")
     return lines
 
@@ -280,7 +291,9 @@ def method_row(name: str, runs: list[dict], best: list[dict] | None) -> list[str
     stands = all(run.get("base") == run.get("base_after") for run in runs)  # of W and M; older files do not name it
     fate = " -> ".join(spread(values) for values in old) if old else "bit-equal" if stands else "CHANGED"
     compared = [] if best is None else ["" if name == "assembly_best" else difference(runs, best)]
-    return [f"{runs[0]['trainable']:,}", f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate]
+    steps = load("steps")
+    step_s = f"{steps['steps'][name]['step_s']:.2f}" if steps else ""
+    return [f"{runs[0]['trainable']:,}", step_s, f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate]
 
 
 def tried_table(tried: dict[str, str], steps: str) -> list[str]:
@@ -392,14 +405,6 @@ def scale_table() -> list[str]:
     return lines
 
 
-def lora_table() -> list[str]:
-    run = load("lora")
-    if not run:
-        return []
-    rows = [f"| {name} | {row['step_s']:.3f} | {row['ratio']:.3f} |" for name, row in run["steps"].items()]
-    return ["| stage 2, five Whisper layers, 24 s of audio | s a step | of LoRA's |", "|---|---|---|", *rows]
-
-
 def serving_table() -> list[str]:
     run = load("serving")
     if not run:
@@ -421,11 +426,12 @@ def gpu_tables() -> list[str]:
 def command_lines() -> list[str]:
     curves = [f"{name}_{minutes}min" for name in CURVES for minutes in MINUTES]
     names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
-    of_stage_1 = [file for name in (*STAGE_1, *STAGE_1_PARTS, *STAGE_1_LONG, *STAGE_1_SHORT, *STAGE_1_BEFORE) for file in with_seeds(name)]
+    of_stage_1 = [file for name in dict.fromkeys([*STAGE_1, *STAGE_1_PARTS, *STAGE_1_LONG, *STAGE_1_SHORT, *STAGE_1_CHOOSING, *STAGE_1_BEFORE]) for file in with_seeds(name)]
     names = [
         *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
-        "serving", "gpu", "gpu_many", "evaluate_ship", "evaluate_compact", "masks", "languages", "lora",
+        "stage1_dense_7500", "evaluate_compact_validation", *(f"refined_{code}" for code in LANGUAGES), "refined_fr_250steps", "refined_fr_slower", "refined_nl_slower", "refined_fr_again",
+        "serving", "gpu", "gpu_many", "evaluate_ship", "evaluate_compact", "masks", "languages", "steps",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
@@ -446,12 +452,12 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-parts": stage_1_table(STAGE_1_PARTS), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "refined": refined_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-parts": stage_1_table(STAGE_1_PARTS), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-choosing": stage_1_table(STAGE_1_CHOOSING), "refined": refined_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
         "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "across": across_table(), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
-        "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(), "gpu": gpu_tables(), "scale": scale_table(), "lora": lora_table(), "commands": command_lines(),
+        "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
         path = ROOT / page

@@ -1,6 +1,6 @@
-"""A step of stage 2 against a step of PEFT LoRA: the same encoder, batch and head size, interleaved in one run.
+"""What a step of stage 2 costs with each method: the same encoder, batch and head size, interleaved in one run.
 
-    python -m benchmarks.lora --out benchmarks/results/lora.json
+    python -m benchmarks.steps --out benchmarks/results/steps.json
 """
 
 from __future__ import annotations
@@ -9,31 +9,34 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from benchmarks.methods import add_bottlenecks, train_mask
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.backbone_master_asr import TrueLengthWhisperEncoder
+from modeling_master_asr.configuration_master_asr import PRESETS
 from training.loop.config import LEARNING_RATES
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 
 CHECKPOINT = "./checkpoints/master-asr-whisper-base"
 CLIPS, FRAMES, LABELS, VOCAB = 6, 400, 40, 36  # 24 s of audio
-PRESETS = ("paper", "small", "best")
 ATTENTION, ALL = ["q_proj", "k_proj", "v_proj", "out_proj"], ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-BASE = "LoRA r = 8 on attention and feed-forward"
+BASE = "lora_all"
 BETA, WINDOWS = 5, 10  # T asks for gradients in one step of BETA, so only whole windows compare
 
 
 class PlainCTC(nn.Module):
-    """The same encoder with a CTC head and no masks, for LoRA."""
+    """The same encoder with a CTC head and no masks, for what others do."""
 
-    def __init__(self, encoder, hidden: int):
+    def __init__(self):
         super().__init__()
-        self.encoder, self.lm_head = encoder, nn.Linear(hidden, VOCAB)
+        config = MasterASRForCTC.from_pretrained(CHECKPOINT).config.backbone_config
+        self.encoder, self.lm_head = TrueLengthWhisperEncoder(config), nn.Linear(config.d_model, VOCAB)
 
     def forward(self, input_features, labels):
         log_probs = self.lm_head(self.encoder(input_features).last_hidden_state).float().log_softmax(-1).transpose(0, 1)
@@ -41,13 +44,17 @@ class PlainCTC(nn.Module):
         return nn.functional.ctc_loss(log_probs, labels, frames, torch.full((len(labels),), LABELS), zero_infinity=True)
 
 
-def assembly_step(preset: str):
-    """One step of `training/adapt_language.py`."""
+def with_a_language(preset: str) -> MasterASRForCTC:
     model = MasterASRForCTC.from_pretrained(CHECKPOINT)
     vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "|", *(chr(0x430 + i) for i in range(VOCAB - 3))])}
     model.add_language("xx", vocab, preset=preset)
     model.freeze_except("xx")
-    turns = Turns(model, 10, BETA, 0, LEARNING_RATES, 1000, mapping_gradient="last")
+    return model
+
+
+def step_in_turns(model: MasterASRForCTC):
+    """One step of `training/adapt_language.py`."""
+    turns = Turns(model, 10, BETA, 0, {**LEARNING_RATES, "M": 1e-3}, 1000, mapping_gradient="last")
     model.train()
 
     def step(number, features, labels):
@@ -58,11 +65,26 @@ def assembly_step(preset: str):
     return step
 
 
-def lora_step(names: list[str]):
-    config = MasterASRForCTC.from_pretrained(CHECKPOINT).config.backbone_config
-    model = PlainCTC(TrueLengthWhisperEncoder(config), config.d_model)
-    lora = LoraConfig(r=8, target_modules=names, modules_to_save=["lm_head"])
-    model = get_peft_model(model, lora)
+def assembly_step(preset: str):
+    return step_in_turns(with_a_language(preset))
+
+
+def mask_step():
+    """Masks that are the language's own."""
+    model = with_a_language("paper")
+    train_mask(model, SimpleNamespace(language="xx", mask_sparsity=0.1))
+    return step_in_turns(model)
+
+
+def plain_step(prepare):
+    """A step of a plain encoder and head.
+
+    Args:
+        prepare: changes the encoder, of which nothing trains, so that what the method trains does.
+    """
+    model = PlainCTC()
+    model.encoder.requires_grad_(False)
+    prepare(model.encoder)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=1e-3)
     model.train()
@@ -76,18 +98,36 @@ def lora_step(names: list[str]):
     return step
 
 
+def lora_step(names: list[str]):
+    return plain_step(lambda encoder: inject_adapter_in_model(LoraConfig(r=8, target_modules=names), encoder))
+
+
+def train_all(encoder) -> None:
+    """As `benchmarks.methods` does: but the convolutions and the positions."""
+    encoder.layers.requires_grad_(True)
+    encoder.layer_norm.requires_grad_(True)
+
+
+def candidates() -> dict:
+    """`{method, as `benchmarks.methods` and the presets name it: its step}`."""
+    return {
+        **{f"assembly_{preset}": assembly_step(preset) for preset in PRESETS}, "head": plain_step(lambda encoder: None), "lora": lora_step(ATTENTION),
+        "lora_all": lora_step(ALL), "bottleneck": plain_step(lambda encoder: add_bottlenecks(encoder.layers, encoder.config.d_model)),
+        "mask": mask_step(), "full": plain_step(train_all),
+    }  # fmt: skip
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    candidates = {BASE: lora_step(ALL), "LoRA r = 8 on attention alone": lora_step(ATTENTION)}
-    candidates |= {f"preset {preset}": assembly_step(preset) for preset in PRESETS}
+    steps = candidates()
     features, labels = torch.randn(CLIPS, 80, FRAMES), torch.randint(3, VOCAB, (CLIPS, LABELS))
-    windows = {name: [] for name in candidates}
+    windows = {name: [] for name in steps}
     for window in range(WINDOWS + 1):  # the first one warms up
-        for name, step in candidates.items():
+        for name, step in steps.items():
             start = time.perf_counter()
             for number in range(BETA * window, BETA * (window + 1)):
                 step(number, features, labels)
