@@ -90,6 +90,7 @@ TRIED_3000 = {  # on stage 1 of 3,000 steps
     "tried_es_best_views_seed0": "... two views of each clip, heard alike (CR-CTC, weight 0.2), in a batch of as many seconds (commit `582a448`)",
     "tried_es_best_ft_seed0": "... once more, on another machine",
     "es2000_assembly_best_seed0": "... 2,000 steps",
+    "tried_es_best_learnt_seed0": "... started from the nearest of six languages that own preset best (Czech), the model's given it afterwards",
     "es_mask_seed0": "mask tuning: masks of its own on the attention layers of the dense model, t = 0.1",
     "tried_es_mask_best_seed0": "... and beside them what preset best owns (2.2 MB in half precision)",
 }
@@ -430,7 +431,7 @@ def command_lines() -> list[str]:
     names = [
         *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
-        "stage1_dense_7500", "evaluate_compact_validation", *(f"refined_{code}" for code in LANGUAGES), "refined_fr_250steps", "refined_fr_slower", "refined_nl_slower", "refined_fr_again",
+        "stage1_dense_7500", "evaluate_compact_validation", *sorted(path.stem for path in RESULTS.glob("*refined_*.json")),
         "serving", "gpu", "gpu_many", "evaluate_ship", "evaluate_compact", "masks", "languages", "steps",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
