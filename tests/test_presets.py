@@ -100,14 +100,16 @@ def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
 
 
 @torch.no_grad()
-def test_a_language_given_parts_reads_as_before_in_its_old_place_and_so_do_the_others():
+def test_a_language_given_parts_reads_as_before_in_its_old_place_and_so_do_the_others(tmp_path):
     model = tiny_model().eval()
     inputs, languages = inputs_for(model), list(model.languages)
     before = {code: model(**inputs, language=code).logits for code in languages}
     assembly = model.give_parts("fr", preset="best", rank=2)
     assert model.languages == languages == list(model.config.assemblies)
     assert set(assembly.parts) == set(PRESETS["best"]["parts"]) and not model.config.assemblies["fr"]["shares_bank"]
-    assert all(torch.equal(model(**inputs, language=code).logits, before[code]) for code in languages)
+    model.save_pretrained(tmp_path)
+    for same in (model, MasterASRForCTC.from_pretrained(tmp_path).eval()):
+        assert same.languages == languages and all(torch.equal(same(**inputs, language=code).logits, before[code]) for code in languages)
 
 
 def test_what_was_given_trains_and_moves_no_bit_of_what_others_use(tmp_path):
