@@ -43,12 +43,9 @@ STAGE_1_SHORT = {  # 1,500 steps
 }
 STAGE_1_CHOOSING = {  # 1,500 steps, seed 0
     "stage1_master": "Master-ASR, K = 2, by the paper's rule",
-    "stage1_choose_invariant": "M's and T's gradients without the masks' invariances",
-    "stage1_choose_apart": "specialists that start apart, near the threshold alone",
-    "stage1_choose_invariant_apart": "both",
+    "stage1_choose_invariant_apart": "M's and T's gradients without the masks' invariances, specialists that start apart",
     "stage1_choose_relative": "T's gradient less what languages want on average",
     "stage1_choose_grow": "sparsity that grows from 0 to t over half of the steps",
-    "stage1_choose_own_start": "K = 6, T starts with a specialist for every language and is free",
     "stage1_own": "K = 6, a specialist for every language, T fixed: what a choice could find",
     "stage1_onemask": "one mask for all languages",
 }
