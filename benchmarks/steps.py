@@ -16,7 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from benchmarks.methods import add_bottlenecks, train_mask
-from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC
 from modeling_master_asr.backbone_master_asr import TrueLengthWhisperEncoder
 from modeling_master_asr.configuration_master_asr import PRESETS
 from training.loop.config import LEARNING_RATES
@@ -35,7 +35,7 @@ class PlainCTC(nn.Module):
 
     def __init__(self):
         super().__init__()
-        config = MasterASRForCTC.from_pretrained(CHECKPOINT).config.backbone_config
+        config = MasterASRConfig.from_pretrained(CHECKPOINT).backbone_config
         self.encoder, self.lm_head = TrueLengthWhisperEncoder(config), nn.Linear(config.d_model, VOCAB)
 
     def forward(self, input_features, labels):

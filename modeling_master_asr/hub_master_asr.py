@@ -282,15 +282,16 @@ class HubMixin:
         """
         language, facts, path = fetch_assembly(id_or_path, language, **hub_kwargs)
         source = f"{id_or_path} ({language})"
-        registered = self.config.replacing if replace and language in self.assemblies else self.config.adding
-        with registered(language, self.config.entry_of(facts), source):
+        replaces = replace and language in self.assemblies
+        with (self.config.replacing if replaces else self.config.adding)(language, self.config.entry_of(facts), source):
             with torch.device("meta"):  # names and shapes alone, no memory
                 assembly = self.master_asr._new_assembly(language)
             wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
             check_base(facts, self.master_asr, source)
             assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
             self.assemblies[language] = assembly.to(device=self.device, dtype=torch.float32)
-        self.master_asr._masks.forget()
+        if replaces:
+            self.master_asr._masks.forget()
         return language
 
     def push_assembly_to_hub(

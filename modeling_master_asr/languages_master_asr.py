@@ -96,16 +96,21 @@ class LanguageMixin:
             if batches is None:
                 raise ValueError('init="nearest" needs batches=... of the new language to rank the loaded ones on.')
             init = nearest_of(self.rank_assemblies(batches, vocab))
-        source = None if init == "random" else self.assemblies[self.config.check_language(init)]
-        with self.config.adding(language, {"vocab": vocab, **from_preset(preset, parts, rank, targets)}), torch.no_grad():
-            assembly = self.master_asr._new_assembly(language)
-            for module in assembly.modules():
-                self._init_weights(module)
-            if source is not None:
-                assembly.start_from(source)
-            self._start_head(assembly.head, vocab, None if source is None else init)
-            has_values = assembly.mapping.device.type != "meta"  # PEFT's low_cpu_mem_usage: the file's values follow
-            self.assemblies[language] = assembly.to(self.device) if has_values else assembly
+        source = None if init == "random" else self.config.check_language(init)
+        with self.config.adding(language, {"vocab": vocab, **from_preset(preset, parts, rank, targets)}):
+            return self._start(language, source)
+
+    @torch.no_grad()
+    def _start(self, language: str, source: Optional[str]) -> LanguageAssembly:
+        """A new assembly of the language's entry in the config, in its place in the model, started from the assembly of `source`."""
+        assembly = self.master_asr._new_assembly(language)
+        for module in assembly.modules():
+            self._init_weights(module)
+        if source is not None:
+            assembly.start_from(self.assemblies[source])
+        self._start_head(assembly.head, self.config.vocab(language), source)
+        has_values = assembly.mapping.device.type != "meta"  # PEFT's low_cpu_mem_usage: the file's values follow
+        self.assemblies[language] = assembly.to(self.device) if has_values else assembly
         return assembly
 
     def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
@@ -142,14 +147,8 @@ class LanguageMixin:
         check_nothing_is_lost(language, before, owned)
         if is_adapted(old):
             raise ValueError(f"A PEFT adapter is on {language!r}. Take it off first: peft_model.unload().")
-        with self.config.replacing(language, {"vocab": before["vocab"], **owned}), torch.no_grad():
-            assembly = self.master_asr._new_assembly(language)
-            for module in assembly.modules():
-                self._init_weights(module)
-            assembly.start_from(old)
-            assembly.head.weight.copy_(old.head.weight)
-            assembly.head.bias.copy_(old.head.bias)
-            self.assemblies[language] = assembly.to(old.mapping.device).train(self.training)
+        with self.config.replacing(language, {"vocab": before["vocab"], **owned}):
+            assembly = self._start(language, source=language)
         self.master_asr._masks.forget()
         return assembly
 

@@ -139,6 +139,10 @@ def test_what_was_given_trains_and_moves_no_bit_of_what_others_use(tmp_path):
         assert torch.equal(loaded(**inputs, language="fr").logits, mine)
         at_once = MasterASRForCTC.from_pretrained(tmp_path / "model", assemblies=[tmp_path / "fr"]).eval()
         assert at_once.languages == ["en", "fr", "ru"] and torch.equal(at_once(**inputs, language="fr").logits, mine)
+        served = MasterASRForCTC.from_pretrained(tmp_path / "model").eval()
+        assert not torch.equal(served(**inputs, language="fr").logits, mine)
+        served.load_assembly(tmp_path / "fr", replace=True)  # what was made of the one before is not used again
+        assert torch.equal(served(**inputs, language="fr").logits, mine)
     with pytest.raises(ValueError, match="Language 'fr' is already there"):
         MasterASRForCTC.from_pretrained(tmp_path / "model", assemblies=[tmp_path / "fr", tmp_path / "fr"])
 

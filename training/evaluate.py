@@ -77,9 +77,7 @@ def main(argv=None) -> None:
     if args.out.is_dir():
         parser.error(f"--out {args.out} is a folder. Name a file, such as {args.out / 'result.json'}.")
     accelerator = Accelerator()
-    model = MasterASRForCTC.from_pretrained(args.model).to(accelerator.device)
-    for source in args.assembly:
-        model.load_assembly(source, replace=True)
+    model = MasterASRForCTC.from_pretrained(args.model, assemblies=args.assembly).to(accelerator.device)
     check_languages(args.languages or [], model, args.model)
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
     clips, report = read_data(

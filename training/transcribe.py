@@ -28,9 +28,7 @@ from training.loop.models import folder_or_id, resolve_model
 def load(model_id: str, assemblies: list[str]) -> MasterASRPipeline:
     """The ASR pipeline of a model folder or hub id, with further languages from assembly folders or repos."""
     model_id = resolve_model(model_id)
-    model = MasterASRForCTC.from_pretrained(model_id).eval()
-    for source in assemblies:
-        model.load_assembly(source, replace=True)  # whoever names a file means it
+    model = MasterASRForCTC.from_pretrained(model_id, assemblies=assemblies).eval()
     processor = MasterASRProcessor.from_pretrained(model_id)
     processor = MasterASRProcessor.from_model(model, processor.feature_extractor)
     return pipeline(
