@@ -27,7 +27,7 @@ from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
-from training.loop.steps import Splits, having, load_splits, opened, place, tested, train
+from training.loop.steps import Splits, having, keep_text, load_splits, measured, opened, place, tested, train
 
 BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints
 
@@ -111,7 +111,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     clips, _ = read_data(config.data, config.out / "recordings", allow_outside=config.allow_outside)
     old = [clip for clip in clips if clip.language in before and clip.split == "test"]
     assert having(clips, "test", before) == before
-    old_before = tested(accelerator, model, processor, features, old)
+    old_before = tested(accelerator, model, processor, features, old, greedy=True)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
     rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
@@ -120,11 +120,12 @@ def run(accelerator, config: MethodConfig) -> dict:
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
     turns.use_average()
+    keep_text(accelerator, model, config.language, splits.training, config, config.further_sentences())
     return {
         **facts, "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
         "kilobytes": round(kilobytes, 1), "log": log,
-        "validation": tested(accelerator, model, processor, features, splits.validation), "test": tested(accelerator, model, processor, features, splits.test),
-        "old_languages_before": old_before, "old_languages_after": tested(accelerator, model, processor, features, old),
+        **measured(accelerator, model, processor, features, splits),
+        "old_languages_before": old_before, "old_languages_after": tested(accelerator, model, processor, features, old, greedy=True),
     }  # fmt: skip
 
 

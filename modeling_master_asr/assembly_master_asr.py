@@ -375,7 +375,7 @@ def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Ten
             f"{folder} holds languages of another base, {foreign}; {language!r} was made for {facts['base']!r} (fingerprint "
             f"{facts['fingerprint'][:12]}). One folder or repo serves one base: name another."
         )
-    listed[language] = {**facts, **sizes(state)}
+    listed[language] = {**facts, **sizes(state, facts.get("text", ""))}
     text = json.dumps({"format_version": FORMAT_VERSION, "assemblies": listed}, indent=2, ensure_ascii=False, default=_plain)
     part = path.with_name(path.name + ".part")
     save_file(state, part, metadata={"format": "pt", "vocab_sha256": vocab_digest(facts["vocab"]), "fingerprint": facts["fingerprint"]})
@@ -402,13 +402,14 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def sizes(state: dict[str, torch.Tensor]) -> dict[str, float]:
-    """What an assembly weighs: the gates it chooses, in bits, the head and the whole, in KB."""
+def sizes(state: dict[str, torch.Tensor], text: str = "") -> dict[str, float]:
+    """What an assembly weighs: the gates it chooses, in bits, the head, its sentences and the whole, in KB."""
     head = {name: value for name, value in state.items() if name.startswith("head.")}
     return {
         "gate_bits": state["mapping"].numel(),
         "head_kilobytes": round(parameter_kilobytes(head), 1),
-        "kilobytes": round(parameter_kilobytes(state), 1),
+        **({"text_kilobytes": round(len(text.encode()) / 1024, 1)} if text else {}),
+        "kilobytes": round(parameter_kilobytes(state) + len(text.encode()) / 1024, 1),
     }
 
 

@@ -18,6 +18,7 @@ SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN)
 ALL_PARTS = ("mapping", "head", "specialist", "delta", "scales", "norms")  # the modules are in assembly_master_asr.PARTS
 TARGETS = ("attention", "all")  # what a delta reaches: the Artisan layers, or the feed-forward layers too
 PAPER_PARTS = ("mapping", "head")
+MAX_TEXT = 1_000_000  # characters of a language's sentences: its n-grams are counted anew in every process that reads it
 # Combinations that were measured (RESULTS.md): what a language owns beside its head, from bits to a megabyte.
 PRESETS = {
     "paper": {"parts": PAPER_PARTS, "rank": 8, "targets": "attention"},
@@ -47,6 +48,18 @@ def check_vocab(vocab: dict[str, int], language: str) -> dict[str, int]:
             f"The ids of the vocab of '{language}' must be 0..{len(vocab) - 1}, each once; got {shortened(sorted(vocab.values()))}."
         )
     return dict(vocab)
+
+
+def check_text(text: str, language: str) -> str:
+    """Returns a language's `text` if it is one that a config can hold.
+
+    Raises:
+        ValueError: for what is no text, or longer than `MAX_TEXT`.
+    """
+    if not isinstance(text, str) or len(text) > MAX_TEXT:
+        got = f"{len(text):,} characters" if isinstance(text, str) else f"a {type(text).__name__}"
+        raise ValueError(f"The sentences of {language!r} are a text of at most {MAX_TEXT:,} characters, which every copy of its config holds; got {got}.")
+    return text
 
 
 def vocab_digest(vocab: dict[str, int]) -> str:
@@ -191,7 +204,7 @@ class MasterASRConfig(PreTrainedConfig):
         num_specialists: K, Specialist Scores per Artisan layer.
         sparsity: t, the fraction of each Artisan weight that is masked OUT, 0 <= t < 1.
         artisan_targets: names of the linear layers that become Artisan; None: the family's attention projections.
-        assemblies: `{language: {"vocab": {token: id}, "parts": [...], "rank": r, "targets": "attention", "shares_bank": bool}}`, in the order added.
+        assemblies: `{language: {"vocab": {token: id}, "parts": [...], "rank": r, "targets": "attention", "shares_bank": bool, "text": sentences}}`, in the order added.
         character_bank: the characters whose head rows stage 1 shares between languages, blank first.
         character_bank_sha256: of the bank as it was saved; written on save, checked where it is there.
         default_language: the language of calls that name none, or None.
@@ -335,17 +348,38 @@ class MasterASRConfig(PreTrainedConfig):
             )
         return language
 
+    def text(self, language: str) -> str:
+        """A language's sentences, a line each; "" where it has none.
+
+        Raises:
+            KeyError: if it is not loaded.
+        """
+        return self.assemblies[self.check_language(language)].get("text", "")
+
+    def set_text(self, language: str, text: str) -> None:
+        """Gives a loaded language sentences in the place of those it had; "": none.
+
+        Raises:
+            KeyError: if it is not loaded.
+            ValueError: for what is no text, or too long.
+        """
+        entry = self.assemblies[self.check_language(language)]
+        entry["text"] = check_text(text, language)
+        if not text:
+            del entry["text"]
+
     def add_assembly(
         self, language: str, vocab: dict[str, int], parts=PAPER_PARTS, rank: int = 8, shares_bank: bool = False, targets: str = "attention",
-        vocab_sha256: Optional[str] = None,
+        text: str = "", vocab_sha256: Optional[str] = None,
     ):  # fmt: skip
         """Registers what a language owns.
 
         Args:
+            text: its sentences, a line each, as its alphabet spells them; their n-grams weigh in where it is read.
             vocab_sha256: of the alphabet as it was saved, `vocab_digest`; None: nobody says, as in older files.
 
         Raises:
-            ValueError: for a language that is already there, a vocab with gaps or other than it was saved, unknown parts or targets, a rank that is no number above 0.
+            ValueError: for a language that is already there, a vocab with gaps or other than it was saved, unknown parts or targets, a rank that is no number above 0, a text that is none or too long.
         """
         if targets not in TARGETS:
             raise ValueError(f"targets must be one of {list(TARGETS)}; got {targets!r}.")
@@ -365,7 +399,7 @@ class MasterASRConfig(PreTrainedConfig):
             )
         self.assemblies[language] = {
             "vocab": vocab, "parts": check_parts(parts), "rank": rank, "targets": targets,
-            "shares_bank": shares_bank,
+            "shares_bank": shares_bank, **({"text": check_text(text, language)} if text else {}),
         }  # fmt: skip
 
     def entry_of(self, facts: dict) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import nn
@@ -15,7 +15,9 @@ from transformers.utils import logging
 from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import Assemblies, LanguageAssembly, is_adapted
 from .backbone_master_asr import keep_frozen_parts_still
-from .configuration_master_asr import DEFAULT_PRESET, SPECIAL_TOKENS, from_preset
+from .configuration_master_asr import DEFAULT_PRESET, PAD_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, from_preset
+from .ngrams_master_asr import Ngrams, read
+from .text_master_asr import spelled, tokens_of
 
 logger = logging.get_logger(__name__)
 
@@ -147,7 +149,7 @@ class LanguageMixin:
         check_nothing_is_lost(language, before, owned)
         if is_adapted(old):
             raise ValueError(f"A PEFT adapter is on {language!r}. Take it off first: peft_model.unload().")
-        with self.config.replacing(language, {"vocab": before["vocab"], **owned}):
+        with self.config.replacing(language, {"vocab": before["vocab"], "text": self.config.text(language), **owned}):
             assembly = self._start(language, source=language)
         self.master_asr._masks.forget()
         return assembly
@@ -163,6 +165,77 @@ class LanguageMixin:
         if self.config.default_language == language:
             self.config.default_language = None
         self.master_asr._masks.forget()
+
+    # ------------------------------------------------------------------ what is written
+
+    def set_text(self, language: str, sentences: Iterable[str]) -> int:
+        """Gives a loaded language sentences, in the place of those it had, and returns how many it keeps: wherever it is read (`paths`,
+        pipelines, scripts), letters that stand together in them weigh more (`ngrams_master_asr`). None at all: it is read greedily.
+
+        The language's files hold them, so whoever publishes it publishes them.
+
+        Args:
+            sentences: as people write them; each is spelled with the language's alphabet and kept once. Those with a letter, digit or sign
+                that it lacks are left out, since nobody could be heard saying them.
+
+        Raises:
+            KeyError: if it is not loaded.
+            ValueError: if all are left out, or those that are kept are too long together; while it is a PEFT adapter.
+        """
+        self.config.check_language(language)
+        own = getattr(self.assemblies, "base_layer", self.assemblies)  # without those of PEFT
+        if language not in own:
+            raise ValueError(f"{language!r} is a PEFT adapter, whose own config holds its sentences: AssemblyConfig(..., sentences=[...]).")
+        if isinstance(sentences, str):
+            raise ValueError("sentences is one text; a list of texts is wanted, one a sentence: text.splitlines().")
+        sentences, vocab, kept = list(sentences), self.config.vocab(language), {}
+        known = {character for token in vocab if token not in SPECIAL_TOKENS for character in token} | {" "}
+        for sentence in sentences:
+            written = " ".join(spelled(sentence, known, language).split())
+            if written and all(token in vocab for token in tokens_of(written, vocab)):
+                kept[written] = None
+        if sentences and not kept:
+            raise ValueError(f"None of these {len(sentences)} sentences can be spelled with the alphabet of {language!r}: {sorted(known - {' '})}.")
+        self.config.set_text(language, "\n".join(kept))
+        if len(kept) < len(sentences):
+            logger.info(f"{language!r} keeps {len(kept)} of {len(sentences)} sentences: the others are there already or hold what its alphabet lacks.")
+        return len(kept)
+
+    def _ngrams_of(self, language: str) -> Optional[Ngrams]:
+        """Of its sentences, counted once; None where it has none."""
+        text, vocab = self.config.text(language), self.config.vocab(language)
+        if not text:
+            return None
+        kept = self._ngrams.get(language)
+        if kept is None or kept[0] is not text or kept[1] is not vocab:
+            sentences = [[vocab[token] for token in tokens_of(line, vocab)] for line in text.splitlines()]
+            kept = self._ngrams[language] = text, vocab, Ngrams(sentences, len(vocab), vocab[PAD_TOKEN])
+        return kept[2]
+
+    @torch.no_grad()
+    def paths(self, logits: torch.Tensor, language: Union[str, list[str], None] = None, frames=None, greedy: bool = False) -> torch.Tensor:
+        """The token of every frame, `(B, T)`, -1 past a clip's own: what `processor.batch_decode` makes text of.
+
+        Where a language has sentences (`set_text`), they lie on the way that CTC and their n-grams together find best; else each frame has its likeliest.
+
+        Args:
+            logits: `(B, T, V)` of `forward`.
+            language: as in that call.
+            frames: each clip's own, `outputs.frames`; None: all.
+            greedy: whether sentences are to have no say.
+
+        Raises:
+            KeyError, ValueError: for a missing or unknown language, or another number of them than of clips.
+        """
+        codes = self.master_asr.resolve_languages(language, len(logits))
+        ids = torch.full(logits.shape[:2], -1, dtype=torch.long, device=logits.device)
+        for clip, code in enumerate(codes):
+            end, vocab = (logits.shape[1] if frames is None else int(frames[clip])), self.config.vocab(code)
+            ngrams = None if greedy else self._ngrams_of(code)
+            ids[clip, :end] = read(logits[clip, :end, : len(vocab)], ngrams, vocab[PAD_TOKEN], [vocab[UNK_TOKEN]])
+        return ids
+
+    # ------------------------------------------------------------------ what trains
 
     def freeze_except(self, language: str) -> None:
         """Stage 2: only what `language` owns trains.

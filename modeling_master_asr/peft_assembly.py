@@ -50,6 +50,7 @@ class AssemblyConfig(PeftConfig):
         rank: r of the low-rank parts.
         targets: what a delta reaches: "attention", the Artisan layers, or "all", the feed-forward layers too.
         init: where it starts: "random" or a loaded language's code, as in `add_language`.
+        sentences: see `set_text` of the model.
         num_specialists, sparsity, fingerprint: of the base; filled in, and checked when the adapter is loaded.
     """
 
@@ -60,6 +61,7 @@ class AssemblyConfig(PeftConfig):
     rank: Optional[int] = None
     targets: Optional[str] = None
     init: str = "random"
+    sentences: Optional[list[str]] = None
     num_specialists: Optional[int] = None
     sparsity: Optional[float] = None
     fingerprint: Optional[str] = None
@@ -253,6 +255,8 @@ class AssemblyModel(BaseTuner):
         try:
             own_parts = {"parts": peft_config.parts, "rank": peft_config.rank, "targets": peft_config.targets}
             model.add_language(language, peft_config.vocab, init=init, **own_parts)
+            if peft_config.sentences:
+                model.set_text(language, peft_config.sentences)
         except Exception:
             if earlier is not None:
                 entries[language] = earlier
@@ -329,7 +333,10 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     source = f"{id_or_path} ({language})"
     check_base(facts, base.master_asr, source)
-    config = AssemblyConfig(language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"))
+    config = AssemblyConfig(
+        language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"),
+        sentences=facts.get("text", "").splitlines(),
+    )  # fmt: skip
     if isinstance(model, PeftModel):
         adapter_name = adapter_name or usable_name(language)
         model.add_adapter(adapter_name, config)

@@ -230,11 +230,11 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         is_batch = isinstance(model_inputs["is_last"], list)
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())] if is_batch else [model_inputs]
         self._read([item for item in items if item["error"] is None], on_error)
-        outputs = [{name: item.get(name) for name in ("is_last", "tokens", "language", "trim", "error")} for item in items]
+        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "trim", "error")} for item in items]
         return {name: [output[name] for output in outputs] for name in outputs[0]} if is_batch else outputs[0]
 
     def _read(self, items: list[dict], on_error: str) -> None:
-        """Gives every item its `tokens` `(kept frames,)`; where the model refuses a batch, item by item, so that one is to blame."""
+        """Gives every item its `logits` `(kept frames, V)`; where the model refuses a batch, item by item, so that one is to blame."""
         if not items:
             return
         if self.model.training:
@@ -245,9 +245,9 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             batch[name] = batch[name].to(self.model.dtype)
             logits = self.model(**batch, language=[item["language"] for item in items]).logits
             counts = self.model.master_asr.frame_counts(batch[name], batch["attention_mask"]).tolist()
-            for item, ids, frames in zip(items, logits.argmax(-1), counts):
+            for item, of_clip, frames in zip(items, logits, counts):
                 first, last = item["kept"]
-                item["tokens"] = ids[first : min(last, frames)]
+                item["logits"] = of_clip[first : min(last, frames)].cpu()
         except ValueError as error:
             if len(items) == 1:
                 items[0]["error"] = _named(error, items[0]["place"], on_error)
@@ -262,8 +262,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         if errors:
             return {"text": None, "error": errors[0]}
         language, (left, right) = model_outputs[0]["language"], model_outputs[0]["trim"]
-        tokens = torch.cat([output["tokens"].reshape(-1).cpu() for output in model_outputs])
-        tokens = tokens[left : len(tokens) - right]
+        logits = torch.cat([output["logits"].flatten(0, -2) for output in model_outputs])  # (T, V): one text, however it was cut
+        tokens = self.model.paths(logits[None, left : len(logits) - right], language)[0]
         if not return_timestamps:
             return {"text": self._processor.decode(tokens, language)}
         decoded = self._processor.decode(tokens, language, output_char_offsets=True, output_word_offsets=True)

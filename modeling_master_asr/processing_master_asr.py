@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 import warnings
 from collections import Counter
@@ -25,7 +24,7 @@ from transformers.utils import logging
 from .audio_master_asr import MAX_DURATION_S, check_audio, clips_of, is_recording, read_audio
 from .backbone_master_asr import family_of, family_reading
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
-from .text_master_asr import spelled
+from .text_master_asr import spelled, tokens_of
 from .upload_master_asr import UploadMixin
 
 logger = logging.get_logger(__name__)
@@ -431,12 +430,6 @@ def nested_tokenizer(vocabs: dict[str, dict[str, int]], default: Optional[str] =
         )  # fmt: skip
     tokenizer._named = len(vocabs) <= 1
     return tokenizer
-
-
-def tokens_of(text: str, alphabet: dict[str, int]) -> list[str]:
-    """The tokens of a spelled text, the longest first ("ch" before "c"); what no token is, character by character."""
-    letters = sorted((token for token in alphabet if token not in SPECIAL_TOKENS), key=len, reverse=True)
-    return re.findall("|".join([*map(re.escape, letters), "."]), text.replace(" ", SPACE_TOKEN), re.DOTALL)
 
 
 def as_list(items) -> list:

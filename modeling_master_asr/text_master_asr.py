@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Optional
 
-from .configuration_master_asr import SPECIAL_TOKENS
+from .configuration_master_asr import SPACE_TOKEN, SPECIAL_TOKENS
 
 APOSTROPHES = "'\u2018\u2019\u02bc\u02b9\u00b4`"
 QUOTES = "'\u2018\u2019\u201a\u00b4`"  # those of them that are no letters, and the low one, which is never an apostrophe
@@ -160,6 +160,12 @@ def _in_case(small: str, known: set[str], language: str) -> str:
     """A letter as an alphabet has it that may hold capitals alone."""
     capital = "İ" if small == "i" and _has_two_is(language) else small.upper()
     return capital if small not in known and capital in known else small
+
+
+def tokens_of(text: str, alphabet: dict[str, int]) -> list[str]:
+    """The tokens of a spelled text, the longest first ("ch" before "c"); what no token is, character by character."""
+    letters = sorted((token for token in alphabet if token not in SPECIAL_TOKENS), key=len, reverse=True)
+    return re.findall("|".join([*map(re.escape, letters), "."]), text.replace(" ", SPACE_TOKEN), re.DOTALL)
 
 
 def build_vocab(texts: Iterable[str]) -> dict[str, int]:

@@ -45,7 +45,7 @@ from training.loop.models import resolve_model
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.steps import Splits, load_splits, opened, place, tested, train
+from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, tested, train
 from training.loop.text import build_vocab
 
 RATE_OF_TRAINED_HEAD = 1e-3
@@ -61,6 +61,7 @@ class AdaptConfig(PartsConfig):
     refine: bool = HfArg(default=False, help="the model has the language: it is given the preset's parts, and all that it owns trains on")
     minutes: Positive = HfArg(default=10.0, help="of training audio, at most")
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
+    more_text: Optional[Path] = HfArg(default=None, help="a file of further sentences that the language keeps, one a line; nobody has to have said them")
     steps: Count = HfArg(default=1000, help="updates of what the language owns")
     beta2: Share = HfArg(default=0.98, help="Adam's, for the squares of the gradients")
     spec_masks: Count = HfArg(default=3, help="bands of mels, and times in every 2 s, that SpecAugment masks")
@@ -84,6 +85,12 @@ class AdaptConfig(PartsConfig):
         super().__post_init__()
         if self.refine and self.init != "nearest":
             raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
+        if self.more_text is not None and not self.more_text.is_file():
+            raise ValueError(f"--more_text: got {self.more_text}; allowed: a text file, a sentence a line, and none is there.")
+
+    def further_sentences(self) -> list[str]:
+        """Those of `--more_text`."""
+        return [] if self.more_text is None else self.more_text.read_text(encoding="utf-8").splitlines()
 
 
 def learning_rates(config: AdaptConfig) -> dict[str, float]:
@@ -199,7 +206,7 @@ def finetuned(accelerator, config: AdaptConfig, model, processor, features, spli
 def report(config: AdaptConfig, result: dict) -> None:
     """The result on disk and on one screen, and the next command."""
     write_json(config.out / "run.json", result)
-    for name, test in (("test", result["test"]), ("test after + ft", result.get("finetune_test"))):
+    for name, test in (("test, greedy", result["test"]), ("test", result["with_text"]["test"]), ("test after + ft, greedy", result.get("finetune_test"))):
         if test:
             print(f"{name}: CER {test['macro']['cer']:.2f}, WER {test['macro']['wer']:.2f}.")
     print(f"Wrote {config.out / 'assembly'} and {config.out / 'run.json'}.")
@@ -224,14 +231,14 @@ def main(argv=None) -> None:
         model, result["log"] = trained(accelerator, config, model, processor, features, splits)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
+        keep_text(accelerator, model, config.language, splits.training, config, config.further_sentences())
         save(accelerator, config, model, splits)
-        result["validation"] = tested(accelerator, model, processor, features, splits.validation)
-        result["test"] = tested(accelerator, model, processor, features, splits.test)
+        result |= measured(accelerator, model, processor, features, splits)
         if result["test"]:
-            save(accelerator, config, model, splits, result["test"])
+            save(accelerator, config, model, splits, result["with_text"]["test"])
         if config.finetune_steps:
             model, result["finetune_log"] = finetuned(accelerator, config, model, processor, features, splits, started_s)
-            result["finetune_test"] = tested(accelerator, model, processor, features, splits.test)
+            result["finetune_test"] = tested(accelerator, model, processor, features, splits.test, greedy=True)
         if accelerator.is_main_process:
             report(config, result)
 

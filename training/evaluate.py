@@ -1,4 +1,4 @@
-"""CER and WER per language and macro, greedy, without a language model.
+"""CER and WER per language and macro, each language read with its sentences in mind if it has any, or greedily.
 
     python -m training.evaluate --model ./checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --out result.json
     python -m training.evaluate --model ./runs/stage1/model --data data/manifest.jsonl --out result.json --row_swap
@@ -29,7 +29,7 @@ from training.loop.sources import read_data
 from training.loop.watching import mapping_figures
 
 
-def row_swap(model, processor, features, clips, left_out=()) -> dict[str, dict[str, float]]:
+def row_swap(model, processor, features, clips, left_out=(), greedy=False) -> dict[str, dict[str, float]]:
     """Each language's CER with its own head and all else of another's assembly: `{language: {assembly of: CER}}`."""
     collator = Collator(features, processor)
     table = {}
@@ -37,7 +37,7 @@ def row_swap(model, processor, features, clips, left_out=()) -> dict[str, dict[s
         of_language = [clip for clip in clips if clip.language == code and str(clip.audio) not in left_out]
         if of_language:
             references = [clip.text for clip in of_language]
-            texts = {other: transcribe_clips(model, processor, collator, of_language, encoded_as=other) for other in model.languages}
+            texts = {other: transcribe_clips(model, processor, collator, of_language, encoded_as=other, greedy=greedy) for other in model.languages}
             table[code] = {other: round(error_rates(read, references)["cer"], 2) for other, read in texts.items()}
     return table
 
@@ -71,6 +71,7 @@ def main(argv=None) -> None:
     parser.add_argument("--max_download_gb", type=positive, default=20.0, help="of recordings, from one data set of the Hub")
     parser.add_argument("--download_timeout_s", type=positive, default=DOWNLOAD_TIMEOUT_S, help="in which each row or file of a data set of the Hub has to arrive")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--greedy", action="store_true", help="as if no language had sentences")
     parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
@@ -88,13 +89,13 @@ def main(argv=None) -> None:
         print("\n".join(report.lines(clips)))
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))
     features = Features(processor)
-    rates = evaluate_clips(model, processor, features, clips, accelerator)
+    rates = evaluate_clips(model, processor, features, clips, accelerator, greedy=args.greedy)
     if not accelerator.is_main_process:
         return
     scored = [clip for clip in clips if str(clip.audio) not in rates.get("left_out", ())]
-    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), **rates, "mapping": mapping_figures(model)}
+    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": args.greedy, **rates, "mapping": mapping_figures(model)}
     if args.row_swap:
-        result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()))
+        result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()), args.greedy)
     write_json(args.out, result)
     for language, rate in rates["languages"].items():
         print(f"{language}\tCER {rate['cer']:.2f}\tWER {rate['wer']:.2f}")

@@ -31,7 +31,7 @@ from training.loop.models import check_there
 from training.loop.optim import Turns, freeze_front_end
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.steps import Splits, load_splits, opened, place, tested, train
+from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, train
 from training.loop.text import build_vocab
 from training.loop.watching import mapping_figures
 
@@ -136,11 +136,12 @@ def save(accelerator, model, processor, folder: Path) -> None:
 
 def summary(result: dict) -> list[str]:
     """One screen: test CER and WER a language, and what happened to the masks."""
-    test = result["test"]
-    lines = [f"{'language':10}{'minutes':>9}{'CER, %':>9}{'WER, %':>9}"] if test else ["No test figures."]
+    test, greedy = result["with_text"]["test"], result["test"]
+    lines = [f"{'language':10}{'minutes':>9}{'CER, %':>9}{'WER, %':>9}{'greedy: CER, %':>16}{'WER, %':>9}"] if test else ["No test figures."]
     for code, rate in [*test["languages"].items(), ("macro", test["macro"])] if test else []:
         minutes = result["minutes"].get(code)
-        lines.append(f"{code:10}{'' if minutes is None else f'{minutes:.1f}':>9}{rate['cer']:9.2f}{rate['wer']:9.2f}")
+        lines.append(f"{code:10}{'' if minutes is None else f'{minutes:.1f}':>9}{rate['cer']:9.2f}{rate['wer']:9.2f}"
+                     f"{(of := greedy['languages'].get(code, greedy['macro']))['cer']:16.2f}{of['wer']:9.2f}")  # fmt: skip
     lines += [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in result["mapping"].items()]
     lost = len(result["log"]["skipped"]), len(result["log"]["broken_clips"])
     return lines + ([f"lost: {lost[0]} steps with gradients that were not finite, {lost[1]} broken clips"] if any(lost) else [])
@@ -165,12 +166,14 @@ def main(argv=None) -> None:
         announce(model, splits.training, dropped)
         features = Features(processor, config.features_cache)
         model, log = trained(accelerator, config, model, processor, features, splits)
+        for code in config.languages:
+            keep_text(accelerator, model, code, splits.training, config)
         save(accelerator, model, processor, config.out / "model")
-        validation, test = (tested(accelerator, model, processor, features, clips) for clips in (splits.validation, splits.test))
+        figures = measured(accelerator, model, processor, features, splits)
         if accelerator.is_main_process:
             report(config, {
                 **facts, "config": as_record(config), "minutes": minutes_of(splits.training),
-                "dropped": [str(clip.audio) for clip in dropped], "validation": validation, "test": test, "mapping": mapping_figures(model), "log": log,
+                "dropped": [str(clip.audio) for clip in dropped], **figures, "mapping": mapping_figures(model), "log": log,
             })  # fmt: skip
 
 

@@ -126,6 +126,9 @@ class PartsConfig(LoopConfig):
     parts: Optional[list[str]] = HfArg(default=None, help="instead of the preset's", metadata={"choices": ALL_PARTS})
     rank: Optional[Count] = HfArg(default=None, help="of specialist and delta, instead of the preset's")
     targets: Optional[Literal["attention", "all"]] = HfArg(default=None, help="what a delta reaches, instead of the preset's")
+    text: Literal["transcripts", "none"] = HfArg(
+        default="transcripts", help="sentences that a language keeps, so that it is read with them in mind: those that it trained on, or none"
+    )
     specialist_learning_rate: Positive = HfArg(default=LEARNING_RATES["specialist"], help="of the part, if there is one")
     delta_learning_rate: Positive = HfArg(default=LEARNING_RATES["delta"], help="of the part, if there is one")
     scales_learning_rate: Positive = HfArg(default=LEARNING_RATES["scales"], help="of the part, if there is one")

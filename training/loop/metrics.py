@@ -16,13 +16,14 @@ from training.loop.text import normalize
 
 @torch.no_grad()
 def transcribe_clips(
-    model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, encoded_as: Optional[str] = None, accelerator=None
-) -> list[Optional[str]]:
-    """Greedy text of each clip, in order, normalised as the clips' own texts are; None for one that cannot be read.
+    model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, encoded_as: Optional[str] = None, accelerator=None, greedy: bool = False,
+) -> list[Optional[str]]:  # fmt: skip
+    """Text of each clip, in order, normalised as the clips' own texts are; None for one that cannot be read.
 
     Args:
         encoded_as: the language whose assembly, but for the head, encodes them all; None: their own.
         accelerator: shares the work among its processes, all of which have to call this and get the whole list.
+        greedy: whether a language's sentences are to have no say.
     """
     model.eval()
     position = {id(clip): i for i, clip in enumerate(clips)}
@@ -40,7 +41,8 @@ def transcribe_clips(
         else:
             logits = model.assemblies[codes[0]].head(model.master_asr(**inputs, language=encoded_as).last_hidden_state)
         frames = model.master_asr.frame_counts(inputs[model.main_input_name], inputs["attention_mask"])
-        texts = processor.batch_decode(logits.argmax(-1), codes[0], frames=frames, skip_special_tokens=True)
+        ids = model.paths(logits, codes[0], frames, greedy)
+        texts = processor.batch_decode(ids, codes[0], frames=frames, skip_special_tokens=True)
         for clip, text in zip(batch, texts):
             found[position[id(clip)]] = None if clip.audio in collator.broken else normalize(text, language=codes[0])
     for share in gather_object([found]) if world > 1 else []:
@@ -54,18 +56,18 @@ def edits_of(text: str, reference: str) -> str:
     return f"{found.substitutions + found.deletions + found.insertions}/{len(reference)}"
 
 
-def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None, by_clip: bool = False) -> dict:
+def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None, by_clip: bool = False, greedy: bool = False) -> dict:
     """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %; and where there are any, "left_out", clips that cannot be read,
     and "unscored", languages that have no others.
 
     Args:
-        accelerator: see `transcribe_clips`.
+        accelerator, greedy: see `transcribe_clips`.
         by_clip: each language also has "edits", those of its clips in their order, so that runs can be compared clip by clip.
 
     Raises:
         ValueError: if not one clip can be scored.
     """
-    texts = transcribe_clips(model, processor, Collator(features, processor), clips, accelerator=accelerator)
+    texts = transcribe_clips(model, processor, Collator(features, processor), clips, accelerator=accelerator, greedy=greedy)
     rates, unscored = {}, []
     for language in dict.fromkeys(clip.language for clip in clips):
         pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language and text is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -106,14 +106,36 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     return Splits(select(clips, "train", languages, minutes, config.seed), *held_out)
 
 
-def tested(accelerator, model, processor, features, clips: list[Clip]) -> Optional[dict]:
+def keep_text(accelerator, model, language: str, clips: list[Clip], config, more: Iterable[str] = ()) -> None:
+    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says.
+
+    Args:
+        more: further ones.
+    """
+    sentences = [*(clip.text for clip in clips if clip.language == language), *more] if config.text == "transcripts" else list(more)
+    kept = model.set_text(language, sentences)
+    if kept:
+        accelerator.print(f"{language!r} is read with {kept} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
+
+
+def tested(accelerator, model, processor, features, clips: list[Clip], greedy: bool = False) -> Optional[dict]:
     """CER and WER on test clips, and each clip's edits; None where there is nothing to score, with the reason said: what was trained is
     saved already."""
     try:
-        return evaluate_clips(model, processor, features, clips, accelerator, by_clip=True)
+        return evaluate_clips(model, processor, features, clips, accelerator, by_clip=True, greedy=greedy)
     except ValueError as error:
         accelerator.print(f"Not tested: {error}")
         return None
+
+
+def measured(accelerator, model, processor, features, splits: Splits) -> dict:
+    """`{"validation", "test"}`, greedy, and "with_text" the same with the languages' sentences in mind."""
+
+    def both(greedy: bool) -> dict:
+        return {name: tested(accelerator, model, processor, features, getattr(splits, name), greedy) for name in ("validation", "test")}
+
+    text_kilobytes = {code: round(len(model.config.text(code).encode()) / 1024, 1) for code in model.languages if model.config.text(code)}
+    return {**both(greedy=True), "with_text": {"kilobytes": text_kilobytes, **both(greedy=False)}}
 
 
 @dataclass

@@ -85,7 +85,7 @@ def watch(accelerator, model, processor, features, validation, step: int, log: d
         first: `state_of_masks` when the run started, to measure change from.
         languages: those whose T trains: its figures are of them alone.
     """
-    rates = log["validation"][str(step)] = evaluate_clips(model, processor, features, validation, accelerator)
+    rates = log["validation"][str(step)] = evaluate_clips(model, processor, features, validation, accelerator, greedy=True)
     now = state_of_masks(accelerator, model, languages)
     if now is None:
         return

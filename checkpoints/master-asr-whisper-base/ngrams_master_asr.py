@@ -1,0 +1,1 @@
+../../modeling_master_asr/ngrams_master_asr.py

@@ -1,0 +1,187 @@
+"""Reading logits with a language's own sentences in mind: character n-grams, a beam search in which they weigh in, and its path.
+
+    logits -> log probabilities -> `search`: tokens, by n-grams -> `path_of`: a token for every frame, as greedy reading gives
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Optional
+
+import numpy as np
+import torch
+
+# CHOICE: the paper reads greedily. All five by validation CER, the same for every language (RESULTS.md).
+ORDER = 6  # tokens that are counted together
+WEIGHT, BONUS = 0.7, 1.5  # of an n-gram's log probability beside CTC's, and what each token gets for being one more
+BEAM = 8  # texts that are kept from frame to frame
+FLOOR = -8.0  # log probability below which a frame's token is not tried
+
+LONGEST = 1500  # frames that are searched at once, 30 s in most families: texts, and the path's table, stay short
+SHORTEST = 1000  # from here on a search may end, in the middle of a pause
+
+
+class Ngrams:
+    """What a language's sentences say of a token after the five before it.
+
+    p(c | h) = (count(h c) + kinds(h) p(c | h')) / (count(h) + kinds(h)), h' being h without its first token and kinds(h) how many
+    tokens were seen after h (Witten and Bell, 1991); nothing seen: 1 / size.
+
+    Args:
+        sentences: token ids of each.
+        size: of the alphabet.
+        boundary: the id that stands before and after a sentence, [PAD], which no sentence holds.
+    """
+
+    def __init__(self, sentences: Iterable[list[int]], size: int, boundary: int):
+        self.size, self.boundary = size, chr(boundary)
+        self._counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        for ids in sentences:  # a token is the character of its id, so that a history is a slice of a text
+            sentence = self.boundary + "".join(map(chr, ids)) + self.boundary
+            for end in range(1, len(sentence)):
+                for start in range(max(end - ORDER + 1, 0), end + 1):
+                    self._counts[sentence[start:end]][sentence[end]] += 1
+        self._totals = {history: (sum(after.values()), len(after)) for history, after in self._counts.items()}
+        self._counts = {history: dict(after) for history, after in self._counts.items()}
+        self._known: dict[tuple[str, str], float] = {}
+
+    def log_prob(self, history: str, token: str) -> float:
+        """log p(token | the end of history)."""
+        history = history[1 - ORDER :]
+        known = self._known.get((history, token))
+        if known is None:
+            known = self._known[history, token] = math.log(self._prob(history, token))
+        return known
+
+    def _prob(self, history: str, token: str) -> float:
+        prob = 1 / self.size
+        for start in range(len(history), -1, -1):
+            total, kinds = self._totals.get(history[start:], (0, 0))
+            if not total:
+                break
+            prob = (self._counts[history[start:]].get(token, 0) + kinds * prob) / (total + kinds)
+        return prob
+
+
+def path(log_probs: np.ndarray, ngrams: Ngrams, blank: int, silent: Iterable[int]) -> np.ndarray:
+    """The token of every frame, `(T,)`, on the way through `log_probs` `(T, V)` that the search finds best.
+
+    Args:
+        blank: CTC's.
+        silent: ids that are never written, [UNK].
+    """
+    log_probs = np.array(log_probs, dtype=np.float64)
+    log_probs[:, list(silent)] = -np.inf
+    history, paths = ngrams.boundary, []
+    for start, end in _pieces(log_probs.argmax(-1) == blank):
+        text = search(log_probs[start:end], ngrams, blank, history, is_last=end == len(log_probs))
+        paths.append(path_of(log_probs[start:end], [ord(token) for token in text], blank))
+        history = (history + text)[1 - ORDER :]
+    return np.concatenate(paths) if paths else np.zeros(0, dtype=np.int64)
+
+
+def _pieces(is_pause: np.ndarray) -> Iterable[tuple[int, int]]:
+    """`(start, end)` of consecutive frames of at most `LONGEST`, cut in the middle of the longest pause between `SHORTEST` and there."""
+    start, total = 0, len(is_pause)
+    while total - start > LONGEST:
+        best, run = (0, LONGEST), 0
+        for place in range(SHORTEST, LONGEST):
+            run = run + 1 if is_pause[start + place] else 0
+            best = max(best, (run, place + 1 - run // 2), key=lambda found: found[0])
+        yield start, start + best[1]
+        start += best[1]
+    if total > start:
+        yield start, total
+
+
+def search(log_probs: np.ndarray, ngrams: Optional[Ngrams], blank: int, history: str = "", is_last: bool = True) -> str:
+    """The text, a character for each token id, that CTC and the n-grams together find likeliest: a prefix beam search.
+
+    log p_CTC(text) + `WEIGHT` log p_ngrams(text) + `BONUS` |text|; p_CTC sums over the paths of a text (Graves et al., 2006), of
+    which those that end in a blank and those that do not are kept apart.
+
+    Args:
+        log_probs: `(T, V)`.
+        ngrams: None: by CTC alone.
+        history: what was written before.
+        is_last: whether the text ends here, which the n-grams have a word on too.
+    """
+    beams = {"": (0.0, -math.inf, 0.0)}  # text -> (log p of its paths that end in a blank, of the others, what the n-grams add)
+    for row in log_probs:
+        tried = [(i, chr(i), float(row[i])) for i in np.nonzero(row >= min(FLOOR, row.max()))[0].tolist()]
+        grown: dict[str, tuple[float, float, float]] = {}
+        for text, (in_blank, in_token, added) in beams.items():
+            whole, last = _log_add(in_blank, in_token), text[-1:]
+            for i, token, log_prob in tried:
+                if i == blank:
+                    _collect(grown, text, whole + log_prob, -math.inf, added)
+                    continue
+                if token == last:
+                    _collect(grown, text, -math.inf, in_token + log_prob, added)
+                before = in_blank if token == last else whole  # a token twice needs a blank between
+                if before > -math.inf:
+                    more = 0.0 if ngrams is None else WEIGHT * ngrams.log_prob(history + text[1 - ORDER :], token) + BONUS
+                    _collect(grown, text + token, -math.inf, before + log_prob, added + more)
+        beams = dict(sorted(grown.items(), key=lambda item: -_score(item[1]))[:BEAM])
+    if ngrams is not None and is_last:
+        return max(beams, key=lambda text: _score(beams[text]) + WEIGHT * ngrams.log_prob(history + text[1 - ORDER :], ngrams.boundary))
+    return max(beams, key=lambda text: _score(beams[text]))
+
+
+def _score(found: tuple[float, float, float]) -> float:
+    return _log_add(found[0], found[1]) + found[2]
+
+
+def _collect(grown: dict, text: str, in_blank: float, in_token: float, added: float) -> None:
+    before = grown.get(text)
+    if before is not None:
+        in_blank, in_token = _log_add(before[0], in_blank), _log_add(before[1], in_token)
+    grown[text] = in_blank, in_token, added
+
+
+def _log_add(a: float, b: float) -> float:
+    """log(e^a + e^b)."""
+    if a < b:
+        a, b = b, a
+    return a if b == -math.inf else a + math.log1p(math.exp(b - a))
+
+
+def path_of(log_probs: np.ndarray, ids: list[int], blank: int) -> np.ndarray:
+    """The likeliest path `(T,)` of `log_probs` `(T, V)` that reads as the tokens `ids` (Viterbi).
+
+    Raises:
+        ValueError: if there are too few frames for them.
+    """
+    states = np.full(2 * len(ids) + 1, blank)  # blank, token, blank, token, ..., blank
+    states[1::2] = ids
+    may_skip = np.zeros(len(states), dtype=bool)  # the blank between two tokens, unless they are the same
+    may_skip[3::2] = states[3::2] != states[1:-2:2]
+    scores = np.full(len(states), -np.inf)
+    scores[:2] = log_probs[0, states[:2]]
+    came = np.zeros((len(log_probs), len(states)), dtype=np.int8)  # by how many states the best way moved on
+    for t in range(1, len(log_probs)):
+        by_one, by_two = np.full_like(scores, -np.inf), np.full_like(scores, -np.inf)
+        by_one[1:] = scores[:-1]
+        by_two[2:] = np.where(may_skip[2:], scores[:-2], -np.inf)
+        ways = np.stack([scores, by_one, by_two])
+        came[t] = ways.argmax(0)
+        scores = ways.max(0) + log_probs[t, states]
+    ends = [len(states) - 1] + [len(states) - 2] * bool(ids)
+    state = max(ends, key=lambda end: scores[end])
+    if scores[state] == -np.inf:
+        raise ValueError(f"{len(log_probs)} frames are too few for {len(ids)} tokens.")
+    path = np.empty(len(log_probs), dtype=np.int64)
+    for t in range(len(log_probs) - 1, -1, -1):
+        path[t] = states[state]
+        state -= int(came[t, state])
+    return path
+
+
+def read(logits: torch.Tensor, ngrams: Optional[Ngrams], blank: int, silent: Iterable[int]) -> torch.Tensor:
+    """The token of every frame of one clip's logits `(T, V)`: its likeliest, or with n-grams those of `path`."""
+    if ngrams is None:
+        return logits.argmax(-1)
+    log_probs = logits.detach().float().log_softmax(-1).cpu().numpy()
+    return torch.from_numpy(path(log_probs, ngrams, blank, silent)).to(logits.device)

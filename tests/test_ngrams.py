@@ -1,0 +1,261 @@
+"""A language's sentences: n-grams, the search in which they weigh in, its path, and what the model does with them."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from peft import PeftModel, get_peft_model
+
+from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import ngrams_master_asr as ngrams
+from modeling_master_asr.ngrams_master_asr import LONGEST, Ngrams, path, path_of, read, search
+from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
+
+BLANK, UNK, A, B, C = range(5)
+
+
+def merged(ids) -> list[int]:
+    """What a path reads as: repeats merged, blanks dropped."""
+    return [token for token, _ in itertools.groupby(ids) if token != BLANK]
+
+
+def random_log_probs(frames: int, seed: int = 0, size: int = 5) -> np.ndarray:
+    logits = torch.randn(frames, size, generator=torch.Generator().manual_seed(seed)) * 2
+    return logits.double().log_softmax(-1).numpy()
+
+
+def sums_over_paths(log_probs: np.ndarray) -> dict[tuple[int, ...], float]:
+    """log p_CTC of every text, by going through every path."""
+    found: dict[tuple[int, ...], float] = {}
+    for ids in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        text = tuple(merged(ids))
+        log_prob = sum(log_probs[t, token] for t, token in enumerate(ids))
+        found[text] = np.logaddexp(found.get(text, -math.inf), log_prob)
+    return found
+
+
+def test_probabilities_after_every_history_sum_to_one():
+    counted = Ngrams([[A, B, A, C], [A, B]], size=5, boundary=BLANK)
+    for history in ("", chr(A), chr(A) + chr(B), chr(C) + chr(C), counted.boundary):
+        assert sum(math.exp(counted.log_prob(history, chr(token))) for token in range(5)) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_an_n_gram_has_witten_and_bells_estimate():
+    counted = Ngrams([[A, B]], size=5, boundary=BLANK)
+    after_nothing = (1 + 3 * (1 / 5)) / (3 + 3)  # a, b and the boundary, once each
+    assert math.exp(counted.log_prob("", chr(B))) == pytest.approx(after_nothing)
+    assert math.exp(counted.log_prob(chr(A), chr(B))) == pytest.approx((1 + 1 * after_nothing) / (1 + 1))
+
+
+def test_what_was_never_seen_keeps_a_probability():
+    assert -math.inf < Ngrams([[A, A]], size=5, boundary=BLANK).log_prob(chr(A), chr(C)) < Ngrams([[A, A]], 5, BLANK).log_prob(chr(A), chr(A))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_search_without_n_grams_finds_the_text_of_the_highest_sum_over_all_paths(seed, monkeypatch):
+    monkeypatch.setattr(ngrams, "BEAM", 1000)
+    monkeypatch.setattr(ngrams, "FLOOR", -1000.0)
+    log_probs = random_log_probs(5, seed)
+    sums = sums_over_paths(log_probs)
+    assert tuple(map(ord, search(log_probs, None, BLANK))) == max(sums, key=sums.get)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_search_finds_the_text_of_the_highest_sum_of_ctc_n_grams_and_length(seed, monkeypatch):
+    monkeypatch.setattr(ngrams, "BEAM", 1000)
+    monkeypatch.setattr(ngrams, "FLOOR", -1000.0)
+    log_probs, counted = random_log_probs(5, seed), Ngrams([[A, B, A], [C, A, B]], size=5, boundary=BLANK)
+
+    def score(text: tuple[int, ...], of_ctc: float) -> float:
+        written = counted.boundary + "".join(map(chr, text)) + counted.boundary
+        of_ngrams = sum(counted.log_prob(written[:end], written[end]) for end in range(1, len(written)))
+        return of_ctc + ngrams.WEIGHT * of_ngrams + ngrams.BONUS * len(text)
+
+    sums = sums_over_paths(log_probs)
+    best = max(sums, key=lambda text: score(text, sums[text]))
+    assert tuple(map(ord, search(log_probs, counted, BLANK, counted.boundary))) == best
+
+
+@pytest.mark.parametrize("ids", [[], [A], [A, A], [A, B, B], [C, C, A]])
+def test_the_path_of_a_text_is_the_likeliest_that_reads_as_it(ids):
+    log_probs = random_log_probs(6, seed=len(ids))
+    ways = [way for way in itertools.product(range(5), repeat=6) if merged(way) == ids]
+    best = max(ways, key=lambda way: sum(log_probs[t, token] for t, token in enumerate(way)))
+    assert tuple(path_of(log_probs, ids, BLANK)) == best
+
+
+def test_a_path_says_when_there_are_too_few_frames():
+    with pytest.raises(ValueError, match="2 frames are too few for 2 tokens"):
+        path_of(random_log_probs(2), [A, A], BLANK)
+
+
+def test_a_long_clip_is_searched_in_pieces_that_end_in_pauses_and_reads_as_if_it_were_one():
+    log_probs = np.full((2 * LONGEST + 700, 5), -12.0)
+    log_probs[:, BLANK] = -0.001
+    spoken = np.arange(7, len(log_probs), 10)
+    log_probs[spoken, BLANK], log_probs[spoken, A] = -12.0, -0.001
+    ids = path(log_probs, Ngrams([[A, A]], size=5, boundary=BLANK), BLANK, [UNK])
+    assert ids.shape == (len(log_probs),)
+    assert np.array_equal(np.nonzero(ids == A)[0], spoken)
+
+
+def test_a_token_that_is_never_written_is_not_even_where_it_is_likeliest():
+    log_probs = np.log(np.array([[1e-9, 1 - 2e-9, 1e-9]] * 4))
+    assert UNK not in path(log_probs, Ngrams([[2]], size=3, boundary=BLANK), BLANK, [UNK])
+
+
+def test_of_two_letters_that_sound_alike_the_sentences_choose():
+    log_probs = np.full((6, 5), -9.0)
+    log_probs[:, BLANK] = -0.01
+    log_probs[1, [BLANK, A]] = -9.0, -0.01
+    log_probs[4, [BLANK, B, C]] = -9.0, -0.70, -0.68  # C by a hair
+    logits = torch.from_numpy(log_probs)
+    assert merged(read(logits, None, BLANK, [UNK]).tolist()) == [A, C]
+    assert merged(read(logits, Ngrams([[A, B]] * 3, size=5, boundary=BLANK), BLANK, [UNK]).tolist()) == [A, B]
+
+
+# ---------------------------------------------------------------------- the model
+
+
+def logits_of(model, words: str, language: str = "en") -> torch.Tensor:
+    """`(1, T, V)` in which each letter of `words` is surely heard, a blank after each."""
+    vocab = model.config.vocab(language)
+    ids = [i for letter in words.replace(" ", "|") for i in (vocab[letter], vocab["[PAD]"])]
+    return torch.nn.functional.one_hot(torch.tensor([ids]), len(vocab)).float() * 20
+
+
+def test_a_language_without_sentences_is_read_greedily_bit_for_bit():
+    model = tiny_model()
+    logits = torch.randn(3, 11, len(model.config.vocab("en")), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.paths(logits, "en"), logits.argmax(-1))
+
+
+def test_sentences_are_spelled_with_the_alphabet_kept_once_and_those_it_cannot_spell_are_left_out():
+    model = tiny_model()
+    letters = "".join(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    kept = model.set_text("en", [f"{letters.upper()}!", letters, "語", "", f"{letters[0]}  {letters[1]}"])
+    assert kept == 2 and model.config.text("en").splitlines() == [letters, f"{letters[0]} {letters[1]}"]
+    with pytest.raises(ValueError, match="None of these 1 sentences can be spelled with the alphabet of 'en'"):
+        model.set_text("en", ["語"])
+    with pytest.raises(ValueError, match=r"sentences is one text; a list of texts is wanted"):
+        model.set_text("en", letters)
+    with pytest.raises(KeyError, match="No assembly for language 'xx'"):
+        model.set_text("xx", [letters])
+    assert len(model.config.text("en").splitlines()) == 2  # what was refused changed nothing
+    model.set_text("en", [])
+    assert model.config.text("en") == "" and "text" not in model.config.assemblies["en"]
+
+
+def test_a_text_that_is_too_long_is_refused_and_changes_nothing(monkeypatch):
+    model = tiny_model()
+    letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    monkeypatch.setattr("modeling_master_asr.configuration_master_asr.MAX_TEXT", 10)
+    with pytest.raises(ValueError, match="at most 10 characters, which every copy of its config holds; got 11 characters"):
+        model.set_text("en", [letter * 11])
+    assert model.config.text("en") == ""
+
+
+def test_sentences_move_no_logit_and_no_other_languages_text():
+    model = tiny_model().eval()
+    clip = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    before = {code: model(clip, language=code).logits for code in model.languages}
+    model.set_text("en", [letter * 3])
+    for code, logits in before.items():
+        assert torch.equal(model(clip, language=code).logits, logits)
+        assert code == "en" or torch.equal(model.paths(logits, code), logits.argmax(-1))
+
+
+def test_new_sentences_are_read_at_once():
+    model = tiny_model()
+    a, b, c = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"][:3]
+    logits = logits_of(model, a + b)
+    vocab = model.config.vocab("en")
+    logits[0, 2, vocab[c]] = 20.1  # c by a hair
+    assert vocab[c] in model.paths(logits, "en")
+    for last in (b, c, b):
+        model.set_text("en", [a + last] * 3)
+        assert vocab[last] in model.paths(logits, "en") and vocab[{b: c, c: b}[last]] not in model.paths(logits, "en")
+    assert vocab[c] in model.paths(logits, "en", greedy=True)
+
+
+def test_frames_past_a_clips_own_are_no_part_of_a_path():
+    model = tiny_model()
+    letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    logits = logits_of(model, letter * 3).repeat(2, 1, 1)
+    for sentences in ([], [letter * 3]):
+        model.set_text("en", sentences)
+        ids = model.paths(logits, ["en", "en"], frames=torch.tensor([6, 2]))
+        assert (ids[1, 2:] == -1).all() and merged(ids[1, :2].tolist()) == [model.config.vocab("en")[letter]]
+
+
+def test_sentences_outlive_saving_and_loading_of_model_and_assembly(tmp_path):
+    model = tiny_model()
+    letters = "".join(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    model.set_text("en", [letters])
+    model.save_pretrained(tmp_path / "model")
+    again = MasterASRForCTC.from_pretrained(tmp_path / "model")
+    assert again.config.text("en") == letters and again.config.text("fr") == ""
+    again.save_assembly("en", tmp_path / "assembly")
+    facts = json.loads((tmp_path / "assembly" / "assembly_config.json").read_text())["assemblies"]["en"]
+    assert facts["text_kilobytes"] == round(len(letters) / 1024, 1)
+    again.remove_language("en")
+    again.load_assembly(tmp_path / "assembly")
+    assert again.config.text("en") == letters
+
+
+def test_a_language_that_is_given_parts_keeps_its_sentences():
+    model = tiny_model()
+    letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    model.set_text("en", [letter])
+    model.give_parts("en", preset="small")
+    assert model.config.text("en") == letter
+
+
+def test_sentences_outlive_the_way_to_peft_and_back(tmp_path):
+    model = tiny_model()
+    letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    model.set_text("en", [letter])
+    model.save_pretrained(tmp_path / "base")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "base")
+    model.save_assembly("en", tmp_path / "assembly")
+    model.remove_language("en")
+    peft_model = peft_from_assembly(model, tmp_path / "assembly")
+    assert peft_model.get_base_model().config.text("en") == letter
+    with pytest.raises(ValueError, match="'en' is a PEFT adapter, whose own config holds its sentences"):
+        peft_model.get_base_model().set_text("en", [])
+    peft_model.save_pretrained(tmp_path / "peft")
+    fresh = MasterASRForCTC.from_pretrained(tmp_path / "base")
+    fresh.remove_language("en")
+    assert PeftModel.from_pretrained(fresh, tmp_path / "peft").get_base_model().config.text("en") == letter
+
+
+def test_a_peft_adapter_is_given_sentences_by_its_config(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    vocab = model.config.vocab("en")
+    letter = next(token for token in vocab if len(token) == 1 and token != "|")
+    config = AssemblyConfig(language="xx", vocab=vocab, preset="paper", sentences=[letter.upper()])
+    assert get_peft_model(model, config).get_base_model().config.text("xx") == letter
+
+
+def test_a_pipeline_reads_with_the_sentences_in_mind_and_its_times_lie_where_the_letters_are(monkeypatch):
+    model = tiny_model().eval()
+    processor = MasterASRProcessor.from_model(model)
+    a, b, c = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"][:3]
+    logits = logits_of(model, f"{a}{b} {a}")
+    logits[0, 2, model.config.vocab("en")[c]] = 20.1
+    asr = MasterASRPipeline(model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
+    monkeypatch.setattr(model, "forward", lambda *args, **kwargs: type("Outputs", (), {"logits": logits})())
+    monkeypatch.setattr(model.master_asr, "frame_counts", lambda *_: torch.tensor([logits.shape[1]]))
+    clip = np.zeros(8000, dtype=np.float32)
+    assert asr(clip, language="en")["text"] == f"{a}{c} {a}"
+    model.set_text("en", [f"{a}{b} {a}", f"{a}{b}"])
+    read = asr(clip, language="en", return_timestamps="word")
+    second = model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
+    assert read["text"] == f"{a}{b} {a}"
+    assert [chunk["timestamp"] for chunk in read["chunks"]] == [(0.0, 3 * second), (6 * second, 7 * second)]
