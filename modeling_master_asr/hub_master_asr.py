@@ -35,6 +35,7 @@ logger = logging.get_logger(__name__)
 CARD_NAME = "README.md"
 BEGIN, END = "<!-- master-asr assemblies: written anew by every save, write outside of it -->", "<!-- /master-asr assemblies -->"
 PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img[^>]*?\ssrc=[\"']([^\"']+)", re.IGNORECASE)
+SIZES = {"gate_bits": "?", "head_kilobytes": "?", "text_kilobytes": 0, "kilobytes": "?"}  # of an assembly's facts, and what stands for an older file's
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
 
 Source = Union[str, Path]
@@ -148,10 +149,10 @@ def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
     """The part of an assembly repo's card that its `assembly_config.json` says."""
     code, first = next(iter(listed.items()))
     lines = [f"Languages for the base model {code_span(first['base'])}:", ""]
-    lines += ["| language | parts | test CER, % | minutes | mapping, bits | head, KB | whole, KB |", "|---|---|---|---|---|---|---|"]
+    lines += ["| language | parts | test CER, % | minutes | mapping, bits | head, KB | sentences, KB | whole, KB |", "|---|---|---|---|---|---|---|---|"]
     for language, facts in listed.items():
         cells = [code_span(language), code_span(" ".join(map(str, facts["parts"]))), *(figure(facts.get(name)) for name in ("cer", "minutes"))]
-        lines += [f"| {' | '.join([*cells, *(str(facts.get(n, '?')) for n in ('gate_bits', 'head_kilobytes', 'kilobytes'))])} |"]
+        lines += [f"| {' | '.join([*cells, *(str(facts.get(name, unsaid)) for name, unsaid in SIZES.items())])} |"]
     revision = f", revision={json.dumps(first['base_revision'])}" if first.get("base_revision") else ""
     lines += [
         "", "```python", "from transformers import AutoModelForCTC", "",
@@ -225,6 +226,12 @@ class HubMixin:
         return model
 
     # ------------------------------------------------------------------ languages
+
+    def _name_sentences(self, languages: Iterable[str]) -> None:
+        """Says, before anything is published, that transcripts are among it: nobody looks for them in a model."""
+        counts = {code: len(text.splitlines()) for code in languages if (text := self.config.text(code))}
+        if counts:
+            logger.warning(f"This publishes the sentences that its languages are read with, so many of each: {counts}. model.set_text(code, []) takes them away.")
 
     def _assembly_facts(self, language: str, facts: dict) -> dict:
         """What an assembly's file says of itself and of its base.
@@ -319,6 +326,7 @@ class HubMixin:
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
         facts = self._assembly_facts(language, facts)  # refuse before anything is created
+        self._name_sentences([language])
         facts |= self._base_for_others(facts["fingerprint"], base, base_revision, token)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
@@ -398,6 +406,7 @@ class HubMixin:
             )
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
+        self._name_sentences(self.languages)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
         head = None if revision is not None else api.model_info(repo_id).sha

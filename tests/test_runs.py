@@ -232,7 +232,7 @@ def test_early_stopping_returns_to_the_best_weights_bit_for_bit_also_when_it_is_
 def test_what_was_trained_is_saved_before_it_is_tested_and_resume_only_tests(corpus, base, tmp_path, monkeypatch, capsys):  # noqa: F811
     whole = run_stage_2(corpus, base, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(adapt_language, "tested", lambda *_: (_ for _ in ()).throw(MemoryError("in the test")))
+        patch.setattr(adapt_language, "measured", lambda *_: (_ for _ in ()).throw(MemoryError("in the test")))
         with pytest.raises(MemoryError):
             run_stage_2(corpus, base, tmp_path / "cut")
     assert f"Trained: {tmp_path / 'cut/assembly'}." in capsys.readouterr().out

@@ -22,7 +22,7 @@ from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
 from modeling_master_asr.configuration_master_asr import PRESETS, preset_of
 from training import adapt_language, evaluate, train_multilingual, transcribe
-from training.loop import checkpoints
+from training.loop import checkpoints, steps
 from training.loop.config import LoopConfig
 from training.loop.data import bucket, bucket_of_step, read_manifest, select
 from training.loop.metrics import error_rates, macro
@@ -89,13 +89,34 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
     rates = json.loads((tmp_path / "rates.json").read_text())
     assert set(rates["row_swap_cer"]["es"]) == {"en", "fr", "es"}
     assert rates["row_swap_cer"]["es"]["es"] == round(rates["languages"]["es"]["cer"], 2)
-    assert rates["languages"]["es"]["cer"] == pytest.approx(stage2["test"]["languages"]["es"]["cer"])
+    assert rates["languages"]["es"]["cer"] == pytest.approx(stage2["with_text"]["test"]["languages"]["es"]["cer"])
+    evaluate.main(["--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"), "--data", str(corpus / "manifest.jsonl"),
+                   "--languages", "es", "--greedy", "--out", str(tmp_path / "greedy.json")])  # fmt: skip
+    greedy = json.loads((tmp_path / "greedy.json").read_text())
+    assert greedy["greedy"] and greedy["languages"]["es"]["cer"] == pytest.approx(stage2["test"]["languages"]["es"]["cer"])
     capsys.readouterr()
     clip = str(corpus / "es-test-0.wav")
     transcribe.main([clip, "--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"),
                      "--language", "es", "--json"])  # fmt: skip
     answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert answer["file"] == clip and isinstance(answer["words"], list)
+
+
+@pytest.mark.parametrize("text", ["transcripts", "none"])
+def test_a_language_keeps_the_sentences_that_its_options_name_and_no_others(corpus, tmp_path, capsys, text):
+    run_stage_1(corpus, tmp_path / "stage1", "--text", "none")
+    assert not any(MasterASRForCTC.from_pretrained(tmp_path / "stage1/model").config.text(code) for code in ("en", "fr"))
+    transcripts = [clip.text for clip in read_manifest(corpus / "manifest.jsonl") if clip.language == "es" and clip.split == "train"]
+    further = "".join(dict.fromkeys("".join(transcripts).replace(" ", "")))
+    (tmp_path / "more.txt").write_text(f"{further.upper()}!\n\n", encoding="utf-8")
+    adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--out", str(tmp_path / "es"),
+                         "--steps", "2", "--preset", "paper", "--text", text, "--more_text", str(tmp_path / "more.txt")])  # fmt: skip
+    facts = json.loads((tmp_path / "es/assembly/assembly_config.json").read_text())["assemblies"]["es"]
+    assert set(facts["text"].splitlines()) == {further, *(transcripts if text == "transcripts" else ())}
+    with pytest.raises(SystemExit):
+        adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--out",
+                             str(tmp_path / "none"), "--more_text", str(tmp_path / "nowhere.txt")])  # fmt: skip
+    assert "--more_text: got" in capsys.readouterr().err
 
 
 def test_a_language_is_refined_in_its_place_and_the_others_keep_every_bit(corpus, tmp_path, capsys):
@@ -114,7 +135,7 @@ def test_a_language_is_refined_in_its_place_and_the_others_keep_every_bit(corpus
         model.load_assembly(tmp_path / "fr/assembly")
     evaluate.main([*options, "--assembly", str(tmp_path / "fr/assembly"), "--out", str(tmp_path / "rates.json")])
     rates = json.loads((tmp_path / "rates.json").read_text())["languages"]
-    assert rates["fr"]["cer"] == pytest.approx(result["test"]["languages"]["fr"]["cer"])
+    assert rates["fr"]["cer"] == pytest.approx(result["with_text"]["test"]["languages"]["fr"]["cer"])
     capsys.readouterr()
     transcribe.main([str(corpus / "fr-test-0.wav"), *options[:2], "--assembly", str(tmp_path / "fr/assembly"), "--language", "fr"])
     assert capsys.readouterr().out
@@ -358,10 +379,10 @@ def test_a_model_trained_in_bf16_reads_in_float32_as_the_saved_one_will(corpus, 
         with torch.no_grad():
             return model.cpu().eval()(torch.ones(1, 8000), language="en").logits
 
-    def tested(accelerator, model, *_):
+    def tested(accelerator, model, *_, **__):
         seen.append(logits(model))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_multilingual, "tested", tested)
+        patch.setattr(steps, "tested", tested)
         saved = run_stage_1(corpus, tmp_path / "again", "--mixed_precision", "bf16")
-    assert len(seen) == 2 and all(torch.equal(read, logits(saved)) for read in seen)
+    assert len(seen) == 4 and all(torch.equal(read, logits(saved)) for read in seen)
