@@ -26,10 +26,11 @@ from training.loop.sources import read_data
 from training.loop.text import normalize
 
 SPLITS = ("validation", "test")
-TRIED = [  # one of them changed at a time
+TRIED = [  # none, then one of them changed at a time
     {}, {"ORDER": 4}, {"ORDER": 5}, {"ORDER": 8}, {"WEIGHT": 0.4}, {"WEIGHT": 1.0}, {"BONUS": 0.0}, {"BONUS": 1.0}, {"BONUS": 2.0}, {"BEAM": 2}, {"BEAM": 4},
     {"BEAM": 16}, {"FLOOR": -5.0},
 ]  # fmt: skip
+SETTINGS = ("ORDER", "WEIGHT", "BONUS", "BEAM", "FLOOR")
 OTHER_TEXT = 200_000  # characters of another subject, at most
 Heard = dict[str, dict[str, list[tuple[torch.Tensor, str]]]]  # language -> split -> (logits (T, V), what was said) of each clip
 
@@ -109,7 +110,7 @@ def main(argv=None) -> None:
     for changed in tqdm(TRIED, desc="settings"):
         model._ngrams.clear()
         with settings(changed):
-            result["settings"].append({"changed": changed, "validation": rates(model, processor, heard, "validation")})
+            result["settings"].append({"changed": changed or {name: getattr(ngrams, name) for name in SETTINGS}, "validation": rates(model, processor, heard, "validation")})
     model._ngrams.clear()
     half = {code: beginning(of, sum(map(len, of)) // 2) for code, of in own.items()}
     whole = {code: [clip.text for clip in select(clips, "train", [code])] for code in model.languages}

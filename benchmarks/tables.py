@@ -191,6 +191,90 @@ def refined_table() -> list[str]:
     return [f"| CER, %, validation / test | {' | '.join(LANGUAGES)} | macro |", "|---" * (len(LANGUAGES) + 2) + "|", *rows]
 
 
+SHIPPED = {  # name -> (file of test, file of validation)
+    "the shipped model, greedy": ("evaluate_compact", "evaluate_compact_validation"),
+    "**the shipped model, each language with the sentences it trained on in mind**": ("evaluate_text", "evaluate_text_validation"),
+    "one shared dense model, with the same sentences": ("evaluate_text_dense", "evaluate_text_dense_validation"),
+}
+
+
+def shipped_table() -> list[str]:
+    """CER / WER on test of the shipped model as it can be read, beside Whisper zero-shot."""
+    lines = [f"| test CER / WER, % | {' | '.join(LANGUAGES)} | macro | macro, validation |", "|---" * (len(LANGUAGES) + 3) + "|"]
+
+    def row(label: str, languages: dict, validation: str) -> str:
+        rates = [[languages[code][kind] for code in LANGUAGES] for kind in ("cer", "wer")]
+        means = " / ".join(f"{statistics.mean(of):.1f}" for of in rates)
+        return f"| {label} | {' | '.join(f'{cer:.1f} / {wer:.0f}' for cer, wer in zip(*rates))} | {means} | {validation} |"
+
+    for label, files in SHIPPED.items():
+        test, validation = map(load, files)
+        if test and validation:
+            lines.append(row(label, test["languages"], " / ".join(f"{validation['macro'][kind]:.1f}" for kind in ("cer", "wer"))))
+    zero_shot = load("zero_shot_six")
+    if zero_shot:
+        lines.append(row("Whisper-base as it is, zero-shot, its decoder, timestamps on", zero_shot["test"]["languages"], ""))
+    return lines
+
+
+def text_table() -> list[str]:
+    """Methods of stage 2, greedy and with the sentences of the ten minutes in mind: the same runs, read twice."""
+    lines = [
+        "| es, 10 minutes, 1,000 steps | kept, KB* | of these sentences | greedy: CER, %, validation / test | with its sentences: CER, %, validation / test "
+        "| CER above best's, same seeds | WER, %, greedy -> with | seeds |", "|---" * 8 + "|",
+    ]  # fmt: skip
+    best = [run["with_text"] | {"config": run["config"]} for run in of_method("assembly_best", "estext")]
+    for name, label in METHODS.items():
+        runs = of_method(name, "estext")
+        if runs:
+            read = [run["with_text"] | {"config": run["config"]} for run in runs]
+            kilobytes = statistics.mean(sum(run["with_text"]["kilobytes"].values()) for run in runs)
+            rates = [" / ".join(spread([run[split]["macro"]["cer"] for run in of]) for split in ("validation", "test")) for of in (runs, read)]
+            wer = " -> ".join(spread([run["test"]["macro"]["wer"] for run in of]) for of in (runs, read))
+            above = "" if name == "assembly_best" else difference(read, best)
+            lines.append(f"| {label} | {runs[0]['kilobytes'] + kilobytes:,.0f} | {kilobytes:.0f} | {rates[0]} | {rates[1]} | {above} | {wer} | {len(runs)} |")
+    zero_shot = load("zero_shot_new_languages")
+    if zero_shot:
+        rate = zero_shot["test"]["languages"]["es"]
+        lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | {rate['cer']:.1f} on test | | | {rate['wer']:.1f} | |")
+    return lines
+
+
+SENTENCES = {
+    "none": "none: greedy", "half of its own": "half of its own", "its own": "its own: the transcripts of the minutes it trained on",
+    "of all training clips": "of all clips of the training split, heard or not", "of another subject": "of another subject (fortunes), 200,000 letters",
+    "both": "its own and those",
+}  # fmt: skip
+
+
+def sentences_table() -> list[str]:
+    """CER on validation and test by the sentences that a language is read with."""
+    run = load("reading")
+    if not run:
+        return []
+    codes = [*LANGUAGES, "es"]
+    lines = [f"| CER, %, validation / test | {' | '.join(codes)} |", "|---" * (len(codes) + 1) + "|"]
+    for name, label in SENTENCES.items():
+        found = run["sentences"][name]
+        cells = [
+            " / ".join(f"{found[split]['languages'][code]['cer']:.1f}" for split in ("validation", "test")) if code in found["test"]["languages"] else ""
+            for code in codes
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def settings_table() -> list[str]:
+    """Macro CER on validation and the time of reading, one setting of the reader changed at a time."""
+    run = load("reading")
+    rows = [("greedy", run["sentences"]["none"]["validation"])] if run else []
+    for tried in run["settings"] if run else ():
+        changed = ", ".join(f"`{name}` {value:g}" for name, value in tried["changed"].items())
+        rows.append((changed, tried["validation"]))
+    lines = [f"| {label} | {rates['macro']['cer']:.2f} | {rates['macro']['wer']:.1f} | {rates['ms_a_second']:.1f} |" for label, rates in rows]
+    return ["| seven languages, their own sentences, validation | macro CER, % | macro WER, % | ms a second of speech |", "|---|---|---|---|", *lines] if rows else []
+
+
 def pairs_table() -> list[str]:
     """How far the macro CERs of two models of the same data, steps and seed lie apart, and the mean over all pairs with its standard error."""
     lines = [f"| macro CER, points, validation / test | {' | '.join(BUDGETS)} | mean ± its standard error |", "|---" * (len(BUDGETS) + 2) + "|"]
@@ -428,8 +512,9 @@ def command_lines() -> list[str]:
     names = [
         *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
         "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
-        "stage1_dense_7500", "evaluate_compact_validation", *sorted(path.stem for path in RESULTS.glob("*refined_*.json")),
-        "serving", "gpu", "gpu_many", "evaluate_ship", "evaluate_compact", "masks", "languages", "steps",
+        "stage1_dense_7500", *sorted(path.stem for path in RESULTS.glob("*refined_*.json")),
+        *(file for files in SHIPPED.values() for file in files), "zero_shot_six", "reading", *(path.stem for path in sorted(RESULTS.glob("estext_*.json"))),
+        "serving", "gpu", "gpu_many", "evaluate_ship", "masks", "languages", "steps",
         "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
     ]  # fmt: skip
     return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
@@ -450,7 +535,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 
 def main() -> None:
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-parts": stage_1_table(STAGE_1_PARTS), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-choosing": stage_1_table(STAGE_1_CHOOSING), "refined": refined_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-parts": stage_1_table(STAGE_1_PARTS), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-choosing": stage_1_table(STAGE_1_CHOOSING), "refined": refined_table(), "shipped": shipped_table(), "text": text_table(), "sentences": sentences_table(), "settings": settings_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
         "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "across": across_table(), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),

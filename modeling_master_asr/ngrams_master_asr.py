@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from typing import Optional
 
@@ -37,14 +37,16 @@ class Ngrams:
 
     def __init__(self, sentences: Iterable[list[int]], size: int, boundary: int):
         self.size, self.boundary = size, chr(boundary)
-        self._counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._counts: Counter[str] = Counter()  # of histories with their tokens
         for ids in sentences:  # a token is the character of its id, so that a history is a slice of a text
             sentence = self.boundary + "".join(map(chr, ids)) + self.boundary
-            for end in range(1, len(sentence)):
-                for start in range(max(end - ORDER + 1, 0), end + 1):
-                    self._counts[sentence[start:end]][sentence[end]] += 1
-        self._totals = {history: (sum(after.values()), len(after)) for history, after in self._counts.items()}
-        self._counts = {history: dict(after) for history, after in self._counts.items()}
+            self._counts.update(sentence[1:])  # nothing comes before the first boundary, so it is no token
+            for length in range(2, ORDER + 1):
+                self._counts.update(sentence[start : start + length] for start in range(len(sentence) - length + 1))
+        self._totals: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter(gram[:-1] for gram in self._counts)
+        for gram, count in self._counts.items():
+            self._totals[gram[:-1]] += count
         self._known: dict[tuple[str, str], float] = {}
 
     def log_prob(self, history: str, token: str) -> float:
@@ -58,10 +60,11 @@ class Ngrams:
     def _prob(self, history: str, token: str) -> float:
         prob = 1 / self.size
         for start in range(len(history), -1, -1):
-            total, kinds = self._totals.get(history[start:], (0, 0))
-            if not total:
+            seen = history[start:]
+            if seen not in self._totals:
                 break
-            prob = (self._counts[history[start:]].get(token, 0) + kinds * prob) / (total + kinds)
+            kinds = self._kinds[seen]
+            prob = (self._counts[seen + token] + kinds * prob) / (self._totals[seen] + kinds)
         return prob
 
 
