@@ -1,6 +1,6 @@
 """Renders a model's card and its picture of language similarity.
 
-    python -m training.model_card --model ./checkpoints/master-asr-whisper-base --evaluation benchmarks/results/evaluate_compact.json \
+    python -m training.model_card --model ./checkpoints/master-asr-whisper-base --evaluation benchmarks/results/evaluate_text.json \
         --facts model_cards/master-asr-whisper-base.json --out model_cards/master-asr-whisper-base
 
 Figures come from the evaluation's JSON, words from --facts, the rest from the model. The card needs matplotlib and scipy (extra `train`).
@@ -26,6 +26,7 @@ from training.loop.models import model_argument
 from training.loop.pictures import gate_differences, similarity_figure
 
 TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
+READING = {True: "Greedy, no language model", False: "Each language read with the sentences that it keeps in mind (character n-grams)"}  # by an evaluation's "greedy"
 PICTURE = "language_similarity.png"
 
 
@@ -58,7 +59,7 @@ def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: st
     rows = [{"language": code_span(code), "minutes": evaluation["minutes"][code], **rate} for code, rate in evaluation["languages"].items()]
     return ModelCard.from_template(
         data, template_path=str(TEMPLATE), **facts, rows=rows, macro=evaluation["macro"], split=evaluation["split"],
-        evaluation_name=evaluation_name, base=base, languages=", ".join(map(code_span, config.languages)),
+        evaluation_name=evaluation_name, reading=READING[evaluation.get("greedy", True)], base=base, languages=", ".join(map(code_span, config.languages)),
         first_language=json.dumps(config.languages[0]), num_specialists=config.num_specialists, sparsity=config.sparsity,
         gate_bits=len(model.master_asr.artisan_layers) * config.num_specialists, similarity_words=words,
     )  # fmt: skip
