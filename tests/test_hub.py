@@ -117,6 +117,19 @@ def test_an_assembly_is_bit_exact_over_http_and_joins_through_from_pretrained(hu
         assert torch.equal(other(**inputs, language="fr").logits, pushed(**inputs, language="fr").logits)
 
 
+def test_sentences_go_along_over_http_and_publishing_says_so_first(hub, pushed, cache, warnings):
+    model = with_spanish(cache)
+    model.push_assembly_to_hub("es", SPANISH, token=TOKEN)
+    assert "publishes the sentences" not in warnings()
+    letters = [token for token in model.config.vocab("es") if len(token) == 1 and token != "|"]
+    model.set_text("es", letters[:2])
+    model.push_assembly_to_hub("es", SPANISH, token=TOKEN)
+    assert "publishes the sentences that its languages are read with, so many of each: {'es': 2}" in warnings()
+    assert MasterASRForCTC.from_pretrained(MODEL, assemblies=[SPANISH], **cache).config.text("es").splitlines() == letters[:2]
+    model.push_to_hub("tester/whole", token=TOKEN)
+    assert MasterASRForCTC.from_pretrained("tester/whole", **cache).config.text("es").splitlines() == letters[:2]
+
+
 @torch.no_grad()
 def test_a_resaved_model_keeps_the_loaded_languages(hub, pushed, cache, tmp_path):
     with_spanish(cache).push_assembly_to_hub("es", SPANISH, token=TOKEN)
@@ -484,7 +497,7 @@ def test_names_bases_and_facts_go_escaped_into_cards(pushed):
     data = yaml.safe_load(card[4 : card.index("\n---\n", 4)])
     assert data["language"][-1] == "no" and "license" not in data and "base_model" not in data
     rows = [line for line in body.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 and all(len(re.split(r"\|", row)) == 9 for row in rows) and "| 3.5 |" in rows[2] and "| ? |" in rows[2]
+    assert len(rows) == 4 and all(len(re.split(r"\|", row)) == 10 for row in rows) and "| 3.5 |" in rows[2] and "| ? |" in rows[2]
     above_code = body[: body.index("\n```python\n")]
     assert "<script>" in above_code and "<script>" not in re.sub(r"`[^`\n]*`", "", above_code)
     lines = [line.strip() for line in body.splitlines()]
