@@ -183,8 +183,14 @@ def path_of(log_probs: np.ndarray, ids: list[int], blank: int) -> np.ndarray:
 
 
 def read(logits: torch.Tensor, ngrams: Optional[Ngrams], blank: int, silent: Iterable[int]) -> torch.Tensor:
-    """The token of every frame of one clip's logits `(T, V)`: its likeliest, or with n-grams those of `path`."""
+    """The token of every frame of one clip's logits `(T, V)`: its likeliest, or with n-grams those of `path`.
+
+    Raises:
+        ValueError: for logits that are no numbers, with n-grams.
+    """
     if ngrams is None:
         return logits.argmax(-1)
+    if bool(logits.isnan().any()):
+        raise ValueError("The logits hold NaN, in which nothing can be searched. Is the audio finite, and half precision wide enough for this model?")
     log_probs = logits.detach().float().log_softmax(-1).cpu().numpy()
     return torch.from_numpy(path(log_probs, ngrams, blank, silent)).to(logits.device)

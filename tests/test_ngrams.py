@@ -118,6 +118,11 @@ def test_of_two_letters_that_sound_alike_the_sentences_choose():
     assert merged(read(logits, Ngrams([[A, B]] * 3, size=5, boundary=BLANK), BLANK, [UNK]).tolist()) == [A, B]
 
 
+def test_logits_that_are_no_numbers_are_named():
+    with pytest.raises(ValueError, match="The logits hold NaN"):
+        read(torch.full((3, 5), torch.nan), Ngrams([[A]], size=5, boundary=BLANK), BLANK, [UNK])
+
+
 # ---------------------------------------------------------------------- the model
 
 

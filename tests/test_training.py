@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from accelerate.state import AcceleratorState
-from conftest import tiny_backbone_config
+from conftest import tiny_backbone_config, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel
 
@@ -100,6 +100,17 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
                      "--language", "es", "--json"])  # fmt: skip
     answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert answer["file"] == clip and isinstance(answer["words"], list)
+
+
+def test_sentences_that_are_too_many_or_cannot_be_spelled_cost_no_training(capsys, monkeypatch):
+    model, config = tiny_model(), SimpleNamespace(text="transcripts")
+    letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    clips = [SimpleNamespace(language="en", text=letter * count) for count in (3, 4, 5)]
+    monkeypatch.setattr(steps, "KEPT_TEXT", 9)
+    steps.keep_text(SimpleNamespace(print=print), model, "en", clips, config)
+    assert model.config.text("en").splitlines() == [letter * 3, letter * 4]
+    steps.keep_text(SimpleNamespace(print=print), model, "fr", [SimpleNamespace(language="fr", text="語")], config)
+    assert model.config.text("fr") == "" and "Read greedily: None of these 1 sentences can be spelled" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["transcripts", "none"])

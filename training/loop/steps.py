@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from training.loop.watching import state_of_masks, watch
 
 READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
+KEPT_TEXT = 200_000  # characters of sentences a language, transcripts first; more were not measured (RESULTS.md)
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -107,13 +109,19 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
 
 
 def keep_text(accelerator, model, language: str, clips: list[Clip], config, more: Iterable[str] = ()) -> None:
-    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says.
+    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says: the first `KEPT_TEXT` characters.
 
     Args:
         more: further ones.
     """
-    sentences = [*(clip.text for clip in clips if clip.language == language), *more] if config.text == "transcripts" else list(more)
-    kept = model.set_text(language, sentences)
+    transcripts = [clip.text for clip in clips if clip.language == language] if config.text == "transcripts" else []
+    ends = itertools.accumulate(len(sentence) + 1 for sentence in (*transcripts, *more))
+    sentences = [sentence for sentence, end in zip((*transcripts, *more), ends) if end <= KEPT_TEXT]
+    try:
+        kept = model.set_text(language, sentences)
+    except ValueError as error:  # what was trained is saved, whatever its sentences
+        accelerator.print(f"Read greedily: {error}")
+        return
     if kept:
         accelerator.print(f"{language!r} is read with {kept} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
 
