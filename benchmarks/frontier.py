@@ -88,7 +88,8 @@ def draw_frontier() -> Figure:
         axes.plot(kilobytes, cer, "D", color=color, markerfacecolor="white", markersize=7)
     for of_series in (points, with_text):
         ours = sorted(of_series[name][:2] for name in of_series if name.startswith("assembly"))
-        axes.plot(*zip(*ours), color=OURS, linewidth=1, zorder=0) if ours else None
+        if ours:
+            axes.plot(*zip(*ours), color=OURS, linewidth=1, zorder=0)
     axes.plot([], [], "o", color=OURS, label="read greedily")
     axes.plot([], [], "D", color=OURS, markerfacecolor="white", label="read with the sentences of the ten minutes in mind")
     axes.legend(frameon=False, fontsize=9)

@@ -23,7 +23,7 @@ from modeling_master_asr.trainer_utils import error_rates, macro
 from training.loop.data import Collator, Features, select, to_device
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
-from training.loop.text import normalize
+from training.loop.text import beginning, normalize
 
 SPLITS = ("validation", "test")
 TRIED = [  # none, then one of them changed at a time
@@ -81,17 +81,6 @@ def with_sentences(model, processor, heard: Heard, sentences: dict[str, list[str
     kilobytes = {code: round(len(model.config.text(code).encode()) / 1024, 1) for code in sentences}
     found = {code: heard[code] for code in sentences}
     return {"kilobytes": kilobytes, **{split: rates(model, processor, found, split) for split in SPLITS}}
-
-
-def beginning(sentences: list[str], characters: int) -> list[str]:
-    """As many of the first sentences as are so long together."""
-    kept, total = [], 0
-    for sentence in sentences:
-        total += len(sentence) + 1
-        if total > characters:
-            break
-        kept.append(sentence)
-    return kept
 
 
 def main(argv=None) -> None:

@@ -50,15 +50,18 @@ def check_vocab(vocab: dict[str, int], language: str) -> dict[str, int]:
     return dict(vocab)
 
 
-def check_text(text: str, language: str) -> str:
-    """Returns a language's `text` if it is one that a config can hold.
+def check_text(text: str, language: str, vocab: dict[str, int]) -> str:
+    """Returns a language's `text` if it is one that a config can hold and the alphabet spells.
 
     Raises:
-        ValueError: for what is no text, or longer than `MAX_TEXT`.
+        ValueError: for what is no text, longer than `MAX_TEXT`, or has other characters than the tokens of `vocab`, the space and ends of lines.
     """
     if not isinstance(text, str) or len(text) > MAX_TEXT:
         got = f"{len(text):,} characters" if isinstance(text, str) else f"a {type(text).__name__}"
         raise ValueError(f"The sentences of {language!r} are a text of at most {MAX_TEXT:,} characters, which every copy of its config holds; got {got}.")
+    foreign = set(text).difference(" \n", *(token for token in vocab if token not in SPECIAL_TOKENS))
+    if foreign:
+        raise ValueError(f"The sentences of {language!r} hold {shortened(sorted(foreign))}, which its alphabet lacks. Give them with model.set_text, which leaves such ones out.")
     return text
 
 
@@ -364,7 +367,7 @@ class MasterASRConfig(PreTrainedConfig):
             ValueError: for what is no text, or too long.
         """
         entry = self.assemblies[self.check_language(language)]
-        entry["text"] = check_text(text, language)
+        entry["text"] = check_text(text, language, entry["vocab"])
         if not text:
             del entry["text"]
 
@@ -399,7 +402,7 @@ class MasterASRConfig(PreTrainedConfig):
             )
         self.assemblies[language] = {
             "vocab": vocab, "parts": check_parts(parts), "rank": rank, "targets": targets,
-            "shares_bank": shares_bank, **({"text": check_text(text, language)} if text else {}),
+            "shares_bank": shares_bank, **({"text": check_text(text, language, vocab)} if text else {}),
         }  # fmt: skip
 
     def entry_of(self, facts: dict) -> dict[str, Any]:

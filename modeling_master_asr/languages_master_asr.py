@@ -208,7 +208,7 @@ class LanguageMixin:
             return None
         kept = self._ngrams.get(language)
         if kept is None or kept[0] is not text or kept[1] is not vocab:
-            sentences = [[vocab[token] for token in tokens_of(line, vocab)] for line in text.splitlines()]
+            sentences = [[vocab.get(token, vocab[UNK_TOKEN]) for token in tokens_of(line, vocab)] for line in text.splitlines()]
             kept = self._ngrams[language] = text, vocab, Ngrams(sentences, len(vocab), vocab[PAD_TOKEN])
         return kept[2]
 

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 from peft import PeftModel, get_peft_model
 
-from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
 from modeling_master_asr import ngrams_master_asr as ngrams
 from modeling_master_asr.ngrams_master_asr import LONGEST, Ngrams, path, path_of, read, search
 from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
@@ -162,6 +162,16 @@ def test_a_text_that_is_too_long_is_refused_and_changes_nothing(monkeypatch):
     with pytest.raises(ValueError, match="at most 10 characters, which every copy of its config holds; got 11 characters"):
         model.set_text("en", [letter * 11])
     assert model.config.text("en") == ""
+
+
+def test_a_config_with_sentences_that_are_none_or_that_its_alphabet_cannot_spell_is_refused():
+    entry = tiny_model().config.assemblies["en"]
+    config = MasterASRConfig()
+    with pytest.raises(ValueError, match=r"The sentences of 'en' hold \['語'\], which its alphabet lacks"):
+        config.add_assembly("en", entry["vocab"], text="語")
+    with pytest.raises(ValueError, match="The sentences of 'en' are a text of at most 1,000,000 characters, .* got a list"):
+        config.add_assembly("en", entry["vocab"], text=["a"])
+    assert config.languages == []
 
 
 def test_sentences_move_no_logit_and_no_other_languages_text():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from training.loop.metrics import evaluate_clips
 from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
 from training.loop.sources import read_data
 from training.loop.stopping import StopRequest
+from training.loop.text import beginning
 from training.loop.watching import state_of_masks, watch
 
 READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
@@ -115,10 +115,8 @@ def keep_text(accelerator, model, language: str, clips: list[Clip], config, more
         more: further ones.
     """
     transcripts = [clip.text for clip in clips if clip.language == language] if config.text == "transcripts" else []
-    ends = itertools.accumulate(len(sentence) + 1 for sentence in (*transcripts, *more))
-    sentences = [sentence for sentence, end in zip((*transcripts, *more), ends) if end <= KEPT_TEXT]
     try:
-        kept = model.set_text(language, sentences)
+        kept = model.set_text(language, beginning([*transcripts, *more], KEPT_TEXT))
     except ValueError as error:  # what was trained is saved, whatever its sentences
         accelerator.print(f"Read greedily: {error}")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +21,13 @@ def script_of(letter: str) -> Optional[str]:
         return None
     name = unicodedata.name(letter, "").partition(" ")[0]
     return None if name in ("", "MODIFIER") else ONE_SCRIPT.get(name, name)
+
+
+def beginning(sentences: Iterable[str], characters: int) -> list[str]:
+    """As many of the first sentences as are no longer together, a line each."""
+    sentences = list(sentences)
+    ends = itertools.accumulate(len(sentence) + 1 for sentence in sentences)
+    return [sentence for sentence, end in zip(sentences, ends) if end <= characters]
 
 
 def main_script(texts: Iterable[str]) -> Optional[str]:
