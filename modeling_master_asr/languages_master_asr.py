@@ -192,7 +192,7 @@ class LanguageMixin:
         known = {character for token in vocab if token not in SPECIAL_TOKENS for character in token} | {" "}
         for sentence in sentences:
             written = " ".join(spelled(sentence, known, language).split())
-            if written and all(token in vocab for token in tokens_of(written, vocab)):
+            if written and known.issuperset(written) and all(token in vocab for token in tokens_of(written, vocab)):
                 kept[written] = None
         if sentences and not kept:
             raise ValueError(f"None of these {len(sentences)} sentences can be spelled with the alphabet of {language!r}: {sorted(known - {' '})}.")

@@ -142,7 +142,7 @@ def test_a_language_without_sentences_is_read_greedily_bit_for_bit():
 def test_sentences_are_spelled_with_the_alphabet_kept_once_and_those_it_cannot_spell_are_left_out():
     model = tiny_model()
     letters = "".join(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
-    kept = model.set_text("en", [f"{letters.upper()}!", letters, "語", "", f"{letters[0]}  {letters[1]}"])
+    kept = model.set_text("en", [f"{letters.upper()}!", letters, "語", f"{letters[0]}|{letters[1]}", f"{letters[0]}[PAD]", "", f"{letters[0]}  {letters[1]}"])
     assert kept == 2 and model.config.text("en").splitlines() == [letters, f"{letters[0]} {letters[1]}"]
     with pytest.raises(ValueError, match="None of these 1 sentences can be spelled with the alphabet of 'en'"):
         model.set_text("en", ["語"])
