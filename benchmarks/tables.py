@@ -428,13 +428,23 @@ def voices_table() -> list[str]:
 MORE_VOICES = {"one": "one: the small fish", "two": "two: the big fish too", "many": "13 in cs, two in nl", "altered": "one, and a copy of each clip with another pitch, room and noise (60 minutes each, half of them copies)"}
 
 
-def more_voices_table() -> list[str]:
-    lines = ["| CER, %, 600 steps of cs and nl, 25 minutes each, of so many characters | cs, the small fish | nl, the small fish | cs, eleven others, heard by none |", "|---|---|---|---|"]
-    for name, label in MORE_VOICES.items():
+MORE_STEPS = {
+    "one": "one character, 25 minutes each, 600 steps, greedy",
+    "one2000": "one character, 36 and 41 minutes, 2,000 steps, greedy",
+    "one2000text": "... with the sentences of these minutes in mind",
+    "many2000": "13 in cs, two in nl, 81 and 84 minutes, 2,000 steps, greedy",
+    "many2000text": "... with the sentences of these minutes in mind",
+    "many2000fortunes": "... and, in cs, 200,000 letters of fortunes",
+}
+
+
+def more_voices_table(labels: dict[str, str], what: str) -> list[str]:
+    lines = [f"| CER, %, cs and nl, {what} | cs, the small fish | nl, the small fish | cs, eleven others, heard by none |", "|---|---|---|---|"]
+    for name, label in labels.items():
         heard, others = load(f"voices_{name}_heard"), load(f"voices_{name}_others")
-        if heard and others:
-            rates = [heard["languages"]["cs"]["cer"], heard["languages"]["nl"]["cer"], others["languages"]["cs"]["cer"]]
-            lines.append(f"| {label} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
+        if others:
+            own = [f"{heard['languages'][code]['cer']:.1f}" for code in ("cs", "nl")] if heard else ["", ""]
+            lines.append(f"| {label} | {' | '.join(own)} | {others['languages']['cs']['cer']:.1f} |")
     return lines
 
 
@@ -511,7 +521,7 @@ def command_lines() -> list[str]:
     of_stage_1 = [file for name in dict.fromkeys([*STAGE_1, *STAGE_1_PARTS, *STAGE_1_LONG, *STAGE_1_SHORT, *STAGE_1_CHOOSING, *STAGE_1_BEFORE]) for file in with_seeds(name)]
     names = [
         *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
-        "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in MORE_VOICES for of in ("", "_heard", "_others")),
+        "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in {**MORE_VOICES, **MORE_STEPS} for of in ("", "_heard", "_others")),
         "stage1_dense_7500", *sorted(path.stem for path in RESULTS.glob("*refined_*.json")),
         *(file for files in SHIPPED.values() for file in files), "zero_shot_six", "reading", *(path.stem for path in sorted(RESULTS.glob("estext_*.json"))),
         "serving", "gpu", "gpu_many", "evaluate_ship", "masks", "languages", "steps",
@@ -540,7 +550,7 @@ def main() -> None:
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
-        "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),
+        "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_voices_table(MORE_STEPS, "one seed"), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md"):
         path = ROOT / page
