@@ -430,8 +430,6 @@ MORE_VOICES = {"one": "one: the small fish", "two": "two: the big fish too", "ma
 
 MORE_STEPS = {
     "one": "one character, 25 minutes each, 600 steps, greedy",
-    "one2000": "one character, 36 and 41 minutes, 2,000 steps, greedy",
-    "one2000text": "... with the sentences of these minutes in mind",
     "many2000": "13 in cs, two in nl, 81 and 84 minutes, 2,000 steps, greedy",
     "many2000text": "... with the sentences of these minutes in mind",
     "many2000fortunes": "... and, in cs, 200,000 letters of fortunes",
