@@ -8,12 +8,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_model
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from benchmarks import languages, methods, serving, tables
+from benchmarks import languages, methods, reading, serving, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers, transcribe_all
+from modeling_master_asr import MasterASRProcessor
+from modeling_master_asr import ngrams_master_asr as ngrams
 from training.loop.sources import Clip
 from training.loop.steps import train
 from training.loop.text import normalize
@@ -139,3 +142,24 @@ def test_a_method_moves_what_it_is_named_after_and_nothing_else(corpus, dense, t
     assert moved == expected and result["trainable"] > 0 and result["kilobytes"] > 0
     if method == "head":
         assert result["old_languages_before"]["macro"] == result["old_languages_after"]["macro"]
+
+
+def test_a_setting_of_the_reader_that_was_changed_is_put_back_whatever_happens():
+    before = {name: getattr(ngrams, name) for name in reading.SETTINGS}
+    with pytest.raises(KeyError), reading.settings({"ORDER": 3, "BEAM": 1}):
+        assert (ngrams.ORDER, ngrams.BEAM) == (3, 1)
+        raise KeyError
+    assert {name: getattr(ngrams, name) for name in reading.SETTINGS} == before and set().union(*reading.TRIED) <= set(before)
+
+
+def test_what_sentences_are_worth_is_measured_on_logits_that_were_heard_once():
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    vocab = model.config.vocab("en")
+    a, b, c = [token for token in vocab if len(token) == 1 and token != "|"][:3]
+    logits = torch.nn.functional.one_hot(torch.tensor([vocab[a], vocab["[PAD]"], vocab[c], vocab["[PAD]"]]), len(vocab)).float() * 20
+    logits[2, vocab[b]] = 19.9  # c by a hair
+    heard = {"en": {split: [(logits, a + b)] for split in reading.SPLITS}}
+    assert reading.rates(model, processor, heard, "test", greedy=True)["macro"]["cer"] == 50
+    found = reading.with_sentences(model, processor, heard, {"en": [a + b] * 2})
+    assert found["kilobytes"] == {"en": 0.0} and [found[split]["macro"]["cer"] for split in reading.SPLITS] == [0, 0]
