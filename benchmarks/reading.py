@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr import ngrams_master_asr as ngrams
+from modeling_master_asr.assembly_master_asr import text_kilobytes
+from modeling_master_asr.languages_master_asr import ngrams_of
 from modeling_master_asr.trainer_utils import error_rates, macro
 from training.loop.data import Collator, Features, select, to_device
 from training.loop.record import facts_of_run, write_json
@@ -78,7 +80,7 @@ def with_sentences(model, processor, heard: Heard, sentences: dict[str, list[str
     """CER and WER of the languages that have such sentences, with these in mind, on both splits."""
     for code, own in sentences.items():
         model.set_text(code, own)
-    kilobytes = {code: round(len(model.config.text(code).encode()) / 1024, 1) for code in sentences}
+    kilobytes = {code: text_kilobytes(model.config.text(code)) for code in sentences}
     found = {code: heard[code] for code in sentences}
     return {"kilobytes": kilobytes, **{split: rates(model, processor, found, split) for split in SPLITS}}
 
@@ -97,10 +99,10 @@ def main(argv=None) -> None:
     heard, own = hear(model, processor, clips), {code: model.config.text(code).splitlines() for code in model.languages}
     result = {**facts_of_run(model), "sentences": {"none": {split: rates(model, processor, heard, split, greedy=True) for split in SPLITS}}, "settings": []}
     for changed in tqdm(TRIED, desc="settings"):
-        model._ngrams.clear()
+        ngrams_of.cache_clear()
         with settings(changed):
             result["settings"].append({"changed": changed or {name: getattr(ngrams, name) for name in SETTINGS}, "validation": rates(model, processor, heard, "validation")})
-    model._ngrams.clear()
+    ngrams_of.cache_clear()
     half = {code: beginning(of, sum(map(len, of)) // 2) for code, of in own.items()}
     whole = {code: [clip.text for clip in select(clips, "train", [code])] for code in model.languages}
     other = {code: beginning(Path(file).read_text(encoding="utf-8").splitlines(), OTHER_TEXT) for code, file in (of.split("=") for of in args.other_text)}

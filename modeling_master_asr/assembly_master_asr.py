@@ -408,8 +408,8 @@ def sizes(state: dict[str, torch.Tensor], text: str = "") -> dict[str, float]:
     return {
         "gate_bits": state["mapping"].numel(),
         "head_kilobytes": round(parameter_kilobytes(head), 1),
-        **({"text_kilobytes": round(len(text.encode()) / 1024, 1)} if text else {}),
-        "kilobytes": round(parameter_kilobytes(state) + len(text.encode()) / 1024, 1),
+        **({"text_kilobytes": text_kilobytes(text)} if text else {}),
+        "kilobytes": round(parameter_kilobytes(state) + text_kilobytes(text), 1),
     }
 
 
@@ -459,6 +459,11 @@ def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], facts: dict, so
     if broken:
         raise ValueError(f"{source} holds values that are NaN, infinite or of no type that belongs there in {broken}. Train or save it again.")
     return unpacked(state)
+
+
+def text_kilobytes(text: str) -> float:
+    """Size of a language's sentences in KB (1,024 bytes)."""
+    return round(len(text.encode()) / 1024, 1)
 
 
 def parameter_kilobytes(state: dict[str, torch.Tensor]) -> float:

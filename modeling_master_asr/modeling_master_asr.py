@@ -347,7 +347,6 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         super().__init__(config)
         self.master_asr = MasterASRModel(config)
         self.main_input_name = self.master_asr.main_input_name
-        self._ngrams: dict[str, tuple] = {}  # language -> (its text, its alphabet, what was counted in it)
         self.post_init()
 
     # ------------------------------------------------------------------ forward

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Optional
 
 import numpy as np
@@ -47,17 +48,13 @@ class Ngrams:
         self._kinds: Counter[str] = Counter(gram[:-1] for gram in self._counts)
         for gram, count in self._counts.items():
             self._totals[gram[:-1]] += count
-        self._known: dict[tuple[str, str], float] = {}
+        self._log_prob_after = lru_cache(maxsize=1 << 16)(self._log_prob_after)  # texts of a beam ask for the same again and again
 
     def log_prob(self, history: str, token: str) -> float:
         """log p(token | the end of history)."""
-        history = history[1 - ORDER :]
-        known = self._known.get((history, token))
-        if known is None:
-            known = self._known[history, token] = math.log(self._prob(history, token))
-        return known
+        return self._log_prob_after(history[1 - ORDER :], token)
 
-    def _prob(self, history: str, token: str) -> float:
+    def _log_prob_after(self, history: str, token: str) -> float:
         prob = 1 / self.size
         for start in range(len(history), -1, -1):
             seen = history[start:]
@@ -65,7 +62,7 @@ class Ngrams:
                 break
             kinds = self._kinds[seen]
             prob = (self._counts[seen + token] + kinds * prob) / (self._totals[seen] + kinds)
-        return prob
+        return math.log(prob)
 
 
 def path(log_probs: np.ndarray, ngrams: Ngrams, blank: int, silent: Iterable[int]) -> np.ndarray:
@@ -99,7 +96,7 @@ def _pieces(is_pause: np.ndarray) -> Iterable[tuple[int, int]]:
         yield start, total
 
 
-def search(log_probs: np.ndarray, ngrams: Optional[Ngrams], blank: int, history: str = "", is_last: bool = True) -> str:
+def search(log_probs: np.ndarray, ngrams: Ngrams, blank: int, history: str, is_last: bool = True) -> str:
     """The text, a character for each token id, that CTC and the n-grams together find likeliest: a prefix beam search.
 
     log p_CTC(text) + `WEIGHT` log p_ngrams(text) + `BONUS` |text|; p_CTC sums over the paths of a text (Graves et al., 2006), of
@@ -107,8 +104,7 @@ def search(log_probs: np.ndarray, ngrams: Optional[Ngrams], blank: int, history:
 
     Args:
         log_probs: `(T, V)`.
-        ngrams: None: by CTC alone.
-        history: what was written before.
+        history: what was written before; at the start of a sentence its boundary.
         is_last: whether the text ends here, which the n-grams have a word on too.
     """
     beams = {"": (0.0, -math.inf, 0.0)}  # text -> (log p of its paths that end in a blank, of the others, what the n-grams add)
@@ -125,10 +121,10 @@ def search(log_probs: np.ndarray, ngrams: Optional[Ngrams], blank: int, history:
                     _collect(grown, text, -math.inf, in_token + log_prob, added)
                 before = in_blank if token == last else whole  # a token twice needs a blank between
                 if before > -math.inf:
-                    more = 0.0 if ngrams is None else WEIGHT * ngrams.log_prob(history + text[1 - ORDER :], token) + BONUS
+                    more = WEIGHT * ngrams.log_prob(history + text[1 - ORDER :], token) + BONUS
                     _collect(grown, text + token, -math.inf, before + log_prob, added + more)
         beams = dict(sorted(grown.items(), key=lambda item: -_score(item[1]))[:BEAM])
-    if ngrams is not None and is_last:
+    if is_last:
         return max(beams, key=lambda text: _score(beams[text]) + WEIGHT * ngrams.log_prob(history + text[1 - ORDER :], ngrams.boundary))
     return max(beams, key=lambda text: _score(beams[text]))
 

@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
 from modeling_master_asr import ngrams_master_asr as ngrams
+from modeling_master_asr.languages_master_asr import ngrams_of
 from modeling_master_asr.ngrams_master_asr import LONGEST, Ngrams, path, path_of, read, search
 from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
 
@@ -59,9 +60,11 @@ def test_what_was_never_seen_keeps_a_probability():
 def test_the_search_without_n_grams_finds_the_text_of_the_highest_sum_over_all_paths(seed, monkeypatch):
     monkeypatch.setattr(ngrams, "BEAM", 1000)
     monkeypatch.setattr(ngrams, "FLOOR", -1000.0)
+    monkeypatch.setattr(ngrams, "WEIGHT", 0.0)
+    monkeypatch.setattr(ngrams, "BONUS", 0.0)
     log_probs = random_log_probs(5, seed)
     sums = sums_over_paths(log_probs)
-    assert tuple(map(ord, search(log_probs, None, BLANK))) == max(sums, key=sums.get)
+    assert tuple(map(ord, search(log_probs, Ngrams([[A]], 5, BLANK), BLANK, chr(BLANK)))) == max(sums, key=sums.get)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -196,6 +199,16 @@ def test_new_sentences_are_read_at_once():
         model.set_text("en", [a + last] * 3)
         assert vocab[last] in model.paths(logits, "en") and vocab[{b: c, c: b}[last]] not in model.paths(logits, "en")
     assert vocab[c] in model.paths(logits, "en", greedy=True)
+
+
+def test_whoever_serves_many_languages_keeps_the_n_grams_of_a_few():
+    model = tiny_model()
+    vocab = model.config.vocab("en")
+    letters = [token for token in vocab if len(token) == 1 and token != "|"]
+    for sentence in itertools.product(letters, repeat=3):
+        model.set_text("en", ["".join(sentence)])
+        model.paths(logits_of(model, "".join(sentence)), "en")
+    assert len(letters) ** 3 > 32 >= ngrams_of.cache_info().currsize
 
 
 def test_frames_past_a_clips_own_are_no_part_of_a_path():

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 from tqdm import tqdm
 
+from modeling_master_asr.assembly_master_asr import text_kilobytes
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
 from training.loop.data import Clip, Collator, bucket_of_step, having, minutes_of, select, to_device
@@ -140,8 +141,9 @@ def measured(accelerator, model, processor, features, splits: Splits) -> dict:
     def both(greedy: bool) -> dict:
         return {name: tested(accelerator, model, processor, features, getattr(splits, name), greedy) for name in ("validation", "test")}
 
-    text_kilobytes = {code: round(len(model.config.text(code).encode()) / 1024, 1) for code in model.languages if model.config.text(code)}
-    return {**both(greedy=True), "with_text": {"kilobytes": text_kilobytes, **both(greedy=False)}}
+    kilobytes = {code: text_kilobytes(text) for code in model.languages if (text := model.config.text(code))}
+    greedy = both(greedy=True)
+    return {**greedy, "with_text": {"kilobytes": kilobytes, **(both(greedy=False) if kilobytes else greedy)}}
 
 
 @dataclass
