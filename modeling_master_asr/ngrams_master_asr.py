@@ -1,4 +1,4 @@
-"""Reading logits with a language's own sentences in mind: character n-grams, a beam search in which they weigh in, and its path.
+"""Reading logits with a language's own sentences in mind: shallow fusion of a character n-gram language model in a CTC beam search, and its path.
 
     logits -> log probabilities -> `search`: tokens, by n-grams -> `path_of`: a token for every frame, as greedy reading gives
 """

@@ -128,6 +128,9 @@ def test_a_language_keeps_the_sentences_that_its_options_name_and_no_others(corp
         adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--out",
                              str(tmp_path / "none"), "--more_text", str(tmp_path / "nowhere.txt")])  # fmt: skip
     assert "--more_text: got" in capsys.readouterr().err
+    (tmp_path / "latin.txt").write_bytes("año".encode("latin-1"))
+    with pytest.raises(ValueError, match="--more_text: got .*latin.txt, which cannot be read .* allowed: a UTF-8 text file, a sentence a line"):
+        adapt_language.AdaptConfig(model="x", language="es", data=["x"], out=tmp_path, more_text=tmp_path / "latin.txt")
 
 
 def test_a_language_is_refined_in_its_place_and_the_others_keep_every_bit(corpus, tmp_path, capsys):

@@ -85,8 +85,10 @@ class AdaptConfig(PartsConfig):
         super().__post_init__()
         if self.refine and self.init != "nearest":
             raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
-        if self.more_text is not None and not self.more_text.is_file():
-            raise ValueError(f"--more_text: got {self.more_text}; allowed: a text file, a sentence a line, and none is there.")
+        try:
+            self.further_sentences()  # now, not when all is trained
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--more_text: got {self.more_text}, which cannot be read ({error}); allowed: a UTF-8 text file, a sentence a line.") from error
 
     def further_sentences(self) -> list[str]:
         """Those of `--more_text`."""
