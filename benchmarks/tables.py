@@ -532,18 +532,9 @@ def gpu_tables() -> list[str]:
 
 
 def command_lines() -> list[str]:
-    curves = [f"{name}_{minutes}min" for name in CURVES for minutes in MINUTES]
-    names = [path.stem for series in SERIES for name in (*METHODS, *curves) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
-    of_stage_1 = [file for name in dict.fromkeys([*STAGE_1, *STAGE_1_PARTS, *STAGE_1_LONG, *STAGE_1_SHORT, *STAGE_1_CHOOSING, *STAGE_1_BEFORE]) for file in with_seeds(name)]
-    names = [
-        *of_stage_1, *(f"stage1_no{code}_{kind}" for code in ("cs", "ru") for kind in ("dense", "master")), *dict.fromkeys([*names, *[f"{name}_seed{seed}" for name in RATES for seed in range(3)], *TRIED_3000, *TRIED]), "zero_shot_new_languages", "zero_shot_ru",
-        "voices_plain", "voices_varied", "voices_plain_others", "voices_varied_others", *(f"voices_{name}{of}" for name in {**MORE_VOICES, **MORE_STEPS} for of in ("", "_heard", "_others")),
-        "stage1_dense_7500", *sorted(path.stem for path in RESULTS.glob("*refined_*.json")),
-        *(file for files in SHIPPED.values() for file in files), "zero_shot_six", "reading", *(path.stem for path in sorted(RESULTS.glob("fortunes_*.json"))), *(path.stem for path in sorted(RESULTS.glob("estext_*.json"))),
-        "serving", "gpu", "gpu_many", "evaluate_ship", "masks", "languages", "steps",
-        "tried_stage1_dense_500", "tried_stage1_best_3e-3", *TRIED_LONG, *TRIED_IN_STAGE_2, "zero_shot", "precision", "worst_clips",
-    ]  # fmt: skip
-    return [f"* `{name}.json` (commit {load(name)['commit']}): `{load(name)['command']}`" for name in names if load(name)]
+    """Of every file, in the order of their names."""
+    files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    return [f"* `{name}` (commit {run['commit']}): `{run['command']}`" for name, run in files.items() if "command" in run]
 
 
 def compact_line() -> list[str]:
@@ -568,14 +559,14 @@ def main() -> None:
         "masks": masks_table(), "row-swap": row_swap_table(),
         "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_voices_table(MORE_STEPS, "one seed"), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),
     }  # fmt: skip
-    for page in ("README.md", "RESULTS.md"):
+    for page in ("README.md", "RESULTS.md", "benchmarks/COMMANDS.md"):
         path = ROOT / page
         text = path.read_text(encoding="utf-8")
         for marker, lines in tables.items():
             if f"<!-- {marker} -->" in text:
                 text = between(text, marker, lines)
         path.write_text(text, encoding="utf-8")
-    print("Wrote the tables of README.md and RESULTS.md.")
+    print("Wrote the tables of README.md, RESULTS.md and benchmarks/COMMANDS.md.")
 
 
 if __name__ == "__main__":
