@@ -44,8 +44,8 @@ class PlainCTC(nn.Module):
         return nn.functional.ctc_loss(log_probs, labels, frames, torch.full((len(labels),), LABELS), zero_infinity=True)
 
 
-def with_a_language(preset: str) -> MasterASRForCTC:
-    model = MasterASRForCTC.from_pretrained(CHECKPOINT)
+def with_a_language(preset: str, model=None) -> MasterASRForCTC:
+    model = model or MasterASRForCTC.from_pretrained(CHECKPOINT)
     vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "|", *(chr(0x430 + i) for i in range(VOCAB - 3))])}
     model.add_language("xx", vocab, preset=preset)
     model.freeze_except("xx")
@@ -70,8 +70,10 @@ def assembly_step(preset: str):
 
 
 def mask_step():
-    """Masks that are the language's own."""
-    model = with_a_language("paper")
+    """Masks that are the language's own, of one bank of scores, as the dense model has it."""
+    config = MasterASRConfig.from_pretrained(CHECKPOINT)
+    config.num_specialists = 1
+    model = with_a_language("paper", MasterASRForCTC(config))
     train_mask(model, SimpleNamespace(language="xx", mask_sparsity=0.1))
     return step_in_turns(model)
 

@@ -21,7 +21,7 @@ from transformers import pipeline
 from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
-from modeling_master_asr.assembly_master_asr import parameter_kilobytes
+from modeling_master_asr.assembly_master_asr import parameter_kilobytes, text_kilobytes
 from modeling_master_asr.configuration_master_asr import DEFAULT_PRESET
 from training.adapt_language import AdaptConfig, add_language, announce, trained
 from training.loop import checkpoints
@@ -78,7 +78,8 @@ def adapt(model, processor, features, clips, config: AdaptConfig, test_minutes: 
     kilobytes = parameter_kilobytes(model.assemblies[LANGUAGE].content_of_file())
     greedy = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     model.set_text(LANGUAGE, (clip.text for clip in training))
-    return {"before": before, "greedy": greedy, "after": evaluate_clips(model, processor, features, test)["macro"]["cer"], "kilobytes": kilobytes}
+    after = evaluate_clips(model, processor, features, test)["macro"]["cer"]
+    return {"before": before, "greedy": greedy, "after": after, "kilobytes": kilobytes, "text_kilobytes": text_kilobytes(model.config.text(LANGUAGE))}
 
 
 def transcribe(folder: Path, clips) -> None:
@@ -104,7 +105,7 @@ def report(results: dict[str, dict], demo: DemoConfig) -> None:
     """Before, and after with each preset."""
     print(f"\nSpanish, CER on held-out clips: {results['paper']['before']:.1f} % before any training; after {demo.steps} steps:")
     for preset, result in results.items():
-        print(f"  preset {preset:6} {result['greedy']:5.1f} %   {result['kilobytes']:.0f} KB;   read with its training sentences in mind: {result['after']:.1f} %")
+        print(f"  preset {preset:6} {result['greedy']:5.1f} %   {result['kilobytes']:.0f} KB;   read with its training sentences in mind: {result['after']:.1f} %, {result['text_kilobytes']:.0f} KB more")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from benchmarks import languages, methods, reading, serving, tables
+from benchmarks import languages, methods, reading, serving, steps, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers, transcribe_all
@@ -142,6 +142,26 @@ def test_a_method_moves_what_it_is_named_after_and_nothing_else(corpus, dense, t
     assert moved == expected and result["trainable"] > 0 and result["kilobytes"] > 0
     if method == "head":
         assert result["old_languages_before"]["macro"] == result["old_languages_after"]["macro"]
+
+
+def test_each_method_is_timed_on_updates_of_as_many_values_as_its_runs_on_spanish_train(tmp_path, monkeypatch):
+    for name, value in {"BETA": 1, "WINDOWS": 1, "CLIPS": 1, "FRAMES": 40, "LABELS": 4, "VOCAB": 35}.items():
+        monkeypatch.setattr(steps, name, value)
+    moved, update = {}, torch.optim.Adam.step
+
+    def watched(optimizer):
+        values = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        moved.setdefault(id(optimizer), []).append(sum(p.numel() for p in values))
+        update(optimizer)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    steps.main(["--out", str(tmp_path / "steps.json")])
+    timed = json.loads((tmp_path / "steps.json").read_text(encoding="utf-8"))["steps"]
+    assert set(timed) == set(tables.METHODS) and timed[steps.BASE]["ratio"] == 1 and all(row["step_s"] > 0 for row in timed.values())
+    trained = {name: tables.load(f"es_{name}_seed0")["trainable"] for name in timed}
+    gates = 5 * 4 * 2  # T, which has an optimizer of its own: layers, projections, K
+    once = {count for counts in moved.values() if len(counts) == 2 and len(set(counts)) == 1 for count in counts}  # a window that warms up, one that counts
+    assert once == {gates, *(count - gates if name.startswith("assembly") else count for name, count in trained.items())}
 
 
 def test_a_setting_of_the_reader_that_was_changed_is_put_back_whatever_happens():
