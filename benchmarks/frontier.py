@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from matplotlib.figure import Figure
 
 from benchmarks.tables import CURVES, METHODS, MINUTES, RESULTS, load, of_method, of_minutes
@@ -101,7 +103,8 @@ def draw_frontier() -> Figure:
     return figure
 
 
-def main() -> None:
+def main(argv=None) -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)  # --help writes nothing
     for draw, path in ((draw_frontier, FRONTIER), (draw_minutes, CURVE)):
         draw().savefig(path, dpi=140)
         print(f"Wrote {path.relative_to(RESULTS.parent.parent)}.")

@@ -74,7 +74,7 @@ class AdaptConfig(PartsConfig):
     )
     mapping_learning_rate: Positive = HfArg(default=LEARNING_RATES["T"], help="of T before alpha")
     # DEVIATION: the paper's rate of T is constant to the end; each gate that flips late is a mask that the other parts have not met.
-    mapping_decay: bool = HfArg(default=True, help="T's rate falls like the others'; the paper's does not")
+    mapping_decay: bool = HfArg(default=True, help="T's rate falls like the others'; the paper's, --no_mapping_decay, does not")
     mapping_rest: Share = HfArg(default=0.3, help="share of the steps, at the end, in which T rests")
     head_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the head; else {LEARNING_RATES['head']:g}, with --refine {RATE_OF_TRAINED_HEAD:g}")
     delta_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the part, if there is one; else {RATE_OF_RANK_1:g} at rank 1, {RATE_OF_DELTA:g} above")
