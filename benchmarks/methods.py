@@ -120,7 +120,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
     turns.use_average()
-    keep_text(accelerator, model, config.language, splits.training, config, config.further_sentences())
+    keep_text(accelerator, model, config.language, splits, config, config.further_sentences())
     return {
         **facts, "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
         "kilobytes": round(kilobytes, 1), "log": log,

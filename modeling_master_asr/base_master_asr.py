@@ -283,6 +283,7 @@ class StoredMixin(UploadMixin):
             base.remember(StoredBase(str(save_directory), None, self.config.fingerprint, on_hub=False))
 
     def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+        self.config.name_sentences(self.config.languages)
         info = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
         self.base_model.remember(StoredBase(repo_id, info.oid, self.config.fingerprint, on_hub=True))
         return info

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN = "[PAD]", "[UNK]", "|"  # [PAD] is the CTC blank
 SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN)
@@ -370,6 +373,16 @@ class MasterASRConfig(PreTrainedConfig):
         entry["text"] = check_text(text, language, entry["vocab"])
         if not text:
             del entry["text"]
+
+    def name_sentences(self, languages: Iterable[str]) -> None:
+        """Says, before anything is published, that transcripts are among it: nobody looks for them in a model."""
+        counts = {code: len(text.splitlines()) for code in languages if (text := self.text(code))}
+        if counts:
+            logger.warning(f"This publishes the sentences that its languages are read with, so many of each: {counts}. model.set_text(code, []) takes them away.")
+
+    def _upload_modified_files(self, *args, **kwargs):
+        self.name_sentences(self.languages)
+        return super()._upload_modified_files(*args, **kwargs)
 
     def add_assembly(
         self, language: str, vocab: dict[str, int], parts=PAPER_PARTS, rank: int = 8, shares_bank: bool = False, targets: str = "attention",

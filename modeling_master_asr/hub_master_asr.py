@@ -227,17 +227,11 @@ class HubMixin:
 
     # ------------------------------------------------------------------ languages
 
-    def _name_sentences(self, languages: Iterable[str]) -> None:
-        """Says, before anything is published, that transcripts are among it: nobody looks for them in a model."""
-        counts = {code: len(text.splitlines()) for code in languages if (text := self.config.text(code))}
-        if counts:
-            logger.warning(f"This publishes the sentences that its languages are read with, so many of each: {counts}. model.set_text(code, []) takes them away.")
-
     def _assembly_facts(self, language: str, facts: dict) -> dict:
         """What an assembly's file says of itself and of its base.
 
         Raises:
-            ValueError: if the values of W and M are not those of a stored base.
+            ValueError: if the values of W and M are not those of a stored base; for facts named as what the file says of itself.
         """
         entry = self.config.assemblies[self.config.check_language(language)]
         fingerprint = self.master_asr.stored_fingerprint()
@@ -249,12 +243,15 @@ class HubMixin:
                 "Save it first: model.save_pretrained(folder)."
             )
         base = self.master_asr.stored
-        return {
+        own = {
             **{name: value for name, value in entry.items() if name != "shares_bank"},
             "language": language, "num_specialists": self.config.num_specialists, "sparsity": self.config.sparsity,
             "base": base.name if base.on_hub else Path(base.name).resolve().name,  # a file for others names no folder of this machine
-            "base_revision": base.revision, "fingerprint": fingerprint, **facts,
+            "base_revision": base.revision, "fingerprint": fingerprint,
         }  # fmt: skip
+        if taken := sorted({*own, "text"} & set(facts)):
+            raise ValueError(f"facts: got {taken}, by which the file says what the language is; allowed: other names.")
+        return {**own, **facts}
 
     def _write_assembly(self, language: str, folder: Path, facts: dict) -> Path:
         return write_assembly(folder, language, self.assemblies[language].content_of_file(), facts)
@@ -326,7 +323,7 @@ class HubMixin:
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
         facts = self._assembly_facts(language, facts)  # refuse before anything is created
-        self._name_sentences([language])
+        self.config.name_sentences([language])
         facts |= self._base_for_others(facts["fingerprint"], base, base_revision, token)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
@@ -406,7 +403,7 @@ class HubMixin:
             )
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
-        self._name_sentences(self.languages)
+        self.config.name_sentences(self.languages)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
         head = None if revision is not None else api.model_info(repo_id).sha

@@ -31,6 +31,27 @@ def nearest_of(losses: dict[str, float]) -> str:
     return nearest
 
 
+def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, int]) -> list[str]:
+    """The sentences as an alphabet spells them, each once, without those that it cannot spell.
+
+    Raises:
+        ValueError: if there are some and none is left; for one text in the place of several.
+    """
+    if isinstance(sentences, str):
+        raise ValueError("sentences is one text; a list of texts is wanted, one a sentence: text.splitlines().")
+    sentences, kept = list(sentences), {}
+    known = {character for token in vocab if token not in SPECIAL_TOKENS for character in token} | {" "}
+    for sentence in sentences:
+        written = " ".join(spelled(sentence, known, language).split())
+        if written and known.issuperset(written) and all(token in vocab for token in tokens_of(written, vocab)):
+            kept[written] = None
+    if sentences and not kept:
+        raise ValueError(f"None of these {len(sentences)} sentences can be spelled with the alphabet of {language!r}: {sorted(known - {' '})}.")
+    if len(kept) < len(sentences):
+        logger.info(f"{language!r} keeps {len(kept)} of {len(sentences)} sentences: the others are there already or hold what its alphabet lacks.")
+    return list(kept)
+
+
 @lru_cache(maxsize=32)  # languages: 4 MB each from 10,000 characters, 26 from 200,000; those beyond are counted again
 def ngrams_of(text: str, tokens: tuple[str, ...]) -> Ngrams:
     """What is counted in a language's sentences.
@@ -200,19 +221,8 @@ class LanguageMixin:
         own = getattr(self.assemblies, "base_layer", self.assemblies)  # without those of PEFT
         if language not in own:
             raise ValueError(f"{language!r} is a PEFT adapter, whose own config holds its sentences: AssemblyConfig(..., sentences=[...]).")
-        if isinstance(sentences, str):
-            raise ValueError("sentences is one text; a list of texts is wanted, one a sentence: text.splitlines().")
-        sentences, vocab, kept = list(sentences), self.config.vocab(language), {}
-        known = {character for token in vocab if token not in SPECIAL_TOKENS for character in token} | {" "}
-        for sentence in sentences:
-            written = " ".join(spelled(sentence, known, language).split())
-            if written and known.issuperset(written) and all(token in vocab for token in tokens_of(written, vocab)):
-                kept[written] = None
-        if sentences and not kept:
-            raise ValueError(f"None of these {len(sentences)} sentences can be spelled with the alphabet of {language!r}: {sorted(known - {' '})}.")
+        kept = spell_sentences(sentences, language, self.config.vocab(language))
         self.config.set_text(language, "\n".join(kept))
-        if len(kept) < len(sentences):
-            logger.info(f"{language!r} keeps {len(kept)} of {len(sentences)} sentences: the others are there already or hold what its alphabet lacks.")
         return len(kept)
 
     @torch.no_grad()
@@ -228,12 +238,15 @@ class LanguageMixin:
             greedy: whether sentences are to have no say.
 
         Raises:
-            KeyError, ValueError: for a missing or unknown language, or another number of them than of clips.
+            KeyError, ValueError: for a missing or unknown language, or another number of them than of clips; for logits of fewer tokens than its alphabet has,
+                or, where sentences have a say, of no numbers.
         """
         codes = self.master_asr.resolve_languages(language, len(logits))
         ids = torch.full(logits.shape[:2], -1, dtype=torch.long, device=logits.device)
         for clip, code in enumerate(codes):
             end, vocab = (logits.shape[1] if frames is None else int(frames[clip])), self.config.vocab(code)
+            if logits.shape[-1] < len(vocab):
+                raise ValueError(f"The logits have {logits.shape[-1]} tokens and {code!r} has {len(vocab)}: they are those of another language. Pass the language of the call that made them.")
             text = "" if greedy else self.config.text(code)
             ngrams = ngrams_of(text, tuple(sorted(vocab, key=vocab.get))) if text else None
             ids[clip, :end] = read(logits[clip, :end, : len(vocab)], ngrams, vocab[PAD_TOKEN], [vocab[UNK_TOKEN]])

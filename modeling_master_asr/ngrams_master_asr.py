@@ -19,6 +19,7 @@ ORDER = 6  # tokens that are counted together
 WEIGHT, BONUS = 0.7, 1.5  # of an n-gram's log probability beside CTC's, and what each token gets for being one more
 BEAM = 8  # texts that are kept from frame to frame
 FLOOR = -8.0  # log probability below which a frame's token is not tried
+WIDEST = 64  # tokens that are tried in a frame, at most: of an alphabet of thousands, where the model is unsure, nearly all lie above the floor
 
 LONGEST = 1500  # frames that are searched at once, 30 s in most families: texts, and the path's table, stay short
 SHORTEST = 1000  # from here on a search may end, in the middle of a pause
@@ -70,10 +71,12 @@ def path(log_probs: np.ndarray, ngrams: Ngrams, blank: int, silent: Iterable[int
 
     Args:
         blank: CTC's.
-        silent: ids that are never written, [UNK].
+        silent: ids that are never written, [UNK]: where the model hears one, nothing is written, as in a blank.
     """
     log_probs = np.array(log_probs, dtype=np.float64)
-    log_probs[:, list(silent)] = -np.inf
+    for i in silent:
+        log_probs[:, blank] = np.logaddexp(log_probs[:, blank], log_probs[:, i])
+        log_probs[:, i] = -np.inf
     history, paths = ngrams.boundary, []
     for start, end in _pieces(log_probs.argmax(-1) == blank):
         text = search(log_probs[start:end], ngrams, blank, history, is_last=end == len(log_probs))
@@ -109,7 +112,10 @@ def search(log_probs: np.ndarray, ngrams: Ngrams, blank: int, history: str, is_l
     """
     beams = {"": (0.0, -math.inf, 0.0)}  # text -> (log p of its paths that end in a blank, of the others, what the n-grams add)
     for row in log_probs:
-        tried = [(i, chr(i), float(row[i])) for i in np.nonzero(row >= min(FLOOR, row.max()))[0].tolist()]
+        ids = np.nonzero(row >= min(FLOOR, row.max()))[0]
+        if len(ids) > WIDEST:
+            ids = np.sort(ids[np.argpartition(row[ids], -WIDEST)[-WIDEST:]])
+        tried = [(i, chr(i), float(row[i])) for i in ids.tolist()]
         grown: dict[str, tuple[float, float, float]] = {}
         for text, (in_blank, in_token, added) in beams.items():
             whole, last = _log_add(in_blank, in_token), text[-1:]
@@ -186,7 +192,7 @@ def read(logits: torch.Tensor, ngrams: Optional[Ngrams], blank: int, silent: Ite
     """
     if ngrams is None:
         return logits.argmax(-1)
-    if bool(logits.isnan().any()):
-        raise ValueError("The logits hold NaN, in which nothing can be searched. Is the audio finite, and half precision wide enough for this model?")
     log_probs = logits.detach().float().log_softmax(-1).cpu().numpy()
+    if np.isnan(log_probs).any():
+        raise ValueError("The logits hold NaN or infinity, in which nothing can be searched. Is the audio finite, and half precision wide enough for this model?")
     return torch.from_numpy(path(log_probs, ngrams, blank, silent)).to(logits.device)

@@ -16,11 +16,13 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType, register_peft_method
 from torch import nn
+from transformers.utils import logging
 
 from .assembly_master_asr import Assemblies, LanguageAssembly, read_tensors
 from .base_master_asr import check_base
-from .configuration_master_asr import DEFAULT_PRESET, from_preset
+from .configuration_master_asr import DEFAULT_PRESET, check_text, from_preset
 from .hub_master_asr import fetch_assembly
+from .languages_master_asr import spell_sentences
 
 
 def _extend_peft_type(name: str) -> PeftType:
@@ -35,6 +37,7 @@ def _extend_peft_type(name: str) -> PeftType:
     return member
 
 
+logger = logging.get_logger(__name__)
 ASSEMBLY = _extend_peft_type("ASSEMBLY")
 
 
@@ -75,6 +78,12 @@ class AssemblyConfig(PeftConfig):
             raise ValueError('AssemblyConfig needs language="xx" and its vocab={token: id}; text_master_asr.build_vocab makes one.')
         own = from_preset(self.preset, self.parts, self.rank, self.targets)
         self.parts, self.rank, self.targets = list(own["parts"]), own["rank"], own["targets"]
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """As in PEFT; says once that sentences are in the file, which PEFT's own `push_to_hub` writes and publishes."""
+        if self.sentences:
+            logger.warning_once(f"adapter_config.json holds the {len(self.sentences)} sentences that {self.language!r} is read with: whoever publishes it publishes them.")
+        super().save_pretrained(save_directory, **kwargs)
 
 
 def _base_of(model) -> nn.Module:
@@ -250,17 +259,19 @@ class AssemblyModel(BaseTuner):
         language, init, entries = peft_config.language, peft_config.init, model.config.assemblies
         if peft_config.fingerprint is not None and init not in entries:
             init = "random"  # an adapter from a file: its values follow
+        sentences = spell_sentences(peft_config.sentences or [], language, peft_config.vocab)
+        text = check_text("\n".join(sentences), language, peft_config.vocab)  # refused before anything has changed
         served = isinstance(model.assemblies, AssemblyAdapters) and model.assemblies._adapter_of(language) is not None
         earlier = entries.pop(language) if served else None
         try:
             own_parts = {"parts": peft_config.parts, "rank": peft_config.rank, "targets": peft_config.targets}
             model.add_language(language, peft_config.vocab, init=init, **own_parts)
-            if peft_config.sentences:
-                model.set_text(language, peft_config.sentences)
+            model.config.set_text(language, text)
         except Exception:
             if earlier is not None:
                 entries[language] = earlier
             raise
+        peft_config.sentences = sentences or None  # those that are kept, and no others, lie in its file
         for name, value in own.items():
             setattr(peft_config, name, value)
 

@@ -146,8 +146,9 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         if on_error not in (None, "raise", "return"):
             raise ValueError(f"on_error must be 'raise' or 'return'; got {on_error!r}.")
         preprocess = {"language": language, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, "on_error": on_error, **limits}
-        return ({k: v for k, v in preprocess.items() if v is not None}, {} if on_error is None else {"on_error": on_error},
-                {} if return_timestamps is None else {"return_timestamps": return_timestamps})  # fmt: skip
+        through = {} if on_error is None else {"on_error": on_error}
+        out = through if return_timestamps is None else {**through, "return_timestamps": return_timestamps}
+        return {k: v for k, v in preprocess.items() if v is not None}, through, out
 
     # ------------------------------------------------------------------ in
 
@@ -230,7 +231,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         is_batch = isinstance(model_inputs["is_last"], list)
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())] if is_batch else [model_inputs]
         self._read([item for item in items if item["error"] is None], on_error)
-        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "trim", "error")} for item in items]
+        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "trim", "place", "error")} for item in items]
         return {name: [output[name] for output in outputs] for name in outputs[0]} if is_batch else outputs[0]
 
     def _read(self, items: list[dict], on_error: str) -> None:
@@ -257,13 +258,16 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
 
     # ------------------------------------------------------------------ out
 
-    def postprocess(self, model_outputs, return_timestamps=None):
+    def postprocess(self, model_outputs, return_timestamps=None, on_error="raise"):
         errors = [output["error"] for output in model_outputs if output["error"] is not None]
         if errors:
             return {"text": None, "error": errors[0]}
-        language, (left, right) = model_outputs[0]["language"], model_outputs[0]["trim"]
+        language, (left, right), place = (model_outputs[0][name] for name in ("language", "trim", "place"))
         logits = torch.cat([output["logits"].flatten(0, -2) for output in model_outputs])  # (T, V): one text, however it was cut
-        tokens = self.model.paths(logits[None, left : len(logits) - right], language)[0]
+        try:
+            tokens = self.model.paths(logits[None, left : len(logits) - right], language)[0]
+        except ValueError as error:  # logits that are no numbers
+            return {"text": None, "error": _named(error, place, on_error)}
         if not return_timestamps:
             return {"text": self._processor.decode(tokens, language)}
         decoded = self._processor.decode(tokens, language, output_char_offsets=True, output_word_offsets=True)

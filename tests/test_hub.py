@@ -117,7 +117,7 @@ def test_an_assembly_is_bit_exact_over_http_and_joins_through_from_pretrained(hu
         assert torch.equal(other(**inputs, language="fr").logits, pushed(**inputs, language="fr").logits)
 
 
-def test_sentences_go_along_over_http_and_publishing_says_so_first(hub, pushed, cache, warnings):
+def test_sentences_go_along_over_http_and_publishing_says_so_first(hub, pushed, cache, tmp_path, warnings):
     model = with_spanish(cache)
     model.push_assembly_to_hub("es", SPANISH, token=TOKEN)
     assert "publishes the sentences" not in warnings()
@@ -128,6 +128,13 @@ def test_sentences_go_along_over_http_and_publishing_says_so_first(hub, pushed, 
     assert MasterASRForCTC.from_pretrained(MODEL, assemblies=[SPANISH], **cache).config.text("es").splitlines() == letters[:2]
     model.push_to_hub("tester/whole", token=TOKEN)
     assert MasterASRForCTC.from_pretrained("tester/whole", **cache).config.text("es").splitlines() == letters[:2]
+    for publish in (
+        lambda: model.save_pretrained(tmp_path / "whole", push_to_hub=True, repo_id="tester/saved", token=TOKEN),
+        lambda: model.config.push_to_hub("tester/config", token=TOKEN),
+    ):
+        said = warnings().count("publishes the sentences")
+        publish()
+        assert warnings().count("publishes the sentences") == said + 1
 
 
 @torch.no_grad()

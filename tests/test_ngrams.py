@@ -121,9 +121,39 @@ def test_of_two_letters_that_sound_alike_the_sentences_choose():
     assert merged(read(logits, Ngrams([[A, B]] * 3, size=5, boundary=BLANK), BLANK, [UNK]).tolist()) == [A, B]
 
 
-def test_logits_that_are_no_numbers_are_named():
-    with pytest.raises(ValueError, match="The logits hold NaN"):
-        read(torch.full((3, 5), torch.nan), Ngrams([[A]], size=5, boundary=BLANK), BLANK, [UNK])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_are_named(value):
+    logits = torch.randn(3, 5)
+    logits[1] = value
+    with pytest.raises(ValueError, match="The logits hold NaN or infinity"):
+        read(logits, Ngrams([[A]], size=5, boundary=BLANK), BLANK, [UNK])
+
+
+def test_where_the_unknown_is_heard_nothing_is_written():
+    log_probs = np.full((5, 5), -9.0)
+    log_probs[:, UNK] = -0.01
+    log_probs[2, [UNK, A]] = -9.0, -0.01
+    assert path(log_probs, Ngrams([[A, B, A]], size=5, boundary=BLANK), BLANK, [UNK]).tolist() == [BLANK, BLANK, A, BLANK, BLANK]
+
+
+def test_of_an_alphabet_of_thousands_the_likeliest_tokens_of_a_frame_are_tried_and_no_others(monkeypatch):
+    log_probs = random_log_probs(4, size=3000) * 1e-3 - 5  # all above the floor
+    asked = []
+
+    class Watched(Ngrams):
+        def log_prob(self, history, token):
+            asked.append(ord(token))
+            return super().log_prob(history, token)
+
+    text = search(log_probs, Watched([[A]], size=3000, boundary=BLANK), BLANK, chr(BLANK))
+    likeliest = {int(i) for row in log_probs for i in np.argsort(row)[-ngrams.WIDEST :]} | {BLANK}
+    assert text and set(asked) <= likeliest and len(asked) <= 4 * ngrams.WIDEST * ngrams.BEAM + ngrams.BEAM
+
+
+def test_logits_of_a_smaller_alphabet_are_not_read_as_a_larger_ones():
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"The logits have 3 tokens and 'en' has \d+: they are those of another language"):
+        model.paths(torch.zeros(1, 4, 3), "en")
 
 
 # ---------------------------------------------------------------------- the model
@@ -262,13 +292,32 @@ def test_sentences_outlive_the_way_to_peft_and_back(tmp_path):
     assert PeftModel.from_pretrained(fresh, tmp_path / "peft").get_base_model().config.text("en") == letter
 
 
-def test_a_peft_adapter_is_given_sentences_by_its_config(tmp_path):
+def test_a_peft_adapter_is_given_sentences_by_its_config_which_keeps_those_that_it_is_read_with(tmp_path, warnings):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     vocab = model.config.vocab("en")
     letter = next(token for token in vocab if len(token) == 1 and token != "|")
-    config = AssemblyConfig(language="xx", vocab=vocab, preset="paper", sentences=[letter.upper()])
-    assert get_peft_model(model, config).get_base_model().config.text("xx") == letter
+    config = AssemblyConfig(language="xx", vocab=vocab, preset="paper", sentences=[letter.upper(), "a secret: 語"])
+    peft_model = get_peft_model(model, config)
+    assert peft_model.get_base_model().config.text("xx") == letter
+    peft_model.save_pretrained(tmp_path / "adapter")
+    assert "adapter_config.json holds the 1 sentences that 'xx' is read with" in warnings()
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["sentences"] == [letter]  # and nothing that is not read
+
+
+def test_a_peft_adapter_whose_sentences_are_refused_leaves_nothing_behind(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    before, vocab = model.config.to_dict(), model.config.vocab("en")
+    names = set(model.state_dict())
+    with pytest.raises(ValueError, match="None of these 1 sentences can be spelled with the alphabet of 'xx'"):
+        get_peft_model(model, AssemblyConfig(language="xx", vocab=vocab, preset="paper", sentences=["語"]))
+    assert model.config.to_dict() == before and set(model.state_dict()) == names
+    peft_model = get_peft_model(model, AssemblyConfig(language="xx", vocab=vocab, preset="paper"))
+    with pytest.raises(ValueError, match="None of these 1 sentences can be spelled"):
+        peft_model.add_adapter("second", AssemblyConfig(language="xx", vocab=vocab, preset="paper", sentences=["語"]))
+    base = peft_model.unload()
+    assert set(base.state_dict()) == names and base.languages == list(before["assemblies"])
 
 
 def test_a_pipeline_reads_with_the_sentences_in_mind_and_its_times_lie_where_the_letters_are(monkeypatch):
@@ -287,3 +336,28 @@ def test_a_pipeline_reads_with_the_sentences_in_mind_and_its_times_lie_where_the
     second = model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
     assert read["text"] == f"{a}{b} {a}"
     assert [chunk["timestamp"] for chunk in read["chunks"]] == [(0.0, 3 * second), (6 * second, 7 * second)]
+
+
+def test_a_clip_whose_logits_cannot_be_searched_is_named_and_the_others_keep_their_texts(monkeypatch):
+    model = tiny_model().eval()
+    processor = MasterASRProcessor.from_model(model)
+    letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
+    model.set_text("en", [letter])
+    good, calls = logits_of(model, letter), itertools.count()
+    monkeypatch.setattr(model, "forward", lambda *_, **__: type("Outputs", (), {"logits": good * (math.inf if next(calls) == 1 else 1)})())
+    monkeypatch.setattr(model.master_asr, "frame_counts", lambda *_: torch.tensor([good.shape[1]]))
+    asr = MasterASRPipeline(model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
+    clips = [np.zeros(8000, dtype=np.float32)] * 3
+    read = asr(clips, language="en", on_error="return")
+    assert [clip["text"] for clip in read] == [letter, None, letter] and "Input 1: The logits hold NaN or infinity" in read[1]["error"]
+    calls = itertools.count()
+    with pytest.raises(ValueError, match="Input 1: The logits hold NaN or infinity"):
+        asr(clips, language="en")
+
+
+def test_facts_of_an_assembly_do_not_take_the_place_of_what_its_file_says(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"facts: got \['text', 'vocab'\], by which the file says what the language is; allowed: other names"):
+        model.save_assembly("en", tmp_path / "assembly", text="Read from telephone prompts.", vocab={}, note="fine")
+    assert not (tmp_path / "assembly").exists()

@@ -16,6 +16,7 @@ from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
 from training.loop.config import LoopConfig
 from training.loop.data import Clip, Features, read_manifest, select
+from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns
 from training.loop.steps import train
 from training.loop.trainer import MasterASRTrainer
@@ -95,6 +96,14 @@ def test_a_resumed_trainer_ends_as_an_uninterrupted_one(corpus, tmp_path):  # no
     code = {path.name for path in (tmp_path / "whole/checkpoint-5").glob("*_master_asr.py")}
     rooms = {path.name for path in (ROOT / "modeling_master_asr").glob("*_master_asr.py")}
     assert code == rooms  # a Trainer checkpoint is a complete folder for trust_remote_code
+
+
+def test_trainer_validates_greedily_as_the_scripts_do(corpus, tmp_path):  # noqa: F811
+    model, trainer = by_trainer(corpus, 2, tmp_path)
+    clips = clips_of(corpus, 2, "validation")
+    model.set_text("es", [clip.text for clip in clips])
+    greedy, read = (evaluate_clips(model, trainer.processing_class, trainer.features, clips, greedy=of)["macro"]["cer"] for of in (True, False))
+    assert trainer.evaluate()["eval_cer"] == greedy != read
 
 
 def test_steps_have_to_be_counted(corpus, tmp_path):  # noqa: F811

@@ -93,7 +93,7 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
     evaluate.main(["--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"), "--data", str(corpus / "manifest.jsonl"),
                    "--languages", "es", "--greedy", "--out", str(tmp_path / "greedy.json")])  # fmt: skip
     greedy = json.loads((tmp_path / "greedy.json").read_text())
-    assert greedy["greedy"] and greedy["languages"]["es"]["cer"] == pytest.approx(stage2["test"]["languages"]["es"]["cer"])
+    assert greedy["greedy"] and "known" not in greedy and greedy["languages"]["es"]["cer"] == pytest.approx(stage2["test"]["languages"]["es"]["cer"])
     capsys.readouterr()
     clip = str(corpus / "es-test-0.wav")
     transcribe.main([clip, "--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"),
@@ -105,12 +105,40 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
 def test_sentences_that_are_too_many_or_cannot_be_spelled_cost_no_training(capsys, monkeypatch):
     model, config = tiny_model(), SimpleNamespace(text="transcripts")
     letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
-    clips = [SimpleNamespace(language="en", text=letter * count) for count in (3, 4, 5)]
-    monkeypatch.setattr(steps, "KEPT_TEXT", 9)
-    steps.keep_text(SimpleNamespace(print=print), model, "en", clips, config)
-    assert model.config.text("en").splitlines() == [letter * 3, letter * 4]
-    steps.keep_text(SimpleNamespace(print=print), model, "fr", [SimpleNamespace(language="fr", text="語")], config)
+    keep_text(model, "en", config, [letter * count for count in (3, 14, 4, 5)], monkeypatch=monkeypatch, KEPT_TEXT=9)
+    assert model.config.text("en").splitlines() == [letter * 3, letter * 4]  # a long one hides none behind it
+    assert "2 sentences were left out: they do not fit into 9 characters" in capsys.readouterr().out
+    keep_text(model, "fr", config, ["語"])
     assert model.config.text("fr") == "" and "Read greedily: None of these 1 sentences can be spelled" in capsys.readouterr().out
+
+
+def keep_text(model, language, config, texts, held_out=(), more=(), monkeypatch=None, **settings) -> None:
+    for name, value in settings.items():
+        monkeypatch.setattr(steps, name, value)
+    clips, tested = ([SimpleNamespace(language=language, text=text) for text in of] for of in (texts, held_out))
+    steps.keep_text(SimpleNamespace(print=print), model, language, steps.Splits(clips, [], tested), config, more)
+
+
+def test_a_language_that_is_refined_keeps_the_sentences_that_it_had_unless_it_is_to_have_none(capsys):
+    model = tiny_model()
+    a, b = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"][:2]
+    model.set_text("en", [a, a * 2])
+    keep_text(model, "en", SimpleNamespace(text="transcripts"), [b, a])
+    assert model.config.text("en").splitlines() == [a, a * 2, b]
+    keep_text(model, "en", SimpleNamespace(text="none"), [b])
+    assert model.config.text("en") == "" and "'en' is read greedily; the 3 sentences that it had are gone" in capsys.readouterr().out
+    model.set_text("en", [a])
+    keep_text(model, "en", SimpleNamespace(text="none"), [], more=["語"])
+    assert model.config.text("en") == a and "Read with the sentences that it had: None of these 1" in capsys.readouterr().out
+
+
+def test_further_sentences_that_validation_or_test_says_are_left_out_with_a_count(capsys):
+    model = tiny_model()
+    a, b, c = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"][:3]
+    more = [f"{a} {b} {c}", f"{c} {a.upper()} {b} {c}!", f"{a}{b}", f"{a}{b} {c}", b * 3]
+    keep_text(model, "en", SimpleNamespace(text="transcripts"), [c], held_out=[f"{a} {b} {c}", f"{a}{b}"], more=more)
+    assert model.config.text("en").splitlines() == [c, f"{a}{b} {c}", b * 3]  # a short one may stand in a longer one
+    assert "3 sentences were left out: they are said in validation or test clips" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["transcripts", "none"])
@@ -124,6 +152,11 @@ def test_a_language_keeps_the_sentences_that_its_options_name_and_no_others(corp
                          "--steps", "2", "--preset", "paper", "--text", text, "--more_text", str(tmp_path / "more.txt")])  # fmt: skip
     facts = json.loads((tmp_path / "es/assembly/assembly_config.json").read_text())["assemblies"]["es"]
     assert set(facts["text"].splitlines()) == {further, *(transcripts if text == "transcripts" else ())}
+    evaluate.main(["--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"), "--data", str(corpus / "manifest.jsonl"),
+                   "--languages", "es", "--split", "train", "--out", str(tmp_path / "train.json")])  # fmt: skip
+    known = json.loads((tmp_path / "train.json").read_text()).get("known", {})
+    assert known == ({"es": len(transcripts)} if text == "transcripts" else {})
+    assert ("'es' clips say a sentence that it is read with: its figures flatter" in capsys.readouterr().out) == bool(known)
     with pytest.raises(SystemExit):
         adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--out",
                              str(tmp_path / "none"), "--more_text", str(tmp_path / "nowhere.txt")])  # fmt: skip

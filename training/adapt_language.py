@@ -233,7 +233,7 @@ def main(argv=None) -> None:
         model, result["log"] = trained(accelerator, config, model, processor, features, splits)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
-        keep_text(accelerator, model, config.language, splits.training, config, config.further_sentences())
+        keep_text(accelerator, model, config.language, splits, config, config.further_sentences())
         save(accelerator, config, model, splits)
         result |= measured(accelerator, model, processor, features, splits)
         if result["test"]:

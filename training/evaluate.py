@@ -22,7 +22,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from training.loop.config import positive
 from training.loop.data import Collator, Features, minutes_of, select
-from training.loop.metrics import error_rates, evaluate_clips, transcribe_clips
+from training.loop.metrics import error_rates, evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
@@ -99,6 +99,7 @@ def main(argv=None) -> None:
     write_json(args.out, result)
     for language, rate in rates["languages"].items():
         print(f"{language}\tCER {rate['cer']:.2f}\tWER {rate['wer']:.2f}")
+    print("".join(f"{line}\n" for line in flattered(rates)), end="")
     print(f"macro\tCER {rates['macro']['cer']:.2f}\tWER {rates['macro']['wer']:.2f}\nWrote {args.out}.")
 
 

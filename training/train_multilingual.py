@@ -167,7 +167,7 @@ def main(argv=None) -> None:
         features = Features(processor, config.features_cache)
         model, log = trained(accelerator, config, model, processor, features, splits)
         for code in config.languages:
-            keep_text(accelerator, model, code, splits.training, config)
+            keep_text(accelerator, model, code, splits, config)
         save(accelerator, model, processor, config.out / "model")
         figures = measured(accelerator, model, processor, features, splits)
         if accelerator.is_main_process:

@@ -58,7 +58,7 @@ def edits_of(text: str, reference: str) -> str:
 
 def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None, by_clip: bool = False, greedy: bool = False) -> dict:
     """`{"languages": {code: {"cer", "wer"}}, "macro": {...}}` in %; and where there are any, "left_out", clips that cannot be read,
-    and "unscored", languages that have no others.
+    "unscored", languages that have no others, and "known", `{code: how many}` clips say a sentence that their language is read with.
 
     Args:
         accelerator, greedy: see `transcribe_clips`.
@@ -68,11 +68,14 @@ def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=No
         ValueError: if not one clip can be scored.
     """
     texts = transcribe_clips(model, processor, Collator(features, processor), clips, accelerator=accelerator, greedy=greedy)
-    rates, unscored = {}, []
+    rates, unscored, known = {}, [], {}
     for language in dict.fromkeys(clip.language for clip in clips):
         pairs = [(text, clip.text) for text, clip in zip(texts, clips) if clip.language == language and text is not None]
         if pairs:
             rates[language] = error_rates([p for p, _ in pairs], [r for _, r in pairs])
+            sentences = set() if greedy else set(model.config.text(language).splitlines())
+            if said := sum(reference in sentences for _, reference in pairs):
+                known[language] = said
             if by_clip:
                 rates[language]["edits"] = " ".join(edits_of(*pair) for pair in pairs)
         else:
@@ -80,5 +83,10 @@ def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=No
     left_out = [str(clip.audio) for text, clip in zip(texts, clips) if text is None]
     if not rates:
         raise ValueError(f"No clips to score: {f'none of {left_out} can be read' if left_out else 'the split is empty'}.")
-    lost = {"left_out": left_out, "unscored": unscored}
-    return {"languages": rates, "macro": macro(rates), **{name: names for name, names in lost.items() if names}}
+    remarks = {"left_out": left_out, "unscored": unscored, "known": known}
+    return {"languages": rates, "macro": macro(rates), **{name: of for name, of in remarks.items() if of}}
+
+
+def flattered(rates: dict) -> list[str]:
+    """A warning for each language whose figures its own sentences flatter."""
+    return [f"WARNING: {count} of the {code!r} clips say a sentence that it is read with: its figures flatter." for code, count in rates.get("known", {}).items()]

@@ -20,11 +20,11 @@ from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
 from training.loop.data import Clip, Collator, bucket_of_step, having, minutes_of, select, to_device
 from training.loop.folder import claimed
-from training.loop.metrics import evaluate_clips
+from training.loop.metrics import evaluate_clips, flattered
 from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
 from training.loop.sources import read_data
 from training.loop.stopping import StopRequest
-from training.loop.text import beginning
+from training.loop.text import beginning, without
 from training.loop.watching import state_of_masks, watch
 
 READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
@@ -109,27 +109,43 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     return Splits(select(clips, "train", languages, minutes, config.seed), *held_out)
 
 
-def keep_text(accelerator, model, language: str, clips: list[Clip], config, more: Iterable[str] = ()) -> None:
-    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says: the first `KEPT_TEXT` characters.
+def keep_text(accelerator, model, language: str, splits: Splits, config, more: Iterable[str] = ()) -> None:
+    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says: those that it had, what it trained
+    on and further ones, `KEPT_TEXT` characters of them.
 
     Args:
-        more: further ones.
+        more: further ones, of which those stay out that validation or test clips say.
     """
-    transcripts = [clip.text for clip in clips if clip.language == language] if config.text == "transcripts" else []
+    before = model.config.text(language).splitlines()
+    more = list(more)
+    allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
+    transcripts = [clip.text for clip in splits.training if clip.language == language]
+    given = [*(before + transcripts if config.text == "transcripts" else []), *allowed]
+    fitting = beginning(given, KEPT_TEXT)
     try:
-        kept = model.set_text(language, beginning([*transcripts, *more], KEPT_TEXT))
+        kept = model.set_text(language, fitting)
     except ValueError as error:  # what was trained is saved, whatever its sentences
-        accelerator.print(f"Read greedily: {error}")
+        accelerator.print(f"Read {'with the sentences that it had' if before else 'greedily'}: {error}")
         return
     if kept:
         accelerator.print(f"{language!r} is read with {kept} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
+    elif before:
+        accelerator.print(f"{language!r} is read greedily; the {len(before)} sentences that it had are gone (--text none).")
+    for lost, why in (
+        (len(more) - len(allowed), "are said in validation or test clips, whose figures they would flatter"),
+        (len(given) - len(fitting), f"do not fit into {KEPT_TEXT:,} characters beside the others (a sentence a line, please)"),
+    ):
+        if lost:
+            accelerator.print(f"{lost} sentences were left out: they {why}.")
 
 
 def tested(accelerator, model, processor, features, clips: list[Clip], greedy: bool = False) -> Optional[dict]:
     """CER and WER on test clips, and each clip's edits; None where there is nothing to score, with the reason said: what was trained is
     saved already."""
     try:
-        return evaluate_clips(model, processor, features, clips, accelerator, by_clip=True, greedy=greedy)
+        rates = evaluate_clips(model, processor, features, clips, accelerator, by_clip=True, greedy=greedy)
+        accelerator.print("\n".join(flattered(rates)), end="\n" if flattered(rates) else "")
+        return rates
     except ValueError as error:
         accelerator.print(f"Not tested: {error}")
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -24,10 +23,21 @@ def script_of(letter: str) -> Optional[str]:
 
 
 def beginning(sentences: Iterable[str], characters: int) -> list[str]:
-    """As many of the first sentences as are no longer together, a line each."""
-    sentences = list(sentences)
-    ends = itertools.accumulate(len(sentence) + 1 for sentence in sentences)
-    return [sentence for sentence, end in zip(sentences, ends) if end <= characters]
+    """The first sentences that are no longer together, a line each; one that does not fit any more is passed over."""
+    kept = []
+    for sentence in sentences:
+        if len(sentence) < characters:
+            kept.append(sentence)
+            characters -= len(sentence) + 1
+    return kept
+
+
+def without(sentences: Iterable[str], texts: Iterable[str], language: str) -> list[str]:
+    """The sentences but those that say one of `texts`, or hold one of three words or more."""
+    texts = set(texts)
+    long = [f" {text} " for text in texts if text.count(" ") >= 2]
+    written = ((sentence, normalize(sentence, language=language)) for sentence in sentences)
+    return [sentence for sentence, text in written if text not in texts and not any(held in f" {text} " for held in long)]
 
 
 def main_script(texts: Iterable[str]) -> Optional[str]:

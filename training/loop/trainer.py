@@ -95,8 +95,8 @@ class MasterASRTrainer(Trainer):
         return self.lr_scheduler
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """CER and WER in %, per language and macro; `metric_for_best_model="eval_cer"` picks by the macro CER."""
-        rates = evaluate_clips(self.model, self.processing_class, self.features, eval_dataset or self.validation, self.accelerator)
+        """CER and WER in %, per language and macro, read greedily as the scripts do while they train; `metric_for_best_model="eval_cer"` picks by the macro CER."""
+        rates = evaluate_clips(self.model, self.processing_class, self.features, eval_dataset or self.validation, self.accelerator, greedy=True)
         metrics = {f"{metric_key_prefix}_{name}": rates["macro"][name] for name in ("cer", "wer")}
         metrics |= {f"{metric_key_prefix}_cer_{code}": rate["cer"] for code, rate in rates["languages"].items()}
         self.log(metrics)
