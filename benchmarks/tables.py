@@ -455,6 +455,8 @@ MORE_STEPS = {
     "many2000": "13 in cs, two in nl, 81 and 84 minutes, 2,000 steps, greedy",
     "many2000text": "... with the sentences of these minutes in mind",
     "many2000fortunes": "... and, in cs, 200,000 letters of fortunes",
+    "many4000": "the same minutes, 4,000 steps, greedy",
+    "many4000text": "... with the sentences of these minutes in mind",
 }
 
 
