@@ -144,7 +144,8 @@ def tested(accelerator, model, processor, features, clips: list[Clip], greedy: b
     saved already."""
     try:
         rates = evaluate_clips(model, processor, features, clips, accelerator, by_clip=True, greedy=greedy)
-        accelerator.print("\n".join(flattered(rates)), end="\n" if flattered(rates) else "")
+        for line in flattered(rates):
+            accelerator.print(line)
         return rates
     except ValueError as error:
         accelerator.print(f"Not tested: {error}")
