@@ -1,4 +1,4 @@
-"""What training clips are made to sound like: other rates, with parts missing."""
+"""What training clips are made to sound like: other rates, with parts missing, two in one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from modeling_master_asr.backbone_master_asr import family_reading
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation
+LONGEST_PAIR_S = 20.0  # well within what encoders with a longest clip take (Whisper: 30 s), whatever their speeds
 
 
 def hears_mels(feature_extractor) -> bool:
@@ -30,3 +31,18 @@ def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int = 1) 
         start = rng.randint(0, frames - width)
         features[:, start : start + width] = quiet
     return features
+
+
+def in_pairs(languages: list[str], durations_s: list[float], rng: random.Random) -> list[list[int]]:
+    """The places of a batch's clips in random order, in twos of one language that are together no longer than `LONGEST_PAIR_S`; else alone."""
+    groups: list[list[int]] = []
+    waiting: dict[str, int] = {}
+    for place in rng.sample(range(len(languages)), len(languages)):
+        other = waiting.pop(languages[place], None)
+        if other is not None and durations_s[other] + durations_s[place] <= LONGEST_PAIR_S:
+            groups.append([other, place])
+            continue
+        if other is not None:
+            groups.append([other])
+        waiting[languages[place]] = place
+    return groups + [[place] for place in waiting.values()]
