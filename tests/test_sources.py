@@ -234,6 +234,20 @@ def test_a_pair_is_of_one_language_and_no_longer_than_its_limit():
             assert len(group) == 1 or (len(group) == 2 and sum(durations_s[place] for place in group) <= augment.LONGEST_PAIR_S)
 
 
+def test_another_throat_moves_a_formant_to_where_its_frequency_times_the_factor_lies(monkeypatch):
+    filters = MasterASRProcessor.from_model(tiny_model("whisper")).feature_extractor.mel_filters
+    bins, high = filters.argmax(0), filters.shape[1] // 2
+    sound = np.zeros((filters.shape[1], 3), dtype=np.float32)
+    sound[high] = 1.0
+    for factor in (0.9, 1.0, 1.1):
+        monkeypatch.setattr(augment, "THROATS", (factor, factor))
+        moved = augment.other_throat(sound, filters, random.Random(0))
+        assert moved.dtype == sound.dtype and moved.shape == sound.shape
+        if factor == 1.0:
+            assert np.allclose(moved, sound, atol=1e-4)
+        assert abs(bins[moved[:, 0].argmax()] * factor - bins[high]) <= np.diff(bins)[high]
+
+
 def test_spec_augment_masks_what_a_small_extractor_has():
     few = np.random.default_rng(0).standard_normal((8, 300)).astype(np.float32)
     for seed in range(50):  # fewer mels than its widest band

@@ -1,4 +1,4 @@
-"""What training clips are made to sound like: other rates, with parts missing, two in one."""
+"""What training clips are made to sound like: other rates, other throats, with parts missing, two in one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from modeling_master_asr.backbone_master_asr import family_reading
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation
+THROATS = 0.84, 1.2  # from long ones to short ones
 LONGEST_PAIR_S = 20.0  # well within what encoders with a longest clip take (Whisper: 30 s), whatever their speeds
 
 
@@ -31,6 +32,20 @@ def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int = 1) 
         start = rng.randint(0, frames - width)
         features[:, start : start + width] = quiet
     return features
+
+
+def other_throat(features: np.ndarray, mel_filters: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Log-mel features `(mels, frames)` with their formants moved, by a factor out of `THROATS`: vocal tract length perturbation (Jaitly and Hinton, 2013).
+
+    Args:
+        mel_filters: the extractor's, `(frequencies, mels)`.
+    """
+    mels = np.arange(mel_filters.shape[1])
+    centres = mel_filters.argmax(0) + 1e-5 * mels  # in steps of its frequencies; the lowest filters share theirs
+    moved = np.interp(np.minimum(centres * rng.uniform(*THROATS), len(mel_filters) - 1), centres, mels)
+    low = np.floor(moved).astype(int)
+    part = (moved - low)[:, None].astype(features.dtype)
+    return features[low] * (1 - part) + features[np.minimum(low + 1, mels[-1])] * part
 
 
 def in_pairs(languages: list[str], durations_s: list[float], rng: random.Random) -> list[list[int]]:

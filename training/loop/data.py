@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
 from modeling_master_asr.backbone_master_asr import family_reading
-from training.loop.augment import SPEEDS, hears_mels, in_pairs, spec_augment
+from training.loop.augment import SPEEDS, hears_mels, in_pairs, other_throat, spec_augment
 from training.loop.recordings import content_name
 from training.loop.sources import Clip, read_manifest
 
@@ -263,6 +263,7 @@ class Collator:
         full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
         spec_masks: of `spec_augment`.
+        vtlp: share of the augmented clips that are heard through another throat (`other_throat`), of log-mel features.
         joined: share of the batches whose clips are heard two in one (`in_pairs`), as gently at first as the other augmentation.
         spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
             Without them (in evaluation) a second of silence does, and the clip is left out of the figures.
@@ -270,10 +271,10 @@ class Collator:
 
     def __init__(
         self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = (), spec_masks: int = 1,
-        joined: float = 0.0,
+        joined: float = 0.0, vtlp: float = 0.0,
     ):  # fmt: skip
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
-        self.spares, self.spec_masks, self.joined, self.broken = list(spares), spec_masks, joined, {}
+        self.spares, self.spec_masks, self.joined, self.vtlp, self.broken = list(spares), spec_masks, joined, vtlp, {}
         self.hears_mels = hears_mels(processor.feature_extractor)
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
@@ -284,6 +285,8 @@ class Collator:
             augment = rng.random() < share
             clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0)
             read.append(clip)
+            if augment and self.hears_mels and self.vtlp and rng.random() < self.vtlp:
+                feature = other_throat(feature, self.processor.feature_extractor.mel_filters, rng)
             if augment and self.hears_mels:
                 feature = spec_augment(feature, rng, self.spec_masks)
             features.append(feature)
