@@ -43,7 +43,6 @@ STAGE_1_SHORT = {  # 1,500 steps
     "stage1_own": "a specialist for every language, K = 6, T fixed",
     "stage1_masterbest": "Master-ASR, K = 2, and preset best for every language (rates 1e-3, 2e-4)",
     "stage1_ownbest": "a specialist for every language, K = 6, T fixed, and preset best (rates 1e-3, 2e-4)",
-    "stage1_relbest": "Master-ASR, K = 2, T's gradient less what languages want on average, and preset best (rates 1e-3, 2e-4)",
 }
 STAGE_1_CHOOSING = {  # 1,500 steps, seed 0
     "stage1_master": "Master-ASR, K = 2, by the paper's rule",
@@ -457,6 +456,10 @@ MORE_STEPS = {
     "many2000fortunes": "... and, in cs, 200,000 letters of fortunes",
     "many4000": "the same minutes, 4,000 steps, greedy",
     "many4000text": "... with the sentences of these minutes in mind",
+    "vtlp4000": "the same, 4,000 steps, 60 % of the augmented clips through other throats (`--vtlp 0.6`), greedy",
+    "vtlp4000text": "... with the sentences of these minutes in mind",
+    "vtlp4000fortunes": "... and, in cs, fortunes, 200,000 letters in all",
+    "vtlp4000fortunes900": "... 900,000 letters in all",
 }
 
 
