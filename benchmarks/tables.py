@@ -113,7 +113,7 @@ RATES = {  # NAME_seedN.json
     "tried_es_best_dense": "... the same on the dense model",
     "tried_es_best_singular": "preset best, down starts at the weights' largest singular vectors (commit `6d804ca`)",
     "tried_es_best_ends": "preset best, rank 22 in the first and the last layer, 12 between (commit `6d804ca`)",
-    "tried_es_best_joined": "preset best, half of the batches with their clips two in one (`--joined 0.5`)",
+    "tried_es_best_joined": "preset best, half of the batches with their clips two in one (commit `94f382d`)",
     "tried_es_best_rank4": "preset best, rank 4 (0.3 MB), rate of the delta 2e-3",
     "tried_es_best_rank32": "preset best, rank 32 (1.5 MB), rate of the delta 2e-3",
     "tried_es_best_rank32slow": "... and of the delta 1e-3",

@@ -16,7 +16,6 @@ from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
-from modeling_master_asr.backbone_master_asr import family_reading
 from training.loop import augment, data, sources
 from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
 from training.loop.metrics import edits_of, evaluate_clips
@@ -197,41 +196,6 @@ def test_an_encoder_of_raw_audio_or_of_stacked_frames_keeps_its_features(family,
     features._kept |= {(heard.audio, speed): sound for speed in augment.SPEEDS}
     batch = Collator(features, processor, 0, spares=[heard], spec_masks=3)([heard], step=1)  # their time is not Whisper's axis
     assert np.array_equal(batch[processor.model_input_names[0]][0], sound)
-
-
-@pytest.mark.parametrize("family", ["whisper", "wav2vec2", "wav2vec2-bert"])
-def test_joined_clips_are_their_features_and_texts_one_after_the_other(family, tmp_path):
-    processor = MasterASRProcessor.from_model(tiny_model(family))
-    features, axis = Features(processor), family_reading(processor.feature_extractor).time_axis
-    clips = [Clip(tmp_path / f"{i}.wav", code, text, 1.0, "train") for i, (code, text) in enumerate([("en", "ab"), ("fr", "b"), ("en", "ba")])]
-    sounds = [processor.features(np.random.default_rng(i).standard_normal(16_000).astype(np.float32)) for i in range(3)]
-    features._kept |= {(clip.audio, speed): sound for clip, sound in zip(clips, sounds) for speed in augment.SPEEDS}
-    joining = Collator(features, processor, 1, spares=clips, joined=0.999)
-    joining.hears_mels = False  # so that nothing is masked
-    batch = joining(clips, step=1)
-    assert sorted(batch["language"]) == ["en", "fr"]
-    first, second = sorted(sound.shape[axis] for sound in (sounds[1], np.concatenate([sounds[0], sounds[2]], axis)))
-    row = batch["language"].index("en")
-    heard = np.asarray(batch[processor.model_input_names[0]][row])
-    both = [np.concatenate([sounds[a], sounds[b]], axis) for a, b in ((0, 2), (2, 0))]
-    texts = [processor.encode([text], ["en"])[0].tolist() for text in ("ab ba", "ba ab")]
-    order = next(i for i, sound in enumerate(both) if np.array_equal(np.take(heard, range(second), axis), sound))
-    assert [i for i in batch["labels"][row].tolist() if i >= 0] == texts[order] and first < second
-    before = Collator(features, processor, 1, spares=clips, joined=0.999)
-    before.hears_mels = False
-    assert sorted(before(clips, step=0)["language"]) == ["en", "en", "fr"], "at the first step nothing is augmented"
-
-
-def test_a_pair_is_of_one_language_and_no_longer_than_its_limit():
-    rng = random.Random(0)
-    for _ in range(100):
-        languages = [rng.choice(["en", "fr"]) for _ in range(7)]
-        durations_s = [rng.choice([2.0, 9.0, 12.0]) for _ in range(7)]
-        groups = augment.in_pairs(languages, durations_s, rng)
-        assert sorted(place for group in groups for place in group) == list(range(7))
-        for group in groups:
-            assert len({languages[place] for place in group}) == 1
-            assert len(group) == 1 or (len(group) == 2 and sum(durations_s[place] for place in group) <= augment.LONGEST_PAIR_S)
 
 
 def test_another_throat_moves_a_formant_to_where_its_frequency_times_the_factor_lies(monkeypatch):

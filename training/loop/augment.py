@@ -1,4 +1,4 @@
-"""What training clips are made to sound like: other rates, other throats, with parts missing, two in one."""
+"""What training clips are made to sound like: other rates, other throats, with parts missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from modeling_master_asr.backbone_master_asr import family_reading
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation
 THROATS = 0.84, 1.2  # from long ones to short ones
-LONGEST_PAIR_S = 20.0  # well within what encoders with a longest clip take (Whisper: 30 s), whatever their speeds
 
 
 def hears_mels(feature_extractor) -> bool:
@@ -46,18 +45,3 @@ def other_throat(features: np.ndarray, mel_filters: np.ndarray, rng: random.Rand
     low = np.floor(moved).astype(int)
     part = (moved - low)[:, None].astype(features.dtype)
     return features[low] * (1 - part) + features[np.minimum(low + 1, mels[-1])] * part
-
-
-def in_pairs(languages: list[str], durations_s: list[float], rng: random.Random) -> list[list[int]]:
-    """The places of a batch's clips in random order, in twos of one language that are together no longer than `LONGEST_PAIR_S`; else alone."""
-    groups: list[list[int]] = []
-    waiting: dict[str, int] = {}
-    for place in rng.sample(range(len(languages)), len(languages)):
-        other = waiting.pop(languages[place], None)
-        if other is not None and durations_s[other] + durations_s[place] <= LONGEST_PAIR_S:
-            groups.append([other, place])
-            continue
-        if other is not None:
-            groups.append([other])
-        waiting[languages[place]] = place
-    return groups + [[place] for place in waiting.values()]

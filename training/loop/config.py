@@ -94,7 +94,6 @@ class LoopConfig(Settings):
     beta2: Share = HfArg(default=0.999, help="Adam's, for the squares of the gradients")
     spec_masks: Count = HfArg(default=1, help="bands of mels, and times in every 2 s, that SpecAugment masks in log-mel features")
     vtlp: Share = HfArg(default=0.0, help="share of the augmented clips whose formants are moved, as by another throat; of log-mel features")
-    joined: Share = HfArg(default=0.0, help="share of the batches whose clips are heard two in one, a language's own")
     average_last: Share = HfArg(default=0.0, help="share of the steps, at the end, whose weights are averaged; 0: none")
     mixed_precision: Optional[Literal["no", "bf16"]] = HfArg(default=None, help="else what accelerate launch says, or no")
     gradient_checkpointing: bool = HfArg(default=False, help="recompute activations: less memory, slower")

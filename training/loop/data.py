@@ -19,8 +19,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
-from modeling_master_asr.backbone_master_asr import family_reading
-from training.loop.augment import SPEEDS, hears_mels, in_pairs, other_throat, spec_augment
+from training.loop.augment import SPEEDS, hears_mels, other_throat, spec_augment
 from training.loop.recordings import content_name
 from training.loop.sources import Clip, read_manifest
 
@@ -264,17 +263,16 @@ class Collator:
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
         spec_masks: of `spec_augment`.
         vtlp: share of the augmented clips that are heard through another throat (`other_throat`), of log-mel features.
-        joined: share of the batches whose clips are heard two in one (`in_pairs`), as gently at first as the other augmentation.
         spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
             Without them (in evaluation) a second of silence does, and the clip is left out of the figures.
     """
 
     def __init__(
         self, features: Features, processor, full_augment_step: Optional[int] = None, seed: int = 0, spares: Iterable[Clip] = (), spec_masks: int = 1,
-        joined: float = 0.0, vtlp: float = 0.0,
+        vtlp: float = 0.0,
     ):  # fmt: skip
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
-        self.spares, self.spec_masks, self.joined, self.vtlp, self.broken = list(spares), spec_masks, joined, vtlp, {}
+        self.spares, self.spec_masks, self.vtlp, self.broken = list(spares), spec_masks, vtlp, {}
         self.hears_mels = hears_mels(processor.feature_extractor)
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
@@ -290,14 +288,9 @@ class Collator:
             if augment and self.hears_mels:
                 feature = spec_augment(feature, rng, self.spec_masks)
             features.append(feature)
-        languages, texts = [clip.language for clip in read], [clip.text for clip in read]
-        if self.joined and rng.random() < self.joined * share:
-            groups = in_pairs(languages, [clip.duration_s for clip in read], rng)
-            time_axis = family_reading(self.processor.feature_extractor).time_axis
-            features = [np.concatenate([features[place] for place in group], axis=time_axis) for group in groups]
-            languages, texts = [languages[group[0]] for group in groups], [" ".join(texts[place] for place in group) for group in groups]
         batch = dict(self.processor.pad(features))
-        batch["labels"] = self.processor.encode(texts, languages)
+        languages = [clip.language for clip in read]
+        batch["labels"] = self.processor.encode([clip.text for clip in read], languages)
         batch["language"] = languages
         return batch
 

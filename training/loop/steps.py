@@ -189,7 +189,7 @@ class Run:
         self.validation, self.out, self.config = validation, config.out, config
         self.batch_of = bucket_of_step(clips, config.batch_s, config.seed, config.temperature)
         self.batches_a_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
-        self.collator = Collator(features, processor, config.steps * self.batches_a_step // 4, config.seed, clips, config.spec_masks, config.joined, config.vtlp)
+        self.collator = Collator(features, processor, config.steps * self.batches_a_step // 4, config.seed, clips, config.spec_masks, config.vtlp)
         self.clips = [f"{c.audio.name} ({c.split}, {c.language}, {c.duration_s} s): {c.text}" for c in [*clips, *validation]]
         self.facts = {
             "config": {**as_record(config), "mixed_precision": accelerator.mixed_precision}, "batches_a_step": self.batches_a_step,
