@@ -198,7 +198,7 @@ def test_an_encoder_of_raw_audio_or_of_stacked_frames_keeps_its_features(family,
     assert np.array_equal(batch[processor.model_input_names[0]][0], sound)
 
 
-def test_another_throat_moves_a_formant_to_where_its_frequency_times_the_factor_lies(monkeypatch):
+def test_another_throat_moves_a_formant_to_its_frequency_divided_by_the_factor(monkeypatch):
     filters = MasterASRProcessor.from_model(tiny_model("whisper")).feature_extractor.mel_filters
     bins, high = filters.argmax(0), filters.shape[1] // 2
     sound = np.zeros((filters.shape[1], 3), dtype=np.float32)

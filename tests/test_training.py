@@ -108,6 +108,8 @@ def test_sentences_that_are_too_many_or_cannot_be_spelled_cost_no_training(capsy
     keep_text(model, "en", config, [letter * count for count in (3, 14, 4, 5)], monkeypatch=monkeypatch, KEPT_TEXT=9)
     assert model.config.text("en").splitlines() == [letter * 3, letter * 4]  # a long one hides none behind it
     assert "2 sentences were left out: they do not fit into 9 characters" in capsys.readouterr().out
+    keep_text(model, "en", config, [letter * 3, letter * 4])  # refined on the same: nothing is counted twice
+    assert model.config.text("en").splitlines() == [letter * 3, letter * 4] and "left out" not in capsys.readouterr().out
     keep_text(model, "fr", config, ["語"])
     assert model.config.text("fr") == "" and "Read greedily: None of these 1 sentences can be spelled" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ import numpy as np
 from modeling_master_asr.backbone_master_asr import family_reading
 
 SPEEDS = (0.9, 1.0, 1.1)  # speed perturbation
-THROATS = 0.84, 1.2  # from long ones to short ones
+THROATS = 0.84, 1.2  # what formants are divided by: from a short throat to a long one
 
 
 def hears_mels(feature_extractor) -> bool:
@@ -34,7 +34,7 @@ def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int = 1) 
 
 
 def other_throat(features: np.ndarray, mel_filters: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Log-mel features `(mels, frames)` with their formants moved, by a factor out of `THROATS`: vocal tract length perturbation (Jaitly and Hinton, 2013).
+    """Log-mel features `(mels, frames)` with their formants divided by a factor out of `THROATS`, `(mels, frames)`: vocal tract length perturbation (Jaitly and Hinton, 2013).
 
     Args:
         mel_filters: the extractor's, `(frequencies, mels)`.

@@ -120,7 +120,7 @@ def keep_text(accelerator, model, language: str, splits: Splits, config, more: I
     more = list(more)
     allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
     transcripts = [clip.text for clip in splits.training if clip.language == language]
-    given = [*(before + transcripts if config.text == "transcripts" else []), *allowed]
+    given = list(dict.fromkeys([*(before + transcripts if config.text == "transcripts" else []), *allowed]))  # what is refined has many twice
     fitting = beginning(given, KEPT_TEXT)
     try:
         kept = model.set_text(language, fitting)
