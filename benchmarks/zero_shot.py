@@ -116,7 +116,7 @@ def transcribe_all(folder: str, clips: list[Clip], path: Path, timestamps: bool 
 
 def capped(texts: list[str], references: list[str]) -> float:
     """CER in % where a clip's edits count as its letters at most: a decoder that runs away writes more wrong than was said."""
-    edits = [tuple(map(int, edits_of(text, reference).split("/"))) for text, reference in zip(texts, references)]
+    edits = [edits_of(text, reference) for text, reference in zip(texts, references)]
     return 100 * sum(min(found, letters) for found, letters in edits) / sum(letters for _, letters in edits)
 
 

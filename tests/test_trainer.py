@@ -18,7 +18,7 @@ from training.loop.config import LoopConfig
 from training.loop.data import Clip, Features, read_manifest, select
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns
-from training.loop.steps import train
+from training.loop.steps import Run, train
 from training.loop.trainer import MasterASRTrainer
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +73,20 @@ def test_trainer_and_accelerate_give_equal_losses_and_weights_step_by_step(corpu
     assert logged == pytest.approx(losses, abs=1e-4)  # Trainer rounds what it logs
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
         assert torch.equal(a, b), name
+
+
+def test_trainer_and_accelerate_hear_the_same_augmented_batches(corpus, tmp_path):  # noqa: F811
+    model = tiny_model("whisper", vocabs=VOCABS)
+    processor = MasterASRProcessor.from_model(model)
+    clips = clips_of(corpus, 1, "train")
+    turns = Turns(model, alpha=10, beta=2, gamma=0, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=STEPS)
+    config = LoopConfig(out=tmp_path, data=["manifest.jsonl"], steps=STEPS, evaluate_every=100, batch_s=3.0, spec_masks=3, vtlp=0.9)
+    batches = Run(Accelerator(cpu=True), model, processor, Features(processor), turns, clips, [], config).batches(0)
+    trainer = MasterASRTrainer(
+        model, arguments(tmp_path), processor, clips, [], turns, batch_s=3.0, full_augment_step=STEPS // 4, spec_masks=3, vtlp=0.9
+    )  # fmt: skip
+    for (_, scripts), trainers in zip(batches, trainer.get_train_dataloader(), strict=True):
+        assert torch.equal(scripts["input_features"], trainers["input_features"]) and torch.equal(scripts["labels"], trainers["labels"])
 
 
 @pytest.mark.parametrize("stage", [1, 2])

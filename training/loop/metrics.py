@@ -50,10 +50,10 @@ def transcribe_clips(
     return [found[i] for i in range(len(clips))]
 
 
-def edits_of(text: str, reference: str) -> str:
-    """One clip's edits of its reference's characters, "2/31": what a corpus CER adds up."""
+def edits_of(text: str, reference: str) -> tuple[int, int]:
+    """One clip's edits and its reference's characters: what a corpus CER adds up."""
     found = jiwer.process_characters(reference, text)
-    return f"{found.substitutions + found.deletions + found.insertions}/{len(reference)}"
+    return found.substitutions + found.deletions + found.insertions, len(reference)
 
 
 def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=None, by_clip: bool = False, greedy: bool = False) -> dict:
@@ -62,7 +62,7 @@ def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=No
 
     Args:
         accelerator, greedy: see `transcribe_clips`.
-        by_clip: each language also has "edits", those of its clips in their order, so that runs can be compared clip by clip.
+        by_clip: each language also has "edits", "2/31 ...": those of its clips and their characters, in their order, so that runs can be compared clip by clip.
 
     Raises:
         ValueError: if not one clip can be scored.
@@ -77,7 +77,7 @@ def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=No
             if said := sum(reference in sentences for _, reference in pairs):
                 known[language] = said
             if by_clip:
-                rates[language]["edits"] = " ".join(edits_of(*pair) for pair in pairs)
+                rates[language]["edits"] = " ".join("{}/{}".format(*edits_of(*pair)) for pair in pairs)
         else:
             unscored.append(language)
     left_out = [str(clip.audio) for text, clip in zip(texts, clips) if text is None]

@@ -51,7 +51,7 @@ class MasterASRTrainer(Trainer):
         turns: the optimizer and its schedule (`training.loop.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
             `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3`.
         batch_s: seconds of audio a batch, padding included.
-        full_augment_step, spec_masks: see `training.loop.data.Collator`; `None` and 1 are no augmentation, the scripts' are in their configs.
+        full_augment_step, spec_masks, vtlp: see `training.loop.data.Collator`; `None`, 1 and 0 are no augmentation, the scripts' are in their configs.
 
     Raises:
         ValueError: if `max_steps` is not set.
@@ -59,7 +59,8 @@ class MasterASRTrainer(Trainer):
 
     def __init__(
         self, model, args: TrainingArguments, processor, clips: list[Clip], validation: list[Clip], turns: Turns,
-        batch_s: float = 24.0, full_augment_step: Optional[int] = None, spec_masks: int = 1, **kwargs,
+        batch_s: float = 24.0, full_augment_step: Optional[int] = None, spec_masks: int = 1,
+        vtlp: float = 0.0, **kwargs,
     ):  # fmt: skip
         if args.max_steps <= 0:
             raise ValueError(f"MasterASRTrainer counts steps, not epochs: set TrainingArguments(max_steps=...); got {args.max_steps}.")
@@ -67,7 +68,7 @@ class MasterASRTrainer(Trainer):
         args.remove_unused_columns = False
         args.ddp_find_unused_parameters = True  # processes train different languages in the same step
         self.turns, self.features, self.validation = turns, Features(processor), validation
-        collator = Collator(self.features, processor, full_augment_step, args.seed, clips, spec_masks)
+        collator = Collator(self.features, processor, full_augment_step, args.seed, clips, spec_masks, vtlp)
         batches = StepBatches(clips, batch_s, args.seed, args.max_steps * args.gradient_accumulation_steps * args.world_size)
         super().__init__(
             model, args, train_dataset=batches, eval_dataset=validation, processing_class=processor,
