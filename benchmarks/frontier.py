@@ -9,7 +9,8 @@ import argparse
 
 from matplotlib.figure import Figure
 
-from benchmarks.tables import CURVES, METHODS, MINUTES, RESULTS, load, of_method, of_minutes
+from benchmarks.labels import CURVES, METHODS, MINUTES
+from benchmarks.tables import RESULTS, load, of_method, of_minutes
 
 FRONTIER, CURVE = RESULTS / "frontier.png", RESULTS / "minutes.png"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  # keeps a label readable over lines

@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from benchmarks import languages, methods, reading, serving, steps, tables
+from benchmarks import labels, languages, methods, reading, serving, steps, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers, transcribe_all
@@ -157,7 +157,7 @@ def test_each_method_is_timed_on_updates_of_as_many_values_as_its_runs_on_spanis
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
     steps.main(["--out", str(tmp_path / "steps.json")])
     timed = json.loads((tmp_path / "steps.json").read_text(encoding="utf-8"))["steps"]
-    assert set(timed) == set(tables.METHODS) and timed[steps.BASE]["ratio"] == 1 and all(row["step_s"] > 0 for row in timed.values())
+    assert set(timed) == set(labels.METHODS) and timed[steps.BASE]["ratio"] == 1 and all(row["step_s"] > 0 for row in timed.values())
     trained = {name: tables.load(f"es_{name}_seed0")["trainable"] for name in timed}
     gates = 5 * 4 * 2  # T, which has an optimizer of its own: layers, projections, K
     once = {count for counts in moved.values() if len(counts) == 2 and len(set(counts)) == 1 for count in counts}  # a window that warms up, one that counts
