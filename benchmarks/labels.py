@@ -23,6 +23,11 @@ STAGE_1_LONG = {  # 4,500 steps, --spec_masks 3 unless the name says otherwise
     "stage1_dense_4500_spec1": "one shared dense model, `--spec_masks 1`",
     "stage1_master_4500_spec1": "Master-ASR, K = 2, `--spec_masks 1`",
 }
+STAGE_1_CHANGED = {  # 3,000 steps, seed 0
+    "stage1_master_3000": "Master-ASR, K = 2",
+    "stage1_master_3000_six": "... on all six layers of Whisper's encoder",
+    "stage1_master_3000_vtlp": "... on five, 60 % of the augmented clips through other throats (`--vtlp 0.6`)",
+}
 STAGE_1_SHORT = {  # 1,500 steps
     "stage1_dense": "one shared dense model",
     "stage1_onemask": "one mask for all languages",
@@ -153,4 +158,7 @@ MORE_STEPS = {
     "vtlp4000text": "... with the sentences of these minutes in mind",
     "vtlp4000fortunes": "... and, in cs, fortunes, 200,000 letters in all",
     "vtlp4000fortunes900": "... 900,000 letters in all",
+    "six5000": "the same on all six layers of the encoder, 5,000 steps, rate of W 1e-4, twice the SpecAugment, greedy",
+    "six5000text": "... with the sentences of these minutes in mind",
+    "six5000fortunes900": "... and, in cs, fortunes, 900,000 letters in all",
 }

@@ -30,6 +30,7 @@ from benchmarks.labels import (
     SHIPPED,
     STAGE_1,
     STAGE_1_BEFORE,
+    STAGE_1_CHANGED,
     STAGE_1_CHOOSING,
     STAGE_1_LONG,
     STAGE_1_PARTS,
@@ -428,7 +429,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main(argv=None) -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)  # --help writes nothing
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-parts": stage_1_table(STAGE_1_PARTS), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-choosing": stage_1_table(STAGE_1_CHOOSING), "refined": refined_table(), "shipped": shipped_table(), "text": text_table(), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "stage-1": stage_1_table(STAGE_1), "stage-1-parts": stage_1_table(STAGE_1_PARTS), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-changed": stage_1_table(STAGE_1_CHANGED), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-choosing": stage_1_table(STAGE_1_CHOOSING), "refined": refined_table(), "shipped": shipped_table(), "text": text_table(), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
         "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "across": across_table(), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
         "precision": precision_table(),
