@@ -113,6 +113,7 @@ RATES = {  # NAME_seedN.json
     "tried_es_best_plus": "preset best, up eight times as fast as down (LoRA+, arXiv 2402.12354; commit `151dcd2`)",
     "tried_es_best_intermediate": "preset best, three tenths of the loss from the middle layer (arXiv 2102.03216; commit `151dcd2`)",
     "tried_es_best_six": "preset best, on a stage 1 of all six layers (`stage1_master_3000_six.json`)",
+    "tried_es_small_six": "preset small, on six layers as well",
     "es_full": "full tuning of the dense model: rate 1e-4",
     "tried_es_full_2e-4": "... 2e-4",
 }
