@@ -23,7 +23,7 @@ STAGE_1_LONG = {  # 4,500 steps, --spec_masks 3 unless the name says otherwise
     "stage1_dense_4500_spec1": "one shared dense model, `--spec_masks 1`",
     "stage1_master_4500_spec1": "Master-ASR, K = 2, `--spec_masks 1`",
 }
-STAGE_1_CHANGED = {  # 3,000 steps, seed 0
+STAGE_1_CHANGED = {  # 3,000 steps
     "stage1_master_3000": "Master-ASR, K = 2",
     "stage1_master_3000_six": "... on all six layers of Whisper's encoder",
     "stage1_master_3000_vtlp": "... on five, 60 % of the augmented clips through other throats (`--vtlp 0.6`)",

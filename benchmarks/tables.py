@@ -13,34 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import bootstrap
 
-from benchmarks.labels import (
-    ACROSS,
-    BUDGETS,
-    CURVES,
-    FEW,
-    LANGUAGES,
-    METHODS,
-    MINUTES,
-    MORE_STEPS,
-    MORE_VOICES,
-    PAIRS,
-    RATES,
-    SENTENCES,
-    SERIES,
-    SHIPPED,
-    STAGE_1,
-    STAGE_1_BEFORE,
-    STAGE_1_CHANGED,
-    STAGE_1_CHOOSING,
-    STAGE_1_LONG,
-    STAGE_1_PARTS,
-    STAGE_1_SHORT,
-    TRIED,
-    TRIED_3000,
-    TRIED_IN_STAGE_2,
-    TRIED_LONG,
-    VOICES,
-)
+from benchmarks import labels
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -66,19 +39,19 @@ def with_seeds(name: str) -> list[str]:
     return [path.stem for path in (RESULTS / f"{name}.json", *sorted(RESULTS.glob(f"{name}_seed*.json"))) if path.exists()]
 
 
-def stage_1_table(labels: dict[str, str]) -> list[str]:
+def stage_1_table(chosen: dict[str, str]) -> list[str]:
     """A line a model: the mean over its seeds, and the standard deviation of the macro CERs."""
-    lines = [f"| test CER, % | {' | '.join(LANGUAGES)} | macro | macro, validation | mask bits that differ | seeds |", "|---" * 11 + "|"]
-    for name, label in labels.items():
+    lines = [f"| test CER, % | {' | '.join(labels.LANGUAGES)} | macro | macro, validation | mask bits that differ | seeds |", "|---" * 11 + "|"]
+    for name, label in chosen.items():
         runs = [load(file) for file in with_seeds(name)]
         if runs:
-            rates = [f"{statistics.mean(run['test']['languages'][code]['cer'] for run in runs):.1f}" for code in LANGUAGES]
+            rates = [f"{statistics.mean(run['test']['languages'][code]['cer'] for run in runs):.1f}" for code in labels.LANGUAGES]
             macro, validation = spread([run["test"]["macro"]["cer"] for run in runs]), spread([validation_of(run) for run in runs])
             differ = statistics.mean(run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0) for run in runs)
             lines.append(f"| {label} | {' | '.join(rates)} | {macro} | {validation} | {100 * differ:.1f} % | {len(runs)} |")
     zero_shot = load("zero_shot")
-    if zero_shot and labels is STAGE_1_BEFORE:
-        rates = [zero_shot["test"]["languages"][code]["cer"] for code in LANGUAGES]
+    if zero_shot and chosen is labels.STAGE_1_BEFORE:
+        rates = [zero_shot["test"]["languages"][code]["cer"] for code in labels.LANGUAGES]
         lines.append(f"| stock Whisper-base, zero-shot, with its decoder, timestamps off | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | | |")
     return lines
 
@@ -87,31 +60,31 @@ def refined_table() -> list[str]:
     """The shipped model's languages, each given what preset best owns, beside the model as it is and a dense one of as many steps in all."""
     shipped = [load(f"evaluate_compact{of}") for of in ("_validation", "")]
     dense = load("stage1_dense_7500")
-    refined = {code: load(f"refined_{code}") for code in LANGUAGES}
+    refined = {code: load(f"refined_{code}") for code in labels.LANGUAGES}
     if not (all(shipped) and dense and all(refined.values())):
         return []
     lines = {
-        "the shipped model, preset paper: 3,000 steps": [[run["languages"][code]["cer"] for code in LANGUAGES] for run in shipped],
-        "... each language given what preset best owns: 750 steps more a language": [[refined[code][of]["macro"]["cer"] for code in LANGUAGES] for of in ("validation", "test")],
-        "one shared dense model, 7,500 steps": [[dense[of]["languages"][code]["cer"] for code in LANGUAGES] for of in ("validation", "test")],
+        "the shipped model, preset paper: 3,000 steps": [[run["languages"][code]["cer"] for code in labels.LANGUAGES] for run in shipped],
+        "... each language given what preset best owns: 750 steps more a language": [[refined[code][of]["macro"]["cer"] for code in labels.LANGUAGES] for of in ("validation", "test")],
+        "one shared dense model, 7,500 steps": [[dense[of]["languages"][code]["cer"] for code in labels.LANGUAGES] for of in ("validation", "test")],
     }
     rows = [
         f"| {label} | {' | '.join(f'{a:.1f} / {b:.1f}' for a, b in zip(*rates))} | {' / '.join(f'{statistics.mean(of):.1f}' for of in rates)} |"
         for label, rates in lines.items()
     ]
-    return [f"| CER, %, validation / test | {' | '.join(LANGUAGES)} | macro |", "|---" * (len(LANGUAGES) + 2) + "|", *rows]
+    return [f"| CER, %, validation / test | {' | '.join(labels.LANGUAGES)} | macro |", "|---" * (len(labels.LANGUAGES) + 2) + "|", *rows]
 
 
 def shipped_table() -> list[str]:
     """CER / WER on test of the shipped model as it can be read, beside Whisper zero-shot."""
-    lines = [f"| test CER / WER, % | {' | '.join(LANGUAGES)} | macro | macro, validation |", "|---" * (len(LANGUAGES) + 3) + "|"]
+    lines = [f"| test CER / WER, % | {' | '.join(labels.LANGUAGES)} | macro | macro, validation |", "|---" * (len(labels.LANGUAGES) + 3) + "|"]
 
     def row(label: str, languages: dict, validation: str) -> str:
-        rates = [[languages[code][kind] for code in LANGUAGES] for kind in ("cer", "wer")]
+        rates = [[languages[code][kind] for code in labels.LANGUAGES] for kind in ("cer", "wer")]
         means = " / ".join(f"{statistics.mean(of):.1f}" for of in rates)
         return f"| {label} | {' | '.join(f'{cer:.1f} / {wer:.0f}' for cer, wer in zip(*rates))} | {means} | {validation} |"
 
-    for label, files in SHIPPED.items():
+    for label, files in labels.SHIPPED.items():
         test, validation = map(load, files)
         if test and validation:
             lines.append(row(label, test["languages"], " / ".join(f"{validation['macro'][kind]:.1f}" for kind in ("cer", "wer"))))
@@ -128,7 +101,7 @@ def text_table() -> list[str]:
         "| CER above best's, same seeds | WER, %, greedy -> with | seeds |", "|---" * 8 + "|",
     ]  # fmt: skip
     best = [run["with_text"] | {"config": run["config"]} for run in of_method("assembly_best", "estext")]
-    for name, label in METHODS.items():
+    for name, label in labels.METHODS.items():
         runs = of_method(name, "estext")
         if runs:
             read = [run["with_text"] | {"config": run["config"]} for run in runs]
@@ -149,9 +122,9 @@ def sentences_table() -> list[str]:
     run = load("reading")
     if not run:
         return []
-    codes = [*LANGUAGES, "es"]
+    codes = [*labels.LANGUAGES, "es"]
     lines = [f"| CER, %, validation / test | {' | '.join(codes)} |", "|---" * (len(codes) + 1) + "|"]
-    for name, label in SENTENCES.items():
+    for name, label in labels.SENTENCES.items():
         found = run["sentences"][name]
         cells = [
             " / ".join(f"{found[split]['languages'][code]['cer']:.1f}" for split in ("validation", "test")) if code in found["test"]["languages"] else ""
@@ -165,7 +138,7 @@ def few_table() -> list[str]:
     """CER / WER on test, seed 0, of Spanish from few minutes: greedy, with the sentences of these minutes, and with another subject's beside them."""
     lines = ["| es, seed 0: CER, %, validation / test (WER on test) | greedy | with the sentences of these minutes | and 200,000 letters of another subject |", "|---|---|---|---|"]
     reading = load("reading")
-    for name, label in FEW.items():
+    for name, label in labels.FEW.items():
         run = load(f"estext_assembly_{name}_seed0")
         both = [load(f"fortunes_es_{name}{of}") for of in ("_validation", "")] if name != "best" else [reading["sentences"]["both"][of] for of in ("validation", "test")]
         if run and all(both):
@@ -188,14 +161,14 @@ def settings_table() -> list[str]:
 
 def pairs_table() -> list[str]:
     """How far the macro CERs of two models of the same data, steps and seed lie apart, and the mean over all pairs with its standard error."""
-    lines = [f"| macro CER, points, validation / test | {' | '.join(BUDGETS)} | mean ± its standard error |", "|---" * (len(BUDGETS) + 2) + "|"]
-    for label, models in PAIRS.items():
+    lines = [f"| macro CER, points, validation / test | {' | '.join(labels.BUDGETS)} | mean ± its standard error |", "|---" * (len(labels.BUDGETS) + 2) + "|"]
+    for label, models in labels.PAIRS.items():
         apart = {}
-        for steps, name in BUDGETS.items():
+        for steps, name in labels.BUDGETS.items():
             runs = [load("stage1_" + name.format(model)) for model in models]
             if all(runs):
                 apart[steps] = [a - b for a, b in zip(*map(rates_of, runs))]
-        cells = [f"{apart[steps][0]:+.1f} / {apart[steps][1]:+.1f}" if steps in apart else "" for steps in BUDGETS]
+        cells = [f"{apart[steps][0]:+.1f} / {apart[steps][1]:+.1f}" if steps in apart else "" for steps in labels.BUDGETS]
         columns = list(zip(*apart.values()))
         means = [f"{statistics.mean(of):+.2f} ± {statistics.stdev(of) / len(of) ** 0.5:.2f}" for of in columns]
         lines.append(f"| {' | '.join([label, *cells, ' / '.join(means)])} |")
@@ -240,8 +213,8 @@ def methods_table(series: str = "es") -> list[str]:
     compared = bool(difference(best, best))
     columns = ["trainable", "a step, s", "kept, KB*", "validation CER, %", "CER, %", "WER, %", "seeds", "the languages from before, CER, %"]
     columns[5:5] = ["CER above best's, same seeds"] if compared else []
-    lines = [f"| {' | '.join([SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
-    for name, label in METHODS.items():
+    lines = [f"| {' | '.join([labels.SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
+    for name, label in labels.METHODS.items():
         runs = of_method(name, series)
         if runs:
             lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None)])} |")
@@ -256,17 +229,17 @@ def methods_table(series: str = "es") -> list[str]:
 
 def across_table() -> list[str]:
     """How many points of macro CER others lie above preset best, on each new language and base, and with how many seeds they do."""
-    lines = [f"| CER above best's, points, validation / test | {' | '.join(ACROSS.values())} | best ahead, of all seeds |", "|---" * (len(ACROSS) + 2) + "|"]
+    lines = [f"| CER above best's, points, validation / test | {' | '.join(labels.ACROSS.values())} | best ahead, of all seeds |", "|---" * (len(labels.ACROSS) + 2) + "|"]
     for name in ("lora_all", "full"):
         cells, ahead = [], []
-        for series in ACROSS:
+        for series in labels.ACROSS:
             best = {run["config"]["seed"]: run for run in of_method("assembly_best", series)}
             pairs = [(run, best[run["config"]["seed"]]) for run in of_method(name, series)]
             points = [tuple(a - b for a, b in zip(rates_of(run), rates_of(own))) for run, own in pairs]
             cells.append(" / ".join(f"{statistics.mean(of):+.1f}" for of in zip(*points)))
             ahead += points
         wins = " / ".join(f"{sum(points > 0 for points in of)} of {len(of)}" for of in zip(*ahead))
-        lines.append(f"| {METHODS[name]} | {' | '.join(cells)} | {wins} |")
+        lines.append(f"| {labels.METHODS[name]} | {' | '.join(cells)} | {wins} |")
     return lines
 
 
@@ -304,9 +277,9 @@ def of_minutes(name: str, minutes: int) -> list[dict]:
 
 def minutes_table() -> list[str]:
     """CER on validation and test, a column for each amount of audio."""
-    lines = [f"| es, 500 steps (10 minutes: 1,000), on stage 1 of 4,500: CER, %, validation / test | {' | '.join(f'{minutes} min' for minutes in MINUTES)} |", "|---" * (len(MINUTES) + 1) + "|"]
-    for name, label in CURVES.items():
-        of_each = [of_minutes(name, minutes) for minutes in MINUTES]
+    lines = [f"| es, 500 steps (10 minutes: 1,000), on stage 1 of 4,500: CER, %, validation / test | {' | '.join(f'{minutes} min' for minutes in labels.MINUTES)} |", "|---" * (len(labels.MINUTES) + 1) + "|"]
+    for name, label in labels.CURVES.items():
+        of_each = [of_minutes(name, minutes) for minutes in labels.MINUTES]
         cells = [" / ".join(spread(of) for of in zip(*map(rates_of, runs))) for runs in of_each]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
@@ -314,7 +287,7 @@ def minutes_table() -> list[str]:
 
 def voices_table() -> list[str]:
     lines = ["| CER, %, 600 steps of cs and nl | cs, voice heard | nl, voice heard | cs, other voices | nl, another voice |", "|---|---|---|---|---|"]
-    for name, label in VOICES.items():
+    for name, label in labels.VOICES.items():
         own, others = load(f"voices_{name}"), load(f"voices_{name}_others")
         if own and others:
             rates = [of["languages"][code]["cer"] for of in (own["test"], others) for code in ("cs", "nl")]
@@ -322,9 +295,9 @@ def voices_table() -> list[str]:
     return lines
 
 
-def more_voices_table(labels: dict[str, str], what: str) -> list[str]:
+def more_voices_table(chosen: dict[str, str], what: str) -> list[str]:
     lines = [f"| CER, %, cs and nl, {what} | cs, the small fish | nl, the small fish | cs, eleven others, heard by none |", "|---|---|---|---|"]
-    for name, label in labels.items():
+    for name, label in chosen.items():
         heard, others = load(f"voices_{name}_heard"), load(f"voices_{name}_others")
         if others:
             own = [f"{heard['languages'][code]['cer']:.1f}" for code in ("cs", "nl")] if heard else ["", ""]
@@ -337,12 +310,12 @@ def more_steps_table() -> list[str]:
     others, heard = load("zero_shot_voices"), load("zero_shot_voices_heard")
     cells = [f"{rate['cer']:.1f} ({rate['cer_capped']:.1f})" for rate in (heard["test"]["languages"]["cs"], heard["test"]["languages"]["nl"], others["test"]["languages"]["cs"])]
     whisper = f"| Whisper-base as it is, zero-shot, its decoder, timestamps on (where no clip counts for more than all its letters) | {' | '.join(cells)} |"
-    return [*more_voices_table(MORE_STEPS, "one seed"), whisper]
+    return [*more_voices_table(labels.MORE_STEPS, "one seed"), whisper]
 
 
 def rates_table() -> list[str]:
     lines = ["| es, 10 minutes, 1,000 steps: CER, %, validation / test | seed 0 | seed 1 | seed 2 |", "|---|---|---|---|"]
-    for name, label in RATES.items():
+    for name, label in labels.RATES.items():
         runs = [load(f"{name}_seed{seed}") for seed in range(3)]
         cells = [" / ".join(f"{rate:.1f}" for rate in rates_of(run)) if run else "" for run in runs]
         if any(cells):
@@ -429,12 +402,12 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main(argv=None) -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)  # --help writes nothing
     tables = {
-        "stage-1": stage_1_table(STAGE_1), "stage-1-parts": stage_1_table(STAGE_1_PARTS), "stage-1-long": stage_1_table(STAGE_1_LONG), "stage-1-changed": stage_1_table(STAGE_1_CHANGED), "stage-1-short": stage_1_table(STAGE_1_SHORT), "stage-1-choosing": stage_1_table(STAGE_1_CHOOSING), "refined": refined_table(), "shipped": shipped_table(), "text": text_table(), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(STAGE_1_BEFORE), "methods": methods_table(),
+        "stage-1": stage_1_table(labels.STAGE_1), "stage-1-parts": stage_1_table(labels.STAGE_1_PARTS), "stage-1-long": stage_1_table(labels.STAGE_1_LONG), "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT), "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "refined": refined_table(), "shipped": shipped_table(), "text": text_table(), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "methods": methods_table(),
         "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "across": across_table(), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
-        "rates": rates_table(), "tried-3000": tried_table(TRIED_3000, "1,000"), "tried-now": tried_table(TRIED, "1,000"), "tried": tried_table(TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(TRIED_LONG, "1,000"),
+        "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"), "tried": tried_table(labels.TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(labels.TRIED_LONG, "1,000"),
         "precision": precision_table(),
         "masks": masks_table(), "row-swap": row_swap_table(),
-        "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_steps_table(), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),
+        "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(labels.MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_steps_table(), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),
     }  # fmt: skip
     for page in ("README.md", "RESULTS.md", "benchmarks/COMMANDS.md"):
         path = ROOT / page

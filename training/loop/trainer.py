@@ -59,8 +59,7 @@ class MasterASRTrainer(Trainer):
 
     def __init__(
         self, model, args: TrainingArguments, processor, clips: list[Clip], validation: list[Clip], turns: Turns,
-        batch_s: float = 24.0, full_augment_step: Optional[int] = None, spec_masks: int = 1,
-        vtlp: float = 0.0, **kwargs,
+        batch_s: float = 24.0, full_augment_step: Optional[int] = None, spec_masks: int = 1, vtlp: float = 0.0, **kwargs,
     ):  # fmt: skip
         if args.max_steps <= 0:
             raise ValueError(f"MasterASRTrainer counts steps, not epochs: set TrainingArguments(max_steps=...); got {args.max_steps}.")
