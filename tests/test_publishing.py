@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import tiny_model, vocab
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import Wav2Vec2ForCTC
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.text_master_asr import build_vocab
 from training import compact_checkpoint, model_card, push_to_hub
 from training.loop.pictures import gate_differences
 
@@ -132,3 +134,30 @@ def test_a_card_names_no_folder_as_its_base(tmp_path):
     card = model_card.render(model, evaluation, facts, "evaluation.json", "")
     assert card.data.base_model is None and str(tmp_path) not in str(card) and "None" not in card.text
     assert ModelCard(str(card)).data.model_name == "T: x"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [None, "auto", torch.float16])
+def test_a_compact_file_loads_and_adapts_as_what_it_was_cut_to(dtype, tmp_path):
+    """The feed-forward layers are stored in 8 bits unless a layer would lose by it; loaded, they are of the type of the others."""
+    model = tiny_model()
+    layers = model.master_asr.layout.linear
+    spared, cut = (next(m for m in reversed(layers) if not hasattr(m, "specialists")), next(m for m in layers if not hasattr(m, "specialists")))
+    spared.weight[0, 0] = 1000.0  # beyond the range of float8_e4m3fn
+    names = {module: name for name, module in model.named_modules()}
+    model.save_pretrained(tmp_path / "whole")
+    compact_checkpoint.compact(model)
+    model.save_pretrained(tmp_path / "small")
+    stored = load_file(tmp_path / "small/model.safetensors")
+    assert stored[f"{names[cut]}.weight"].dtype == torch.float8_e4m3fn and stored[f"{names[spared]}.weight"].dtype == torch.float16
+
+    loaded = MasterASRForCTC.from_pretrained(tmp_path / "small", **({} if dtype is None else {"dtype": dtype}))
+    wanted = torch.float16 if dtype else torch.float32
+    assert {value.dtype for value in loaded.master_asr.base_tensors().values()} == {wanted}
+    assert all(torch.equal(value, stored[f"master_asr.backbone.{name}"].to(wanted)) for name, value in loaded.master_asr.base_tensors().items())
+    loaded.add_language("es", build_vocab(["sí"]))
+    loaded.save_assembly("es", tmp_path / "es")
+    again = MasterASRForCTC.from_pretrained(tmp_path / "small", assemblies=tmp_path / "es")
+    assert again.languages == ["en", "fr", "ru", "es"]
+    with pytest.raises(ValueError, match="was made for the base .small.*Load that base"):
+        MasterASRForCTC.from_pretrained(tmp_path / "whole").load_assembly(tmp_path / "es")
