@@ -22,7 +22,6 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from training.loop.models import model_argument
 
-
 LARGEST_ERROR = 0.04  # |W - W in 8 bits| / |W|, Frobenius; Whisper base's feed-forward layers have 0.03
 
 
