@@ -1,7 +1,7 @@
 """What sentences are worth where a language is read: its own, those of another subject, both; and by which settings they weigh in.
 
     python -m benchmarks.reading --model ./checkpoints/master-asr-whisper-base --assembly runs/es/assembly --data data/manifest.jsonl \
-        --other_text es=fortunes/es.txt cs=fortunes/cs.txt --out benchmarks/results/reading.json
+        --other_text es=data/fortunes/es.txt cs=data/fortunes/cs.txt --out benchmarks/results/reading.json
 
 Every clip is heard once; only how its logits are read differs. Own sentences are the transcripts of the minutes that a language trained
 on, which it keeps; those of another subject, `--other_text`, a line each.

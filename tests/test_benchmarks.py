@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from benchmarks import labels, languages, methods, reading, serving, steps, tables
+from benchmarks import fortunes, labels, languages, methods, reading, serving, steps, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import spell_numbers, transcribe_all
@@ -183,3 +183,9 @@ def test_what_sentences_are_worth_is_measured_on_logits_that_were_heard_once():
     assert reading.rates(model, processor, heard, "test", greedy=True)["macro"]["cer"] == 50
     found = reading.with_sentences(model, processor, heard, {"en": [a + b] * 2})
     assert found["kilobytes"] == {"en": 0.0} and [found[split]["macro"]["cer"] for split in reading.SPLITS] == [0, 0]
+
+
+def test_fortunes_are_sentences_a_line_each_once_without_who_said_them(tmp_path):
+    (tmp_path / "sayings").write_text("Primero pensar.\nDespués hablar,\n  y poco.\n\t\t-- Anónimo\n%\nPrimero pensar. ¿Y tú qué?\n%\nUno.\n", encoding="utf-8")
+    (tmp_path / "sayings.dat").write_bytes(b"\x00\x01")
+    assert fortunes.sentences(tmp_path) == ["Primero pensar.", "Después hablar, y poco.", "¿Y tú qué?"]

@@ -66,10 +66,9 @@ def packages_of(language: str) -> list[str]:
     return [f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-g722"]
 
 
-def download(languages: list[str], cache: Path) -> Path:
-    """Downloads and unpacks the packages once; returns the folder they are unpacked in."""
+def unpacked(packages: list[str], cache: Path) -> Path:
+    """Downloads and unpacks Debian packages once; returns the folder they are unpacked in."""
     cache.mkdir(parents=True, exist_ok=True)
-    packages = list(dict.fromkeys(p for language in languages for p in packages_of(language)))
     for package in tqdm(packages, desc="packages"):
         done = cache / f"{package}.done"
         if done.exists():
@@ -213,7 +212,8 @@ def main(argv=None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--languages", nargs="+", default=list(LANGUAGES), choices=LANGUAGES)
     args = parser.parse_args(argv)
-    root = download(args.languages, args.out / "packages")
+    packages = dict.fromkeys(package for language in args.languages for package in packages_of(language))
+    root = unpacked([*packages], args.out / "packages")
     lines = []
     for language in args.languages:
         skipped, dropped = Counter(), Counter()
