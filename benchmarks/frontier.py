@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.labels import CURVES, METHODS, MINUTES
 from benchmarks.tables import RESULTS, load, of_method, of_minutes
 
-FRONTIER, CURVE = RESULTS / "frontier.png", RESULTS / "minutes.png"
+FRONTIER, FIVE, CURVE = RESULTS / "frontier.png", RESULTS / "frontier_five.png", RESULTS / "minutes.png"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  # keeps a label readable over lines
 OURS, OTHERS, TODAY = "#1f6f5c", "#777777", "#b5651d"
 SHORT = {
@@ -22,18 +22,19 @@ SHORT = {
 PLACES = {"bottleneck": {"xytext": (-4, 14), "ha": "right"}, "mask": {"xytext": (-9, -4), "ha": "right"}, "assembly_best": {"xytext": (9, -3)}}  # of labels that would lie on others
 
 
-def means(with_text: bool = False) -> dict[str, tuple[float, float, list[float]]]:
+def means(series: str, with_text: bool = False) -> dict[str, tuple[float, float, list[float]]]:
     """`{method: (kilobytes, mean CER on test, each seed's)}` of the methods that have run.
 
     Args:
+        series: of runs, as `of_method` takes it.
         with_text: of those read with the sentences of the ten minutes in mind, which count as kilobytes too.
     """
     found = {}
     for name in METHODS:
-        runs = of_method(name, "estext" if with_text else "es")
+        runs = of_method(name, series)
         if runs:
             rates = [(run["with_text"] if with_text else run)["test"]["macro"]["cer"] for run in runs]
-            text = sum(runs[0]["with_text"]["kilobytes"].values()) if with_text else 0
+            text = runs[0]["with_text"]["kilobytes"]["es"] if with_text else 0
             found[name] = runs[0]["kilobytes"] + text, sum(rates) / len(rates), rates
     return found
 
@@ -72,19 +73,19 @@ def draw_minutes() -> Figure:
     return figure
 
 
-def draw_frontier() -> Figure:
+def draw_frontier(series: str = "es6", read: str = "es6", title: str = "Spanish from 10 minutes of speech") -> Figure:
     """CER in % against kilobytes (logarithmic): a method's mean, its seeds as a bar, Master-ASR's presets joined, Whisper zero-shot as a line;
-    the same methods once more as they are read with sentences in mind."""
+    the same methods once more, runs of the series `read`, as they are read with sentences in mind."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    points = means()
+    points = means(series)
     for name, (kilobytes, cer, rates) in points.items():
         color, place = (OURS, {"xytext": (-7, -13), "ha": "right"}) if name.startswith("assembly") else (OTHERS, {"xytext": (7, 5)})
         place = PLACES.get(name, place)
         axes.plot([kilobytes, kilobytes], [min(rates), max(rates)], color=color, linewidth=1.5, alpha=0.6)
         axes.plot(kilobytes, cer, "o", color=color, markersize=8)
         axes.annotate(SHORT[name] + (" (one seed)" if len(rates) == 1 else ""), (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, bbox=BEHIND, **place)
-    with_text = means(with_text=True)
+    with_text = means(read, with_text=True)
     for name, (kilobytes, cer, rates) in with_text.items():
         color = OURS if name.startswith("assembly") else OTHERS
         axes.plot([kilobytes, kilobytes], [min(rates), max(rates)], color=color, linewidth=1.5, alpha=0.6)
@@ -100,13 +101,18 @@ def draw_frontier() -> Figure:
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.12)
     axes.set_xlabel("kept for the language, KB (ours in 8 bits, as tested; others in 16)")
-    dress(axes, "Spanish from 10 minutes of speech")
+    dress(axes, title)
     return figure
+
+
+def draw_five() -> Figure:
+    """All methods, on five layers."""
+    return draw_frontier("es", "estext", "Spanish from 10 minutes of speech, five layers of the encoder")
 
 
 def main(argv=None) -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)  # --help writes nothing
-    for draw, path in ((draw_frontier, FRONTIER), (draw_minutes, CURVE)):
+    for draw, path in ((draw_frontier, FRONTIER), (draw_five, FIVE), (draw_minutes, CURVE)):
         draw().savefig(path, dpi=140)
         print(f"Wrote {path.relative_to(RESULTS.parent.parent)}.")
 

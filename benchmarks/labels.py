@@ -4,10 +4,12 @@ from __future__ import annotations
 
 LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
 STAGE_1 = {  # 3,000 steps
-    "stage1_dense_3000": "one shared dense model",
-    "stage1_onemask_3000": "one mask for all languages",
-    "stage1_master_3000": "**Master-ASR, K = 2** (seed 0 is shipped, cut to half precision)",
-    "stage1_own_3000": "a specialist for every language, K = 6, T fixed: what a choice could find",
+    "stage1_dense_3000_six": "six layers: one shared dense model",
+    "stage1_master_3000_six": "**six layers: Master-ASR, K = 2** (shipped, cut to 16 and 8 bits)",
+    "stage1_dense_3000": "five layers: one shared dense model",
+    "stage1_onemask_3000": "five layers: one mask for all languages",
+    "stage1_master_3000": "five layers: Master-ASR, K = 2 (seed 0 was shipped before)",
+    "stage1_own_3000": "five layers: a specialist for every language, K = 6, T fixed: what a choice could find",
 }
 STAGE_1_PARTS = {  # 3,000 steps, --parts mapping head norms --norms_learning_rate 2e-4
     "stage1_densenorms_3000": "one shared dense model, norms and biases of its own for every language",
@@ -25,8 +27,7 @@ STAGE_1_LONG = {  # 4,500 steps, --spec_masks 3 unless the name says otherwise
 }
 STAGE_1_CHANGED = {  # 3,000 steps
     "stage1_master_3000": "Master-ASR, K = 2",
-    "stage1_master_3000_six": "... on all six layers of Whisper's encoder",
-    "stage1_master_3000_vtlp": "... on five, 60 % of the augmented clips through other throats (`--vtlp 0.6`)",
+    "stage1_master_3000_vtlp": "... 60 % of the augmented clips through other throats (`--vtlp 0.6`)",
 }
 STAGE_1_SHORT = {  # 1,500 steps
     "stage1_dense": "one shared dense model",
@@ -112,8 +113,9 @@ RATES = {  # NAME_seedN.json
     "tried_es_best_rank32slow": "... and of the delta 1e-3",
     "tried_es_best_plus": "preset best, up eight times as fast as down (LoRA+, arXiv 2402.12354; commit `151dcd2`)",
     "tried_es_best_intermediate": "preset best, three tenths of the loss from the middle layer (arXiv 2102.03216; commit `151dcd2`)",
-    "tried_es_best_six": "preset best, on a stage 1 of all six layers (`stage1_master_3000_six.json`)",
-    "tried_es_small_six": "preset small, on six layers as well",
+    "es6_assembly_best": "preset best, on six layers: the shipped model",
+    "es6uncut_assembly_best": "... on the same before it was cut to 41 MB",
+    "es6_assembly_small": "preset small, on six layers, before the cut",
     "es_full": "full tuning of the dense model: rate 1e-4",
     "tried_es_full_2e-4": "... 2e-4",
 }
@@ -131,10 +133,15 @@ BUDGETS = {
     "1,500": "{}", "3,000": "{}_3000", "3,000, seed 1": "{}_3000_seed1", "4,500": "{}_4500", "4,500, seed 1": "{}_4500_seed1",
     "4,500, fewer masks of SpecAugment": "{}_4500_spec1", "3,000, without cs": "nocs_{}", "3,000, without ru": "noru_{}",
 }  # fmt: skip
-SHIPPED = {  # name -> (file of test, file of validation)
-    "the shipped model, greedy": ("evaluate_compact", "evaluate_compact_validation"),
+SHIPPED = {  # name -> (file of test, file of validation), or the file of a run that read both
+    "the shipped model, greedy": ("evaluate_shipped", "evaluate_shipped_validation"),
     "**the shipped model, each language with the sentences it trained on in mind**": ("evaluate_text", "evaluate_text_validation"),
-    "one shared dense model, with the same sentences": ("evaluate_text_dense", "evaluate_text_dense_validation"),
+    "one shared dense model, with the same sentences": "stage1_dense_3000_six",
+}
+SHIPPED_BEFORE = {
+    "five layers, greedy": ("evaluate_five", "evaluate_five_validation"),
+    "five layers, each language with the sentences it trained on in mind": ("evaluate_five_text", "evaluate_five_text_validation"),
+    "five layers, one shared dense model, with the same sentences": ("evaluate_five_text_dense", "evaluate_five_text_dense_validation"),
 }
 SENTENCES = {
     "none": "none: greedy", "half of its own": "half of its own", "its own": "its own: the transcripts of the minutes it trained on",
@@ -143,8 +150,8 @@ SENTENCES = {
 }  # fmt: skip
 FEW = {"best_1min": "preset best, 1 minute, 500 steps", "best_3min": "preset best, 3 minutes, 500 steps", "best": "preset best, 10 minutes, 1,000 steps", "small": "preset small, 10 minutes, 1,000 steps"}
 # A series of runs: new language, and what the table says of it. "es1500" is on stage 1 of 1,500 steps, as all that follows from it.
-SERIES = {"es": "es, 10 minutes, 1,000 steps", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "es4500": "es, 10 minutes, 1,000 steps, on stage 1 of 4,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "ru": "ru, 10 minutes, 1,000 steps"}
-ACROSS = {"es": "es, the shipped model", "es4500": "es, stage 1 of 4,500 steps", "ru": "ru", "cs": "cs"}
+SERIES = {"es6": "es, 10 minutes, 1,000 steps", "es": "es, 10 minutes, 1,000 steps, five layers", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "es4500": "es, 10 minutes, 1,000 steps, on stage 1 of 4,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "ru": "ru, 10 minutes, 1,000 steps"}
+ACROSS = {"es6": "es, the shipped model", "es": "es, five layers", "es4500": "es, stage 1 of 4,500 steps", "ru": "ru", "cs": "cs"}
 MINUTES = (1, 3, 10)
 CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8 on all layers of the dense model", "full": "full tuning of the dense model"}
 VOICES = {"plain": "SpecAugment and speed, as everywhere here", "varied": "half of the clips through other throats (VTLP, 0.82 to 1.22), some of those over a narrow line"}

@@ -57,14 +57,14 @@ def stage_1_table(chosen: dict[str, str]) -> list[str]:
 
 
 def refined_table() -> list[str]:
-    """The shipped model's languages, each given what preset best owns, beside the model as it is and a dense one of as many steps in all."""
-    shipped = [load(f"evaluate_compact{of}") for of in ("_validation", "")]
+    """The five-layer model's languages, each given what preset best owns, beside the model as it is and a dense one of as many steps in all."""
+    shipped = [load(f"evaluate_five{of}") for of in ("_validation", "")]
     dense = load("stage1_dense_7500")
     refined = {code: load(f"refined_{code}") for code in labels.LANGUAGES}
     if not (all(shipped) and dense and all(refined.values())):
         return []
     lines = {
-        "the shipped model, preset paper: 3,000 steps": [[run["languages"][code]["cer"] for code in labels.LANGUAGES] for run in shipped],
+        "five layers, preset paper: 3,000 steps": [[run["languages"][code]["cer"] for code in labels.LANGUAGES] for run in shipped],
         "... each language given what preset best owns: 750 steps more a language": [[refined[code][of]["macro"]["cer"] for code in labels.LANGUAGES] for of in ("validation", "test")],
         "one shared dense model, 7,500 steps": [[dense[of]["languages"][code]["cer"] for code in labels.LANGUAGES] for of in ("validation", "test")],
     }
@@ -75,8 +75,12 @@ def refined_table() -> list[str]:
     return [f"| CER, %, validation / test | {' | '.join(labels.LANGUAGES)} | macro |", "|---" * (len(labels.LANGUAGES) + 2) + "|", *rows]
 
 
-def shipped_table() -> list[str]:
-    """CER / WER on test of the shipped model as it can be read, beside Whisper zero-shot."""
+def shipped_table(chosen: dict[str, tuple[str, str] | str]) -> list[str]:
+    """CER / WER on test of a model as it can be read, beside Whisper zero-shot.
+
+    Args:
+        chosen: by label, the evaluations of test and of validation, or a run of stage 1 that read both with its sentences in mind.
+    """
     lines = [f"| test CER / WER, % | {' | '.join(labels.LANGUAGES)} | macro | macro, validation |", "|---" * (len(labels.LANGUAGES) + 3) + "|"]
 
     def row(label: str, languages: dict, validation: str) -> str:
@@ -84,8 +88,12 @@ def shipped_table() -> list[str]:
         means = " / ".join(f"{statistics.mean(of):.1f}" for of in rates)
         return f"| {label} | {' | '.join(f'{cer:.1f} / {wer:.0f}' for cer, wer in zip(*rates))} | {means} | {validation} |"
 
-    for label, files in labels.SHIPPED.items():
-        test, validation = map(load, files)
+    for label, files in chosen.items():
+        if isinstance(files, str):
+            run = load(files)
+            test, validation = (run["with_text"]["test"], run["with_text"]["validation"]) if run else (None, None)
+        else:
+            test, validation = map(load, files)
         if test and validation:
             lines.append(row(label, test["languages"], " / ".join(f"{validation['macro'][kind]:.1f}" for kind in ("cer", "wer"))))
     zero_shot = load("zero_shot_six")
@@ -94,18 +102,18 @@ def shipped_table() -> list[str]:
     return lines
 
 
-def text_table() -> list[str]:
+def text_table(series: str) -> list[str]:
     """Methods of stage 2, greedy and with the sentences of the ten minutes in mind: the same runs, read twice."""
     lines = [
-        "| es, 10 minutes, 1,000 steps | kept, KB* | of these sentences | greedy: CER, %, validation / test | with its sentences: CER, %, validation / test "
+        f"| {labels.SERIES[series.replace('text', '')]} | kept, KB* | of these sentences | greedy: CER, %, validation / test | with its sentences: CER, %, validation / test "
         "| CER above best's, same seeds | WER, %, greedy -> with | seeds |", "|---" * 8 + "|",
     ]  # fmt: skip
-    best = [run["with_text"] | {"config": run["config"]} for run in of_method("assembly_best", "estext")]
+    best = [run["with_text"] | {"config": run["config"]} for run in of_method("assembly_best", series)]
     for name, label in labels.METHODS.items():
-        runs = of_method(name, "estext")
+        runs = of_method(name, series)
         if runs:
             read = [run["with_text"] | {"config": run["config"]} for run in runs]
-            kilobytes = statistics.mean(sum(run["with_text"]["kilobytes"].values()) for run in runs)
+            kilobytes = statistics.mean(run["with_text"]["kilobytes"][series[:2]] for run in runs)
             rates = [" / ".join(spread([run[split]["macro"]["cer"] for run in of]) for split in ("validation", "test")) for of in (runs, read)]
             wer = " -> ".join(spread([run["test"]["macro"]["wer"] for run in of]) for of in (runs, read))
             above = "" if name == "assembly_best" else difference(read, best)
@@ -137,7 +145,7 @@ def sentences_table() -> list[str]:
 def few_table() -> list[str]:
     """CER / WER on test, seed 0, of Spanish from few minutes: greedy, with the sentences of these minutes, and with another subject's beside them."""
     lines = ["| es, seed 0: CER, %, validation / test (WER on test) | greedy | with the sentences of these minutes | and 200,000 letters of another subject |", "|---|---|---|---|"]
-    reading = load("reading")
+    reading = load("reading_five")
     for name, label in labels.FEW.items():
         run = load(f"estext_assembly_{name}_seed0")
         both = [load(f"fortunes_es_{name}{of}") for of in ("_validation", "")] if name != "best" else [reading["sentences"]["both"][of] for of in ("validation", "test")]
@@ -150,7 +158,7 @@ def few_table() -> list[str]:
 
 def settings_table() -> list[str]:
     """Macro CER on validation and the time of reading, one setting of the reader changed at a time."""
-    run = load("reading")
+    run = load("reading_five")
     rows = [("greedy", run["sentences"]["none"]["validation"])] if run else []
     for tried in run["settings"] if run else ():
         changed = ", ".join(f"`{name}` {value:g}" for name, value in tried["changed"].items())
@@ -208,21 +216,20 @@ def difference(runs: list[dict], others: list[dict]) -> str:
     return f"{points(more, characters):+.1f} ({range_.low:+.1f} to {range_.high:+.1f})"
 
 
-def methods_table(series: str = "es") -> list[str]:
+def methods_table(series: str) -> list[str]:
     best = of_method("assembly_best", series)
     compared = bool(difference(best, best))
-    columns = ["trainable", "a step, s", "kept, KB*", "validation CER, %", "CER, %", "WER, %", "seeds", "the languages from before, CER, %"]
-    columns[5:5] = ["CER above best's, same seeds"] if compared else []
+    steps = load("steps_five") if series != "es6" else None  # nobody timed a step on six layers
+    columns = ["trainable", *(["a step, s"] if steps else []), "kept, KB*", "validation CER, %", "CER, %", *(["CER above best's, same seeds"] if compared else []), "WER, %", "seeds", "the languages from before, CER, %"]
     lines = [f"| {' | '.join([labels.SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for name, label in labels.METHODS.items():
         runs = of_method(name, series)
         if runs:
-            lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None)])} |")
+            lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None, steps)])} |")
     zero_shot = [run["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru") if (run := load(name))]
     rate = next((rates[series[:2]] for rates in zero_shot if series[:2] in rates), None)
     if rate:
-        cells = ["0", "", "0", "", f"{rate['cer']:.1f}", f"{rate['wer']:.1f}", "", "as they are"]
-        cells[5:5] = [""] if compared else []
+        cells = ["0", *([""] if steps else []), "0", "", f"{rate['cer']:.1f}", *([""] if compared else []), f"{rate['wer']:.1f}", "", "as they are"]
         lines.append(f"| {' | '.join(['Whisper-base as it is, zero-shot, its decoder, timestamps on', *cells])} |")
     return lines
 
@@ -243,16 +250,15 @@ def across_table() -> list[str]:
     return lines
 
 
-def method_row(name: str, runs: list[dict], best: list[dict] | None) -> list[str]:
+def method_row(name: str, runs: list[dict], best: list[dict] | None, steps: dict | None) -> list[str]:
     last = [validation_of(run) for run in runs]
     cer, wer = ([run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer"))
     old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
     stands = all(run.get("base") == run.get("base_after") for run in runs)  # of W and M; older files do not name it
     fate = " -> ".join(spread(values) for values in old) if old else "bit-equal" if stands else "CHANGED"
     compared = [] if best is None else ["" if name == "assembly_best" else difference(runs, best)]
-    steps = load("steps")
-    step_s = f"{steps['steps'][name]['step_s']:.2f}" if steps else ""
-    return [f"{runs[0]['trainable']:,}", step_s, f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate]
+    step_s = [f"{steps['steps'][name]['step_s']:.2f}"] if steps else []
+    return [f"{runs[0]['trainable']:,}", *step_s, f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate]
 
 
 def tried_table(tried: dict[str, str], steps: str) -> list[str]:
@@ -341,7 +347,7 @@ def masks_table() -> list[str]:
 
 
 def row_swap_table() -> list[str]:
-    run = load("evaluate_ship")
+    run = load("evaluate_five_uncut")
     if not run:
         return []
     table = run["row_swap_cer"]
@@ -387,10 +393,11 @@ def command_lines() -> list[str]:
 
 
 def compact_line() -> list[str]:
-    run, before = load("evaluate_compact"), load("evaluate_ship")
-    if not (run and before):
+    cut, whole = [load(f"evaluate_shipped{of}") for of in ("_validation", "")], load("stage1_master_3000_six")
+    if not (all(cut) and whole):
         return []
-    return [f"Test CER of the shipped file (fp16, specialists in 8 bits): {run['macro']['cer']:.2f}; before the cut: {before['macro']['cer']:.2f}."]
+    rates = [" / ".join(f"{run['macro']['cer']:.2f}" for run in runs) for runs in (cut, (whole["validation"], whole["test"]))]
+    return [f"Macro CER on validation / test of the shipped file (fp16; feed-forward weights and specialists in 8 bits): {rates[0]}; before the cut: {rates[1]}."]
 
 
 def between(text: str, marker: str, lines: list[str]) -> str:
@@ -402,7 +409,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def main(argv=None) -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)  # --help writes nothing
     tables = {
-        "stage-1": stage_1_table(labels.STAGE_1), "stage-1-parts": stage_1_table(labels.STAGE_1_PARTS), "stage-1-long": stage_1_table(labels.STAGE_1_LONG), "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT), "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "refined": refined_table(), "shipped": shipped_table(), "text": text_table(), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "methods": methods_table(),
+        "stage-1": stage_1_table(labels.STAGE_1), "stage-1-parts": stage_1_table(labels.STAGE_1_PARTS), "stage-1-long": stage_1_table(labels.STAGE_1_LONG), "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT), "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "refined": refined_table(), "shipped": shipped_table(labels.SHIPPED), "shipped-before": shipped_table(labels.SHIPPED_BEFORE), "text": text_table("es6"), "text-five": text_table("estext"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "methods": methods_table("es6"), "methods-five": methods_table("es"),
         "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "across": across_table(), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
         "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"), "tried": tried_table(labels.TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(labels.TRIED_LONG, "1,000"),
         "precision": precision_table(),
