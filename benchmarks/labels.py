@@ -131,7 +131,7 @@ TRIED_LONG = {
 PAIRS = {"Master-ASR less dense": ("master", "dense"), "Master-ASR less one mask": ("master", "onemask"), "a specialist each less one mask": ("own", "onemask"), "a specialist each less dense": ("own", "dense")}
 BUDGETS = {
     "1,500": "{}", "3,000": "{}_3000", "3,000, seed 1": "{}_3000_seed1", "4,500": "{}_4500", "4,500, seed 1": "{}_4500_seed1",
-    "4,500, fewer masks of SpecAugment": "{}_4500_spec1", "3,000, without cs": "nocs_{}", "3,000, without ru": "noru_{}",
+    "4,500, fewer masks of SpecAugment": "{}_4500_spec1", "3,000, without cs": "nocs_{}", "3,000, without ru": "noru_{}", "3,000, six layers": "{}_3000_six",
 }  # fmt: skip
 SHIPPED = {  # name -> (file of test, file of validation), or the file of a run that read both
     "the shipped model, greedy": ("evaluate_shipped", "evaluate_shipped_validation"),
