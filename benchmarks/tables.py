@@ -219,7 +219,7 @@ def difference(runs: list[dict], others: list[dict]) -> str:
 def methods_table(series: str) -> list[str]:
     best = of_method("assembly_best", series)
     compared = bool(difference(best, best))
-    steps = load("steps_five") if series != "es6" else None  # nobody timed a step on six layers
+    steps = load("steps" if series == "es6" else "steps_five")
     columns = ["trainable", *(["a step, s"] if steps else []), "kept, KB*", "validation CER, %", "CER, %", *(["CER above best's, same seeds"] if compared else []), "WER, %", "seeds", "the languages from before, CER, %"]
     lines = [f"| {' | '.join([labels.SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for name, label in labels.METHODS.items():
