@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from benchmarks import labels
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "RESULTS.md", "benchmarks/COMMANDS.md")
+CODE = {"trainer"}  # what stands between these is a test's
 
 
 def load(name: str) -> dict | None:
@@ -406,24 +409,44 @@ def between(text: str, marker: str, lines: list[str]) -> str:
     return f"{head}{start}\n" + "\n".join(lines) + f"\n{end}{rest.partition(end)[2]}"
 
 
+def all_tables() -> dict[str, list[str]]:
+    """The lines between each pair of markers."""
+    return {
+        "shipped": shipped_table(labels.SHIPPED), "shipped-before": shipped_table(labels.SHIPPED_BEFORE), "compact": compact_line(), "row-swap": row_swap_table(),
+        "stage-1": stage_1_table(labels.STAGE_1), "stage-1-parts": stage_1_table(labels.STAGE_1_PARTS), "stage-1-long": stage_1_table(labels.STAGE_1_LONG),
+        "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT),
+        "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "pairs": pairs_table(), "refined": refined_table(),
+        "methods": methods_table("es6"), "methods-five": methods_table("es"), "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"),
+        "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "across": across_table(), "minutes": minutes_table(),
+        "text": text_table("es6"), "text-five": text_table("estext"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),
+        "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"),
+        "tried": tried_table(labels.TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(labels.TRIED_LONG, "1,000"), "precision": precision_table(),
+        "voices": voices_table(), "more-voices": more_voices_table(labels.MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_steps_table(),
+        "masks": masks_table(), "serving": serving_table(), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),
+    }  # fmt: skip
+
+
+def filled(page: str, tables: dict[str, list[str]]) -> str:
+    """The text of a page with these tables between its markers.
+
+    Raises:
+        ValueError: for a marker that no table has.
+    """
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for marker in re.findall(r"^<!-- /(.+) -->$", text, flags=re.MULTILINE):
+        if marker in tables:
+            text = between(text, marker, tables[marker])
+        elif marker not in CODE:
+            raise ValueError(f"{page}: <!-- {marker} --> is no table; allowed: {sorted(tables)}.")
+    return text
+
+
 def main(argv=None) -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)  # --help writes nothing
-    tables = {
-        "stage-1": stage_1_table(labels.STAGE_1), "stage-1-parts": stage_1_table(labels.STAGE_1_PARTS), "stage-1-long": stage_1_table(labels.STAGE_1_LONG), "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT), "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "refined": refined_table(), "shipped": shipped_table(labels.SHIPPED), "shipped-before": shipped_table(labels.SHIPPED_BEFORE), "text": text_table("es6"), "text-five": text_table("estext"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(), "pairs": pairs_table(), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "methods": methods_table("es6"), "methods-five": methods_table("es"),
-        "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"), "methods-4500": methods_table("es4500"), "across": across_table(), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "minutes": minutes_table(), "serving": serving_table(),
-        "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"), "tried": tried_table(labels.TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(labels.TRIED_LONG, "1,000"),
-        "precision": precision_table(),
-        "masks": masks_table(), "row-swap": row_swap_table(),
-        "compact": compact_line(), "voices": voices_table(), "more-voices": more_voices_table(labels.MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_steps_table(), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),
-    }  # fmt: skip
-    for page in ("README.md", "RESULTS.md", "benchmarks/COMMANDS.md"):
-        path = ROOT / page
-        text = path.read_text(encoding="utf-8")
-        for marker, lines in tables.items():
-            if f"<!-- {marker} -->" in text:
-                text = between(text, marker, lines)
-        path.write_text(text, encoding="utf-8")
-    print("Wrote the tables of README.md, RESULTS.md and benchmarks/COMMANDS.md.")
+    tables = all_tables()
+    for page in PAGES:
+        (ROOT / page).write_text(filled(page, tables), encoding="utf-8")
+    print(f"Wrote the tables of {', '.join(PAGES)}.")
 
 
 if __name__ == "__main__":

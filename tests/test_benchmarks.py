@@ -77,6 +77,25 @@ def test_two_methods_are_compared_clip_by_clip_and_only_on_the_seeds_that_both_h
     assert 0 <= low < 5 < high <= 10  # no clip is better, one in ten letters is the most that one is worse
 
 
+@pytest.fixture(scope="module")
+def written():
+    """What `benchmarks.tables` would write now."""
+    return tables.all_tables()
+
+
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_every_table_of_a_page_is_what_the_files_of_the_runs_say(written, page):
+    assert (tables.ROOT / page).read_text(encoding="utf-8") == tables.filled(page, written)
+
+
+def test_a_marker_that_no_table_fills_is_named(tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text("<!-- rates -->\nold\n<!-- /rates -->\n<!-- ratse -->\n<!-- /ratse -->\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match=r"page.md: <!-- ratse --> is no table; allowed: \['rates'\]"):
+        tables.filled("page.md", {"rates": ["new"]})
+    assert tables.filled("page.md", {"rates": ["new"], "ratse": []}) == "<!-- rates -->\nnew\n<!-- /rates -->\n<!-- ratse -->\n\n<!-- /ratse -->\n"
+
+
 def test_the_peak_memory_of_a_process_is_not_that_of_the_process_that_started_it():
     held = torch.ones(2**26)  # 256 MB
     code = "from benchmarks.languages import peak_mb; print(peak_mb())"
