@@ -350,7 +350,7 @@ def masks_table() -> list[str]:
 
 
 def row_swap_table() -> list[str]:
-    run = load("evaluate_five_uncut")
+    run = load("evaluate_shipped")
     if not run:
         return []
     table = run["row_swap_cer"]
