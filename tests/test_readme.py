@@ -1,0 +1,145 @@
+"""Every figure that README says in words is that of a file of `benchmarks/results`: no prose stays behind its runs."""
+
+import re
+import statistics
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks import labels, tables
+from benchmarks.tables import load, of_method, rates_of
+from modeling_master_asr import MasterASRConfig
+
+CHECKPOINT = tables.ROOT / "checkpoints/master-asr-whisper-base"
+
+
+def macro(name: str, kind: str = "cer") -> float:
+    return load(name)["macro"][kind]
+
+
+def whisper(name: str) -> dict:
+    """CER and WER of Whisper as it is: of Spanish, or with "six" the mean of the six languages."""
+    languages = load(f"zero_shot_{name}")["test"]["languages"]
+    codes = labels.LANGUAGES if name == "six" else ["es"]
+    return {kind: statistics.mean(languages[code][kind] for code in codes) for kind in ("cer", "wer")}
+
+
+def mean(name: str, kind: str = "cer", with_text: bool = False) -> float:
+    """Of a method's seeds on Spanish, on test."""
+    return statistics.mean((run["with_text"] if with_text else run)["test"]["macro"][kind] for run in of_method(name, "es6"))
+
+
+def ahead(name: str, series: str = "es6") -> list[tuple[float, float]]:
+    """How many points `best` is ahead of a method, on validation and test, a pair for each seed that both have."""
+    best = {run["config"]["seed"]: rates_of(run) for run in of_method("assembly_best", series)}
+    return [tuple(a - b for a, b in zip(rates_of(run), best[run["config"]["seed"]])) for run in of_method(name, series)]
+
+
+def means(pairs: list[tuple[float, float]]) -> list[float]:
+    return [statistics.mean(of) for of in zip(*pairs)]
+
+
+def kilobytes(preset: str, series: str = "es6", sentences: str = "own") -> float:
+    run = of_method(f"assembly_{preset}", series)[0]
+    return run["kilobytes"] + (run["with_text"]["kilobytes"]["es"] if sentences == "own" else load("reading")["sentences"][sentences]["kilobytes"]["es"])
+
+
+def sentences_of_a_language() -> list[float]:
+    kept = load("reading")["sentences"]["its own"]["kilobytes"]
+    return [pick(kept[code] for code in labels.LANGUAGES) for pick in (min, max)]
+
+
+def pairs_on_test(label: str) -> float:
+    """The mean over all pairs of runs: how much lower the first model's CER is."""
+    models, found = labels.PAIRS[label], []
+    for name in labels.BUDGETS.values():
+        runs = [load("stage1_" + name.format(model)) for model in models]
+        if all(runs):
+            found.append(runs[1]["test"]["macro"]["cer"] - runs[0]["test"]["macro"]["cer"])
+    return statistics.mean(found)
+
+
+def seeds_ahead() -> list[int]:
+    """With how many seeds `best` is ahead of LoRA on validation, of how many; and on test."""
+    points = [pair for series in labels.ACROSS for pair in ahead("lora_all", series)]
+    return [count for of in zip(*points) for count in (sum(more > 0 for more in of), len(of))]
+
+
+def kept_mb() -> float:
+    """Assembled weights of a language, float32."""
+    backbone = MasterASRConfig.from_pretrained(CHECKPOINT).backbone_config
+    return 4 * backbone.encoder_layers * (4 * backbone.d_model**2 + 2 * backbone.d_model * backbone.encoder_ffn_dim) / 1e6
+
+
+def voices() -> list[float]:
+    capped, rate = (load("zero_shot_voices")["test"]["languages"]["cs"][kind] for kind in ("cer_capped", "cer"))
+    return [load("voices_six5000_others")["languages"]["cs"]["cer"], load("voices_six5000fortunes900_others")["languages"]["cs"]["cer"], rate, capped]
+
+
+def fewer(kind: str) -> float:
+    return 100 * (1 - macro("evaluate_text", kind) / macro("evaluate_shipped", kind))
+
+
+def request(name: str, what: str = "ms") -> float:
+    return load("serving")["requests"][name][what]
+
+
+SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures left out: these
+    "({:.0f} KB to {:.1f} MB with its sentences)": lambda: [kilobytes("paper", "estext"), kilobytes("best", sentences="both") / 1000],
+    "six languages make {:.0f} % fewer letter errors and {:.0f} % fewer word errors on test": lambda: [fewer("cer"), fewer("wer")],
+    "The shipped model, {:.0f} MB": lambda: [(CHECKPOINT / "model.safetensors").stat().st_size / 1e6],
+    "With sentences of {:.0f} to {:.0f} KB a language": sentences_of_a_language,
+    "in the mean ({:.1f} % for {:.1f} %)": lambda: [macro("evaluate_text"), whisper("six")["cer"]],
+    "takes {:.1f} ms a second of speech on one core": lambda: [load("reading")["settings"][0]["validation"]["ms_a_second"]],
+    "beside the {:.0f} of the encoder": lambda: [request("plain encoder, one language") * load("serving")["clips"] / load("serving")["audio_s"]],
+    "`best` makes {:.1f} % letter errors on test in the mean of its seeds": lambda: [mean("assembly_best")],
+    "Whisper, which knows Spanish from thousands of hours, {:.1f} % (one seed of three makes more)": lambda: [whisper("new_languages")["cer"]],
+    "with its sentences {:.1f} %, and as many wrong words as Whisper ({:.1f} % for {:.1f} %)":
+        lambda: [mean("assembly_best", with_text=True), mean("assembly_best", "wer", with_text=True), whisper("new_languages")["wer"]],
+    "LoRA and full tuning read as well with the same sentences, {:.1f} % and {:.1f} %": lambda: [mean(name, with_text=True) for name in ("lora_all", "full")],
+    "with {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
+    "makes {:.1f} % letter errors and {:.0f} % word errors.": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
+    "reads {:.2f} points better on test than the dense model and {:.2f} better than one mask for all":
+        lambda: [pairs_on_test("a specialist each less dense"), pairs_on_test("a specialist each less one mask")],
+    "reads like one mask ({:.2f} better)": lambda: [pairs_on_test("Master-ASR less one mask")],
+    "Full tuning is ahead of `best` by {:.1f} points on validation and {:.1f} on test": lambda: [-points for points in means(ahead("full"))],
+    "a file of {:.0f} MB, and the other languages read {:.0f} points worse":
+        lambda: [of_method("full", "es6")[0]["kilobytes"] / 1000, statistics.mean(run["old_languages_after"]["macro"]["cer"] - run["old_languages_before"]["macro"]["cer"] for run in of_method("full", "es6"))],
+    "is {:.1f} points behind `best` on validation and level on test": lambda: means(ahead("lora_all"))[:1],
+    "ahead with {} of {} seeds on validation and {} of {} on test": seeds_ahead,
+    "at {:.0f} times the cost of a request of three seconds": lambda: [request("Whisper-base with its decoder", "ratio")],
+    "For this speed {:.0f} MB of assembled weights": lambda: [kept_mb()],
+    "are read with {:.0f} % of the letters wrong after 81 minutes of thirteen others, by all six layers of the encoder, {:.0f} % with all the sentences at hand; Whisper base makes {:.0f} % there, {:.0f} %":
+        voices,
+}  # fmt: skip
+NOT_MEASURED = {
+    "145 MB",  # of Whisper base in half precision
+    "95 %",  # a confidence
+    "0.8 points",  # between two tables of RESULTS
+}
+FIGURE = re.compile(r"\d[\d.,]*\d*\s(?:%|KB|MB|ms\b|points?\b)")
+
+
+def prose() -> str:
+    """README without tables, code and addresses, on one line."""
+    text = re.sub(r"^(?:\||    |!\[).*$", "", re.sub(r"```.*?```", "", (tables.ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL), flags=re.MULTILINE)
+    return " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
+
+
+@pytest.mark.parametrize("sentence", SAID)
+def test_what_readme_says_in_figures_is_what_the_files_of_the_runs_hold(sentence):
+    assert sentence.format(*SAID[sentence]()) in prose()
+
+
+def test_readme_says_no_figure_that_no_file_is_asked_for():
+    left = prose()
+    for sentence, figures in SAID.items():
+        left = left.replace(sentence.format(*figures()), "")
+    assert set(FIGURE.findall(left)) - NOT_MEASURED == set()
+
+
+def test_the_words_beside_the_figures_have_their_direction():
+    best = [run["test"]["macro"]["cer"] for run in of_method("assembly_best", "es6")]
+    assert [rate > whisper("new_languages")["cer"] for rate in best].count(True) == 1 and len(best) == 3
+    assert all(abs(means(ahead(name))[1]) < 0.05 for name in ("lora_all",))
+    assert [run["config"]["seed"] for run in of_method("assembly_best", "es6") if run["test"]["macro"]["cer"] == min(best)] == [0]  # the one that `reading.json` reads
