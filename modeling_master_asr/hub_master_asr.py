@@ -282,11 +282,13 @@ class HubMixin:
 
         Raises:
             OSError: for a repo, revision or file that is not there, or that this token may not see.
-            ValueError: for another base, K or sparsity, a damaged file, or, without `replace`, a language already there.
+            ValueError: for another base, K or sparsity, a damaged file, or, without `replace`, a language already there; in the place of a PEFT adapter.
         """
         language, facts, path = fetch_assembly(id_or_path, language, **hub_kwargs)
         source = f"{id_or_path} ({language})"
         replaces = replace and language in self.assemblies
+        if replaces:
+            self.check_is_own(language, "makes place as one: peft_model.delete_adapter(name)")
         with (self.config.replacing if replaces else self.config.adding)(language, self.config.entry_of(facts), source):
             with torch.device("meta"):  # names and shapes alone, no memory
                 assembly = self.master_asr._new_assembly(language)

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import Assemblies, LanguageAssembly, is_adapted
 from .backbone_master_asr import keep_frozen_parts_still
-from .configuration_master_asr import DEFAULT_PRESET, PAD_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, from_preset
+from .configuration_master_asr import DEFAULT_PRESET, PAD_TOKEN, SPACE_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, from_preset
 from .ngrams_master_asr import Ngrams, read
 from .text_master_asr import spelled, tokens_of
 
@@ -177,8 +177,9 @@ class LanguageMixin:
 
         Raises:
             KeyError: if it is not loaded.
-            ValueError: where it would lose something that it owns, or while a PEFT adapter is on it.
+            ValueError: where it would lose something that it owns, or while a PEFT adapter is on it, or it.
         """
+        self.check_is_own(language, "has the parts of its own config: AssemblyConfig(..., preset=...)")
         before, old = self.config.assemblies[self.config.check_language(language)], self.assemblies[language]
         owned = from_preset(preset, parts, rank, targets)
         check_nothing_is_lost(language, before, owned)
@@ -189,13 +190,26 @@ class LanguageMixin:
         self.master_asr._masks.forget()
         return assembly
 
+    def check_is_own(self, language: str, instead: str) -> None:
+        """Whether a language is the model's own: what is done to it while it is a PEFT adapter would change the config and not what is read.
+
+        Raises:
+            KeyError: if it is not loaded.
+            ValueError: while it is a PEFT adapter, which `instead`.
+        """
+        own = getattr(self.assemblies, "base_layer", self.assemblies)  # without those of PEFT
+        if self.config.check_language(language) not in own:
+            raise ValueError(f"{language!r} is a PEFT adapter and {instead}.")
+
     def remove_language(self, language: str) -> None:
         """Deletes a language's assembly; the others keep every bit.
 
         Raises:
             KeyError: if it is not loaded.
+            ValueError: while it is a PEFT adapter.
         """
-        del self.config.assemblies[self.config.check_language(language)]
+        self.check_is_own(language, "is removed as one: peft_model.delete_adapter(name)")
+        del self.config.assemblies[language]
         del self.assemblies[language]
         if self.config.default_language == language:
             self.config.default_language = None
@@ -217,10 +231,7 @@ class LanguageMixin:
             KeyError: if it is not loaded.
             ValueError: if all are left out, or those that are kept are too long together; while it is a PEFT adapter.
         """
-        self.config.check_language(language)
-        own = getattr(self.assemblies, "base_layer", self.assemblies)  # without those of PEFT
-        if language not in own:
-            raise ValueError(f"{language!r} is a PEFT adapter, whose own config holds its sentences: AssemblyConfig(..., sentences=[...]).")
+        self.check_is_own(language, "has the sentences of its own config: AssemblyConfig(..., sentences=[...])")
         kept = spell_sentences(sentences, language, self.config.vocab(language))
         self.config.set_text(language, "\n".join(kept))
         return len(kept)
@@ -230,6 +241,7 @@ class LanguageMixin:
         """The token of every frame, `(B, T)`, -1 past a clip's own: what `processor.batch_decode` makes text of.
 
         Where a language has sentences (`set_text`), they lie on the way that CTC and their n-grams together find best; else each frame has its likeliest.
+        Letters more than a second apart (50 frames) have a space between.
 
         Args:
             logits: `(B, T, V)` of `forward`.
@@ -239,7 +251,7 @@ class LanguageMixin:
 
         Raises:
             KeyError, ValueError: for a missing or unknown language, or another number of them than of clips; for logits of fewer tokens than its alphabet has,
-                or, where sentences have a say, of no numbers.
+                or of no numbers.
         """
         codes = self.master_asr.resolve_languages(language, len(logits))
         ids = torch.full(logits.shape[:2], -1, dtype=torch.long, device=logits.device)
@@ -249,7 +261,7 @@ class LanguageMixin:
                 raise ValueError(f"The logits have {logits.shape[-1]} tokens and {code!r} has {len(vocab)}: they are those of another language. Pass the language of the call that made them.")
             text = "" if greedy else self.config.text(code)
             ngrams = ngrams_of(text, tuple(sorted(vocab, key=vocab.get))) if text else None
-            ids[clip, :end] = read(logits[clip, :end, : len(vocab)], ngrams, vocab[PAD_TOKEN], [vocab[UNK_TOKEN]])
+            ids[clip, :end] = read(logits[clip, :end, : len(vocab)], ngrams, vocab[PAD_TOKEN], [vocab[UNK_TOKEN]], vocab[SPACE_TOKEN])
         return ids
 
     # ------------------------------------------------------------------ what trains

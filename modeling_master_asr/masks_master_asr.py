@@ -3,7 +3,9 @@
 1. Nothing is kept that is made of a tensor whose gradient is being asked for.
 2. Everything is dropped by what may write: `train()` or `eval()` that changes the mode, `_apply` (`to`, `half`, ...),
    `load_state_dict`, and a step of any torch optimizer that holds a gradient of something it is made of.
-3. What is kept carries a `Stamp` of its sources and is used only while that holds, so a write through `.data` is seen too.
+3. What is kept carries a `Stamp` of its sources and is used only while that holds, so a write through `.data` is seen too where it
+   meets one of the values that a stamp looks at: one that moves a twentieth of a tensor is, one that moves a few values may not be.
+   Whoever writes so calls `model.train()` and `model.eval()` after it.
 
 A version counter alone proves nothing: fused optimizers and `.data` writes leave it as it was.
 """
@@ -22,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .artisan_master_asr import pack_mask, unpack_mask
 
-SAMPLE = 7  # values of each tensor that a stamp looks at; prime, so that those of a matrix lie in different rows and columns
+SAMPLE = 67  # values of each tensor that a stamp looks at, or so: a hundredth of a forward of one second of audio (benchmarks/masks.py)
 # In evaluation so many languages keep dense assembled weights whatever their size, and more as long as all of them fit into so many
 # bytes; the others keep packed masks, and a request in one of those first makes its weights again.
 DENSE_LANGUAGES, DENSE_BYTES = 2, 512 << 20
@@ -42,7 +44,7 @@ class Stamp:
         self._marks = _marks(tensors)
         groups: dict[tuple, list] = defaultdict(list)
         for tensor in tensors:
-            groups[tensor.device, tensor.dtype].append(_sample(tensor, 1 if tensor is whole else max(tensor.numel() // SAMPLE, 1)))
+            groups[tensor.device, tensor.dtype].append(_sample(tensor, 1 if tensor is whole else _step(tensor)))
         self._samples = list(groups.values())
         self._values = None if any(tensor.is_meta for tensor in tensors) else self._read()
 
@@ -57,6 +59,13 @@ class Stamp:
 def _marks(tensors: Iterable[torch.Tensor]) -> list[tuple]:
     """Where each tensor lies, how (a transposed square is told by the last mark), in which type and version."""
     return [(t.data_ptr(), t.shape, t.dtype, -1 if t.is_inference() else t._version, t.is_contiguous()) for t in tensors]
+
+
+def _step(tensor: torch.Tensor) -> int:
+    """From one value to the next. In a matrix: whole rows and the golden section of one, so that no run of rows or of columns is left out."""
+    width = tensor.shape[-1] if tensor.dim() > 1 else 1
+    rows = tensor.numel() // max(width, 1)
+    return max(rows // SAMPLE * width + int(0.618 * width), 1)
 
 
 def _sample(tensor: torch.Tensor, step: int):

@@ -1,4 +1,4 @@
-"""Reading logits with a language's own sentences in mind: shallow fusion of a character n-gram language model in a CTC beam search, and its path.
+"""Reading logits: greedily, or with a language's own sentences in mind, by shallow fusion of a character n-gram language model in a CTC beam search.
 
     logits -> log probabilities -> `search`: tokens, by n-grams -> `path_of`: a token for every frame, as greedy reading gives
 """
@@ -19,6 +19,8 @@ ORDER = 6  # tokens that are counted together
 WEIGHT, BONUS = 0.7, 1.5  # of an n-gram's log probability beside CTC's, and what each token gets for being one more
 BEAM = 8  # texts that are kept from frame to frame
 FLOOR = -8.0  # log probability below which a frame's token is not tried
+PAUSE = 15  # frames at both ends of a pause that are searched, 0.3 s in most families; nothing is written in what lies between
+GAP = 50  # frames, 1 s in most families: two letters so far apart are of two words
 WIDEST = 64  # tokens that are tried in a frame, at most: of an alphabet of thousands, where the model is unsure, nearly all lie above the floor
 
 LONGEST = 1500  # frames that are searched at once, 30 s in most families: texts, and the path's table, stay short
@@ -77,12 +79,27 @@ def path(log_probs: np.ndarray, ngrams: Ngrams, blank: int, silent: Iterable[int
     for i in silent:
         log_probs[:, blank] = np.logaddexp(log_probs[:, blank], log_probs[:, i])
         log_probs[:, i] = -np.inf
+    is_pause = log_probs.argmax(-1) == blank
     history, paths = ngrams.boundary, []
-    for start, end in _pieces(log_probs.argmax(-1) == blank):
-        text = search(log_probs[start:end], ngrams, blank, history, is_last=end == len(log_probs))
+    for start, end in _pieces(is_pause):
+        spoken = log_probs[start:end][_outside_pauses(is_pause[start:end])]
+        text = search(spoken, ngrams, blank, history, is_last=end == len(log_probs))
         paths.append(path_of(log_probs[start:end], [ord(token) for token in text], blank))
         history = (history + text)[1 - ORDER :]
     return np.concatenate(paths) if paths else np.zeros(0, dtype=np.int64)
+
+
+def _outside_pauses(is_pause: np.ndarray) -> np.ndarray:
+    """Which frames are searched: all but the middles of long pauses, and none where nothing else is heard.
+
+    A text's probability is a sum over all the frames in which its letters may stand. In seconds of silence, each frame of which is a blank
+    with 96 %, that sum makes words of nothing.
+    """
+    searched = np.full(len(is_pause), not is_pause.all())
+    edges = np.flatnonzero(np.diff(is_pause, prepend=False, append=False))  # where pauses begin and end, in turn
+    for start, end in zip(edges[::2], edges[1::2]):
+        searched[start + PAUSE : max(end - PAUSE, 0)] = False
+    return searched
 
 
 def _pieces(is_pause: np.ndarray) -> Iterable[tuple[int, int]]:
@@ -184,15 +201,26 @@ def path_of(log_probs: np.ndarray, ids: list[int], blank: int) -> np.ndarray:
     return path
 
 
-def read(logits: torch.Tensor, ngrams: Optional[Ngrams], blank: int, silent: Iterable[int]) -> torch.Tensor:
-    """The token of every frame of one clip's logits `(T, V)`: its likeliest, or with n-grams those of `path`.
+def read(logits: torch.Tensor, ngrams: Optional[Ngrams], blank: int, silent: Iterable[int], space: int) -> torch.Tensor:
+    """The token of every frame of one clip's logits `(T, V)`: its likeliest, or with n-grams those of `path`; words are apart where a pause is long.
 
     Raises:
-        ValueError: for logits that are no numbers, with n-grams.
+        ValueError: for logits that are no numbers.
     """
-    if ngrams is None:
-        return logits.argmax(-1)
     log_probs = logits.detach().float().log_softmax(-1).cpu().numpy()
     if np.isnan(log_probs).any():
-        raise ValueError("The logits hold NaN or infinity, in which nothing can be searched. Is the audio finite, and half precision wide enough for this model?")
-    return torch.from_numpy(path(log_probs, ngrams, blank, silent)).to(logits.device)
+        raise ValueError("The logits hold NaN or infinity, in which nothing can be read. Is the audio finite, and half precision wide enough for this model?")
+    ids = logits.argmax(-1).cpu().numpy() if ngrams is None else path(log_probs, ngrams, blank, silent)
+    return torch.from_numpy(with_gaps(ids, blank, space)).to(logits.device)
+
+
+def with_gaps(ids: np.ndarray, blank: int, space: int) -> np.ndarray:
+    """A path with a space in the middle of every pause of more than `GAP` frames between two letters.
+
+    CHOICE: the paper's clips are sentences. In a longer recording the pause between two is all that says that a word has ended.
+    """
+    ids, written = ids.copy(), np.flatnonzero(ids != blank)
+    for before, after in zip(written[:-1], written[1:]):
+        if after - before > GAP and space not in (ids[before], ids[after]):
+            ids[(before + after) // 2] = space
+    return ids

@@ -269,8 +269,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         except ValueError as error:  # logits that are no numbers
             return {"text": None, "error": _named(error, place, on_error)}
         if not return_timestamps:
-            return {"text": self._processor.decode(tokens, language)}
-        decoded = self._processor.decode(tokens, language, output_char_offsets=True, output_word_offsets=True)
+            return {"text": self._processor.decode(tokens, language, skip_special_tokens=True)}
+        decoded = self._processor.decode(tokens, language, skip_special_tokens=True, output_char_offsets=True, output_word_offsets=True)
         offsets = decoded[f"{return_timestamps}_offsets"]
         second = self.model.config.inputs_to_logits_ratio / self._processor.sampling_rate_hz  # seconds a frame
         chunks = [

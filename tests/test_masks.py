@@ -354,6 +354,37 @@ def test_a_stamp_sees_a_write_to_some_rows_or_columns_and_a_transposed_square(si
     assert not stamp.holds([tensor])
 
 
+@pytest.mark.parametrize("size", [64, 384, 512, 768, 1024, 1280])
+def test_a_stamp_sees_a_write_to_a_twentieth_of_the_rows_or_columns_wherever_they_are(size):
+    for start in range(0, size - size // 20, max(size // 50, 1)):
+        some = slice(start, start + size // 20 + 1)
+        for place in ((some, slice(None)), (slice(None), some)):
+            tensor = torch.randn(size, size)
+            stamp = Stamp([tensor])
+            tensor.data[place].neg_()
+            assert not stamp.holds([tensor]), place
+
+
+def test_a_model_in_evaluation_answers_anew_when_a_tenth_of_one_matrix_is_pruned_through_data():
+    model = tiny_model()
+    inputs = inputs_for(model)
+    before = logits_of(model, inputs)
+    weight = model.master_asr.artisan_layers[-1].weight
+    weight.data[torch.rand(weight.shape) < 0.1] = 0
+    after = assert_answers_as_a_fresh_model(model, inputs)
+    assert not any(torch.equal(before[code], after[code]) for code in before)
+
+
+def test_after_a_write_to_one_value_through_data_train_and_eval_are_enough():
+    model = tiny_model()
+    inputs = inputs_for(model)
+    logits_of(model, inputs)
+    model.master_asr.artisan_layers[-1].weight.data[0, 1] += 100
+    model.train()
+    model.eval()
+    assert_answers_as_a_fresh_model(model, inputs)
+
+
 def test_a_stamp_looks_at_every_value_of_what_is_to_be_whole():
     tensor = torch.randn(100, 40)
     stamp = Stamp([tensor], whole=tensor)

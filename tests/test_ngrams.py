@@ -13,10 +13,11 @@ from peft import PeftModel, get_peft_model
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
 from modeling_master_asr import ngrams_master_asr as ngrams
 from modeling_master_asr.languages_master_asr import ngrams_of
-from modeling_master_asr.ngrams_master_asr import LONGEST, Ngrams, path, path_of, read, search
+from modeling_master_asr.ngrams_master_asr import GAP, LONGEST, Ngrams, path, path_of, read, search
 from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
 
 BLANK, UNK, A, B, C = range(5)
+SPACE = 5  # of alphabets that have one
 
 
 def merged(ids) -> list[int]:
@@ -106,6 +107,56 @@ def test_a_long_clip_is_searched_in_pieces_that_end_in_pauses_and_reads_as_if_it
     assert np.array_equal(np.nonzero(ids == A)[0], spoken)
 
 
+LETTERS = 30
+
+
+def silence(frames: int) -> np.ndarray:
+    """A blank with 96 % in every frame and any letter with a thousandth, as the shipped model hears zeros."""
+    row = np.full(LETTERS, 0.04 / (LETTERS - 1))
+    row[BLANK] = 0.96
+    return np.log(np.tile(row, (frames, 1)))
+
+
+def sentence() -> Ngrams:
+    """One that was read so often that a letter leaves no doubt about the next."""
+    return Ngrams([[A, B, C, A, C, B]] * 50, size=LETTERS, boundary=BLANK)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 31, 500, 6000])
+def test_in_silence_nothing_is_written_however_long_it_lasts(frames):
+    assert np.array_equal(path(silence(frames), sentence(), BLANK, [UNK]), np.full(frames, BLANK))
+
+
+@pytest.mark.parametrize("pause", [30, 1000, 5000])
+def test_in_a_pause_nothing_is_written_and_the_letters_around_it_stay_where_they_are(pause):
+    log_probs = silence(pause + 40)
+    places = [15, 18, 21, len(log_probs) - 22, len(log_probs) - 19, len(log_probs) - 16]
+    for place, token in zip(places, [A, B, C, A, C, B]):
+        log_probs[place, [BLANK, token]] = log_probs[place, [token, BLANK]]
+    found = path(log_probs, sentence(), BLANK, [UNK])
+    assert found.nonzero()[0].tolist() == places and merged(found.tolist()) == [A, B, C, A, C, B]
+
+
+def test_the_middle_of_a_long_pause_alone_is_not_searched(monkeypatch):
+    monkeypatch.setattr(ngrams, "PAUSE", 2)
+    of = lambda marks: "".join("x" if searched else "." for searched in ngrams._outside_pauses(np.array([mark == "_" for mark in marks])))  # noqa: E731
+    assert of("____a____") == "xxxxxxxxx" and of("_____a______") == "xx.xxxxx..xx"
+    assert of("______") == "......" and of("_") == "." and of("") == "" and of("abc") == "xxx" and of("a_____b_") == "xxx.xxxx"
+
+
+@pytest.mark.parametrize("counted", [None, Ngrams([[A, B, A]] * 20, size=6, boundary=BLANK)])
+@pytest.mark.parametrize("frames, has_space, expected", [
+    (GAP, False, [A, B, A]), (GAP + 1, False, [A, B, SPACE, A]), (GAP + 1, True, [A, B, SPACE, A]), (20 * GAP, False, [A, B, SPACE, A]),
+])  # fmt: skip
+def test_two_letters_more_than_a_second_apart_have_one_space_between_them(counted, frames, has_space, expected):
+    log_probs = np.full((frames + 100, 6), -12.0)
+    log_probs[:, BLANK] = -0.001
+    for place, token in [(40, A), (45, B), (45 + frames, A)] + [(47, SPACE)] * has_space:
+        log_probs[place, [BLANK, token]] = -12.0, -0.001
+    ids = read(torch.from_numpy(log_probs), counted, BLANK, [UNK], SPACE).tolist()
+    assert merged(ids) == expected and ids[40] == A and ids[45 + frames] == A
+
+
 def test_a_token_that_is_never_written_is_not_even_where_it_is_likeliest():
     log_probs = np.log(np.array([[1e-9, 1 - 2e-9, 1e-9]] * 4))
     assert UNK not in path(log_probs, Ngrams([[2]], size=3, boundary=BLANK), BLANK, [UNK])
@@ -117,16 +168,17 @@ def test_of_two_letters_that_sound_alike_the_sentences_choose():
     log_probs[1, [BLANK, A]] = -9.0, -0.01
     log_probs[4, [BLANK, B, C]] = -9.0, -0.70, -0.68  # C by a hair
     logits = torch.from_numpy(log_probs)
-    assert merged(read(logits, None, BLANK, [UNK]).tolist()) == [A, C]
-    assert merged(read(logits, Ngrams([[A, B]] * 3, size=5, boundary=BLANK), BLANK, [UNK]).tolist()) == [A, B]
+    assert merged(read(logits, None, BLANK, [UNK], SPACE).tolist()) == [A, C]
+    assert merged(read(logits, Ngrams([[A, B]] * 3, size=5, boundary=BLANK), BLANK, [UNK], SPACE).tolist()) == [A, B]
 
 
+@pytest.mark.parametrize("counted", [None, Ngrams([[2]], size=5, boundary=0)])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_no_numbers_are_named(value):
+def test_logits_that_are_no_numbers_are_named(value, counted):
     logits = torch.randn(3, 5)
     logits[1] = value
     with pytest.raises(ValueError, match="The logits hold NaN or infinity"):
-        read(logits, Ngrams([[A]], size=5, boundary=BLANK), BLANK, [UNK])
+        read(logits, counted, BLANK, [UNK], SPACE)
 
 
 def test_where_the_unknown_is_heard_nothing_is_written():
@@ -284,7 +336,7 @@ def test_sentences_outlive_the_way_to_peft_and_back(tmp_path):
     model.remove_language("en")
     peft_model = peft_from_assembly(model, tmp_path / "assembly")
     assert peft_model.get_base_model().config.text("en") == letter
-    with pytest.raises(ValueError, match="'en' is a PEFT adapter, whose own config holds its sentences"):
+    with pytest.raises(ValueError, match="'en' is a PEFT adapter and has the sentences of its own config"):
         peft_model.get_base_model().set_text("en", [])
     peft_model.save_pretrained(tmp_path / "peft")
     fresh = MasterASRForCTC.from_pretrained(tmp_path / "base")

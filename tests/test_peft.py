@@ -228,6 +228,26 @@ def test_two_adapters_of_one_language_take_turns(base):
     assert torch.equal(model(**inputs, language="es").logits, a)
 
 
+@pytest.mark.parametrize("change, instead", [
+    (lambda model, folder: model.load_assembly(folder, replace=True), "makes place as one: peft_model.delete_adapter"),
+    (lambda model, folder: model.give_parts("es", preset="best"), r"has the parts of its own config: AssemblyConfig\(..., preset"),
+    (lambda model, folder: model.remove_language("es"), "is removed as one: peft_model.delete_adapter"),
+    (lambda model, folder: model.set_text("es", ["a b"]), r"has the sentences of its own config: AssemblyConfig\(..., sentences"),
+])  # fmt: skip
+def test_what_is_done_to_a_language_that_is_an_adapter_is_refused_and_changes_nothing(base, tmp_path, change, instead):
+    native = load(base)
+    native.add_language("es", vocab("zñba"))
+    native.save_assembly("es", tmp_path / "native")
+    peft_model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES)).eval()
+    model, inputs = peft_model.get_base_model(), inputs_for(load(base))
+    before, said = copy.deepcopy(model.config.to_dict()), peft_model(**inputs, language="es").logits
+    with pytest.raises(ValueError, match=f"'es' is a PEFT adapter and {instead}"):
+        change(model, tmp_path / "native")
+    assert model.config.to_dict() == before and torch.equal(peft_model(**inputs, language="es").logits, said)
+    peft_model.delete_adapter("default")
+    assert model.load_assembly(tmp_path / "native", replace=True) == "es" and list(model.assemblies["es"].parts) == list(native.assemblies["es"].parts)
+
+
 def test_what_cannot_take_an_adapter_is_refused(base):
     with pytest.raises(ValueError, match="adds a language to a MasterASRForCTC; got a MasterASRModel"):
         get_peft_model(load(base).master_asr, AssemblyConfig(language="es", vocab=ES))

@@ -40,7 +40,7 @@ def asr(request):
 @torch.no_grad()
 def directly(asr, clip, language):
     batch = asr._processor(audio=clip, sampling_rate=16_000)
-    return asr._processor.decode(asr.model(**batch, language=language).logits.argmax(-1)[0], language)
+    return asr._processor.decode(asr.model(**batch, language=language).logits.argmax(-1)[0], language, skip_special_tokens=True)
 
 
 def test_each_call_answers_in_the_language_it_names(asr):
@@ -48,6 +48,17 @@ def test_each_call_answers_in_the_language_it_names(asr):
     assert texts == {code: directly(asr, CLIPS[0], code) for code in texts}
     assert len(set(texts.values())) == 3
     assert asr(CLIPS[0], generate_kwargs={"language": "ru"})["text"] == texts["ru"]
+
+
+def test_what_the_alphabet_cannot_spell_is_not_written_as_in_evaluation(monkeypatch):
+    asr = make()
+    vocab = asr.model.config.vocab("en")
+    a = next(token for token in vocab if len(token) == 1 and token != "|")
+    ids = torch.tensor([[vocab[a], vocab["[UNK]"], vocab[a]]])
+    monkeypatch.setattr(asr.model, "paths", lambda logits, language: ids)
+    assert asr(CLIPS[0], language="en") == {"text": a * 2}
+    read = asr(CLIPS[0], language="en", return_timestamps="word")
+    assert read["text"] == a * 2 == " ".join(chunk["text"] for chunk in read["chunks"])
 
 
 def test_a_batch_gives_what_single_clips_give_whatever_their_lengths(asr):

@@ -1,6 +1,7 @@
 """Export, cards and the push script."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ import torch
 from conftest import tiny_model, vocab
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import Wav2Vec2ForCTC
+from transformers import Wav2Vec2ForCTC, pipeline
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.text_master_asr import build_vocab
 from training import compact_checkpoint, model_card, push_to_hub
 from training.loop.pictures import gate_differences
+
+SHIPPED = Path(__file__).parent.parent / "checkpoints/master-asr-whisper-base"
 
 
 @torch.no_grad()
@@ -123,6 +126,18 @@ def test_a_model_is_not_replaced_by_its_lossy_copy(tmp_path, monkeypatch, capsys
     compact_checkpoint.main(["--model", "model", "--out", "small"])
     assert (tmp_path / "model/model.safetensors").read_bytes() == before
     assert MasterASRForCTC.from_pretrained(tmp_path / "small").languages == ["en", "fr", "ru"]
+
+
+def test_a_compact_file_is_read_in_float32_by_whoever_asks_for_no_type(tmp_path):
+    """A pipeline asks for "auto", and half precision on a CPU takes four times as long."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path / "model")
+    compact_checkpoint.main(["--model", str(tmp_path / "model"), "--out", str(tmp_path / "small")])
+    for folder in (tmp_path / "small", SHIPPED):
+        assert pipeline("automatic-speech-recognition", model=str(folder), trust_remote_code=True).model.dtype == torch.float32
+    half = pipeline("automatic-speech-recognition", model=str(tmp_path / "small"), trust_remote_code=True, dtype=torch.float16)
+    assert half.model.dtype == torch.float16
 
 
 def test_a_card_names_no_folder_as_its_base(tmp_path):

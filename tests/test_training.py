@@ -143,6 +143,16 @@ def test_further_sentences_that_validation_or_test_says_are_left_out_with_a_coun
     assert "3 sentences were left out: they are said in validation or test clips" in capsys.readouterr().out
 
 
+def test_further_sentences_that_cannot_be_spelled_take_no_place_from_others_and_are_counted(capsys, monkeypatch):
+    model = tiny_model()
+    a, b, c = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"][:3]
+    more = ["語語語語", "語語語", f"{a} 7", f"{b}, {b.upper()}!", f"{b} {b}", c * 3]
+    keep_text(model, "en", SimpleNamespace(text="transcripts"), [a], more=more, monkeypatch=monkeypatch, KEPT_TEXT=12)
+    assert model.config.text("en").splitlines() == [a, f"{b} {b}", c * 3]
+    assert "4 sentences were left out: they hold what the alphabet lacks (digits, signs, letters), or are written as others are" in (out := capsys.readouterr().out)
+    assert "do not fit" not in out
+
+
 @pytest.mark.parametrize("text", ["transcripts", "none"])
 def test_a_language_keeps_the_sentences_that_its_options_name_and_no_others(corpus, tmp_path, capsys, text):
     run_stage_1(corpus, tmp_path / "stage1", "--text", "none")

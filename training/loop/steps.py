@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from tqdm import tqdm
 
 from modeling_master_asr.assembly_master_asr import text_kilobytes
+from modeling_master_asr.languages_master_asr import spell_sentences
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
 from training.loop.data import Clip, Collator, bucket_of_step, having, minutes_of, select, to_device
@@ -121,8 +122,9 @@ def keep_text(accelerator, model, language: str, splits: Splits, config, more: I
     allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
     transcripts = [clip.text for clip in splits.training if clip.language == language]
     given = list(dict.fromkeys([*(before + transcripts if config.text == "transcripts" else []), *allowed]))  # what is refined has many twice
-    fitting = beginning(given, KEPT_TEXT)
     try:
+        written = spell_sentences(given, language, model.config.vocab(language))
+        fitting = beginning(written, KEPT_TEXT)
         kept = model.set_text(language, fitting)
     except ValueError as error:  # what was trained is saved, whatever its sentences
         accelerator.print(f"Read {'with the sentences that it had' if before else 'greedily'}: {error}")
@@ -133,7 +135,8 @@ def keep_text(accelerator, model, language: str, splits: Splits, config, more: I
         accelerator.print(f"{language!r} is read greedily; the {len(before)} sentences that it had are gone (--text none).")
     for lost, why in (
         (len(more) - len(allowed), "are said in validation or test clips, whose figures they would flatter"),
-        (len(given) - len(fitting), f"do not fit into {KEPT_TEXT:,} characters beside the others (a sentence a line, please)"),
+        (len(given) - len(written), "hold what the alphabet lacks (digits, signs, letters), or are written as others are"),
+        (len(written) - len(fitting), f"do not fit into {KEPT_TEXT:,} characters beside the others (a sentence a line, please)"),
     ):
         if lost:
             accelerator.print(f"{lost} sentences were left out: they {why}.")
