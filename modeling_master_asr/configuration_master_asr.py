@@ -315,10 +315,12 @@ class MasterASRConfig(PreTrainedConfig):
         """As in Transformers, but `assemblies=[...]` is for the model's `from_pretrained` and never replaces the registry."""
         sources = kwargs.pop("assemblies", None)
         returned = super().from_dict(config_dict, **kwargs)
+        config = returned[0] if isinstance(returned, tuple) else returned
+        check_numbers(config.sparsity, config.num_specialists)  # again: keywords of from_pretrained are set after __init__
+        check_reduction(config.ctc_loss_reduction)
         if sources is None or not isinstance(returned, tuple):
             return returned
-        config, unused = returned
-        return config, {**unused, "assemblies": sources}
+        return config, {**returned[1], "assemblies": sources}
 
     def to_dict(self) -> dict[str, Any]:
         """As in Transformers, plus the languages' order (JSON files are written with sorted keys) and a digest of each alphabet and

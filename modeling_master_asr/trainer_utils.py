@@ -49,7 +49,7 @@ def greedy_ids(outputs, labels) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ctc_metrics(processor, language: Union[str, list[str]]):
-    """A plain Trainer's `compute_metrics`: CER and WER in %, each clip in its own alphabet.
+    """A plain Trainer's `compute_metrics`: CER and WER in %, each clip in its own alphabet, as `greedy_ids` read them: sentences have no say.
 
     Args:
         language: of all clips, or one for each clip of the evaluation set, in its order: not with

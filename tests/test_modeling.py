@@ -561,6 +561,17 @@ def test_the_plain_model_of_a_language_has_the_same_loss(family):
         MasterASRConfig.from_dict({**model.config.to_dict(), "ctc_loss_reduction": "sum"})
 
 
+@pytest.mark.parametrize("keyword, value, words", [
+    ("ctc_loss_reduction", "sum", "ctc_loss_reduction is 'sum'; allowed: 'mean'"), ("sparsity", 1.0, "sparsity is the fraction .* got 1.0"),
+    ("num_specialists", 0, "num_specialists must be a whole number, at least 1; got 0"),
+])  # fmt: skip
+def test_a_keyword_of_from_pretrained_is_checked_as_the_same_word_in_the_config(tmp_path, keyword, value, words):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        MasterASRForCTC.from_pretrained(tmp_path, **{keyword: value})
+    assert MasterASRForCTC.from_pretrained(tmp_path, sparsity=0.5).config.sparsity == 0.5
+
+
 def test_a_state_dict_of_other_rows_of_the_bank_is_refused_at_once(model):
     other = tiny_model(vocabs={**VOCABS, "fr": vocab("éabc")})
     with pytest.raises(RuntimeError, match=r"fr.*rows of the character bank.*other characters"):

@@ -17,7 +17,7 @@ from conftest import tiny_backbone_config, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel
 
-from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
 from modeling_master_asr.configuration_master_asr import PRESETS, preset_of
@@ -94,6 +94,13 @@ def test_the_whole_road_from_a_backbone_to_a_new_languages_text(corpus, tmp_path
                    "--languages", "es", "--greedy", "--out", str(tmp_path / "greedy.json")])  # fmt: skip
     greedy = json.loads((tmp_path / "greedy.json").read_text())
     assert greedy["greedy"] and "known" not in greedy and greedy["languages"]["es"]["cer"] == pytest.approx(stage2["test"]["languages"]["es"]["cer"])
+    model = MasterASRForCTC.from_pretrained(tmp_path / "stage1/model")
+    for code in model.languages:
+        model.set_text(code, [])
+    model.save_pretrained(tmp_path / "stage1/silent")
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path / "stage1/silent")
+    evaluate.main(["--model", str(tmp_path / "stage1/silent"), "--data", str(corpus / "manifest.jsonl"), "--out", str(tmp_path / "silent.json")])
+    assert json.loads((tmp_path / "silent.json").read_text())["greedy"]  # as a card says that is made of it
     capsys.readouterr()
     clip = str(corpus / "es-test-0.wav")
     transcribe.main([clip, "--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "es/assembly"),

@@ -89,11 +89,12 @@ def main(argv=None) -> None:
         print("\n".join(report.lines(clips)))
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))
     features = Features(processor)
+    greedy = args.greedy or not any(map(model.config.text, {clip.language for clip in clips}))  # nobody has sentences: nothing else was done
     rates = evaluate_clips(model, processor, features, clips, accelerator, greedy=args.greedy)
     if not accelerator.is_main_process:
         return
     scored = [clip for clip in clips if str(clip.audio) not in rates.get("left_out", ())]
-    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": args.greedy, **rates, "mapping": mapping_figures(model)}
+    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": greedy, **rates, "mapping": mapping_figures(model)}
     if args.row_swap:
         result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()), args.greedy)
     write_json(args.out, result)
