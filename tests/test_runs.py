@@ -275,17 +275,19 @@ def test_without_a_test_clip_only_the_figure_is_missing(corpus, base, tmp_path, 
     assert set(test["languages"]) == {"en"} and {name: test["languages"]["en"][name] for name in test["macro"]} == test["macro"]
 
 
-def test_a_recording_longer_than_it_says_is_named_and_costs_that_clip(corpus, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("says_s", [1.5, 25.0])
+def test_a_recording_that_is_longer_or_shorter_than_it_says_is_named_and_costs_that_clip(corpus, tmp_path, says_s):  # noqa: F811
+    """One that is shorter may have been cut, under the whole of its text."""
     soundfile.write(tmp_path / "long.wav", np.zeros(16_000 * 20), 16_000)
     processor = MasterASRProcessor.from_model(tiny_model(vocabs={"en": vocab("ab")}))
-    long = Clip(tmp_path / "long.wav", "en", "ab", 1.5, "train")
+    long = Clip(tmp_path / "long.wav", "en", "ab", says_s, "train")
     good = [clip for clip in read_manifest(corpus / "manifest.jsonl") if clip.language == "en" and clip.split == "train"]
     collator = Collator(Features(processor), processor, spares=[long, *good])
     batch = collator([long, good[0]])
-    assert collator.broken == {long.audio: f"{long.audio} lasts 20.0 s, and its entry in the data says 1.5 s."}
+    assert collator.broken == {long.audio: f"{long.audio} lasts 20.0 s, and its entry in the data says {says_s} s."}
     assert batch["input_values"].shape[1] < 2 * 16_000
-    short = Clip(tmp_path / "long.wav", "en", "ab", 19.9, "train")
-    assert len(Features(processor)(short)) == 20 * 16_000
+    for about_s in (18.0, 19.9, 22.0):
+        assert len(Features(processor)(Clip(tmp_path / "long.wav", "en", "ab", about_s, "train"))) == 20 * 16_000
 
 
 @pytest.mark.parametrize("harm", [

@@ -28,7 +28,7 @@ __all__ = ["Clip", "read_manifest"]  # handed on
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
 MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops: more say that the data is not what it seems
 
-DURATION_SLACK, DURATION_SLACK_S = 0.1, 0.5  # by which a recording may outlast its entry: rounding, an encoder's padding
+DURATION_SLACK, DURATION_SLACK_S = 0.1, 0.5  # by which a recording and its entry may differ: rounding, an encoder's padding
 DIGEST_BYTES = 32
 HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is not heard
 
@@ -125,7 +125,8 @@ class Features:
         rate_hz = self.processor.sampling_rate_hz
         samples = check_audio(decode_audio(clip.audio, rate_hz), None, rate_hz, str(clip.audio))
         lasts_s = len(samples) / rate_hz
-        if lasts_s > clip.duration_s * (1 + DURATION_SLACK) + DURATION_SLACK_S:
+        shorter_s, longer_s = sorted((lasts_s, clip.duration_s))
+        if longer_s > shorter_s * (1 + DURATION_SLACK) + DURATION_SLACK_S:  # cut short, or a part of a recording: not what the text says
             raise ValueError(f"{clip.audio} lasts {lasts_s:.1f} s, and its entry in the data says {clip.duration_s:.1f} s.")
         longest_s = self.longest_s()
         if lasts_s >= longest_s + HOP_S:
