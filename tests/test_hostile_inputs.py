@@ -259,6 +259,10 @@ def test_recordings_and_texts_in_train_and_test_are_counted_and_said(folder):
     report = read(write(folder / "m.jsonl", "".join(rows)))[1]
     assert "WARNING: 1 of 3 test recordings are also in train (such as" in report and "copy.wav" in report
     assert "WARNING: 1 of 3 test texts are also in train (such as 'ab')" in report
+    assert "WARNING: 1 recordings have several texts (such as" in report and "b.wav: ['ab', 'c'])" in report
+    rows = [line(split="validation"), line(audio="b.wav", split="test"), line(audio="b.wav", text="c", split="train")]
+    report = read(write(folder / "m.jsonl", "".join(rows)))[1]
+    assert "WARNING: 1 of 1 test texts are also in validation (such as 'ab')" in report
     clean = read(write(folder / "m.jsonl", line() + line(audio="b.wav", text="c", split="test")))[1]
     assert "WARNING" not in clean
 

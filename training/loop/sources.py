@@ -113,16 +113,20 @@ def _second_scripts(clips: list[Clip]) -> Iterator[str]:
 
 
 def _shared(clips: list[Clip]) -> Iterator[str]:
-    """What a language's held-out splits share with its training clips: figures on them would flatter."""
-    training = [clip for clip in clips if clip.split == "train"]
-    trained = {clip.text for clip in training}
-    for split in ("validation", "test"):
-        held_out = [clip for clip in clips if clip.split == split]
-        texts = [clip.text for clip in held_out if clip.text in trained]
-        for what, same in (("recordings", copies([c.audio for c in held_out], [c.audio for c in training])), ("texts", texts)):
+    """What a language's splits share: figures on it would flatter. And recordings of which two texts are said to be what is heard."""
+    of_split = {split: [clip for clip in clips if clip.split == split] for split in ("train", "validation", "test")}
+    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        held_out, known = of_split[split], {clip.text for clip in of_split[other]}
+        texts = [clip.text for clip in held_out if clip.text in known]
+        for what, same in (("recordings", copies([c.audio for c in held_out], [c.audio for c in of_split[other]])), ("texts", texts)):
             if same:
                 example = printable(same[0]) if what == "recordings" else repr(same[0])
-                yield f"WARNING: {len(same)} of {len(held_out)} {split} {what} are also in train (such as {example})"
+                yield f"WARNING: {len(same)} of {len(held_out)} {split} {what} are also in {other} (such as {example})"
+    said: dict[Path, set[str]] = defaultdict(set)
+    for clip in clips:
+        said[clip.audio].add(clip.text)
+    if unsure := [audio for audio, texts in said.items() if len(texts) > 1]:
+        yield f"WARNING: {len(unsure)} recordings have several texts (such as {printable(unsure[0])}: {sorted(said[unsure[0]])})"
 
 
 class Budget:
