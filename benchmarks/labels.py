@@ -114,6 +114,7 @@ RATES = {  # NAME_seedN.json
     "tried_es_best_plus": "preset best, up eight times as fast as down (LoRA+, arXiv 2402.12354; commit `151dcd2`)",
     "tried_es_best_intermediate": "preset best, three tenths of the loss from the middle layer (arXiv 2102.03216; commit `151dcd2`)",
     "es6_assembly_best": "preset best, on six layers: the shipped model",
+    "tried_es6_best_scales": "... and a factor for every output (`scales`, 1.0 MB)",
     "es6uncut_assembly_best": "... on the same before it was cut to 41 MB",
     "es6_assembly_small": "preset small, on six layers, before the cut",
     "es_full": "full tuning of the dense model: rate 1e-4",

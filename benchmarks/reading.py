@@ -30,9 +30,9 @@ from training.loop.text import beginning, normalize
 SPLITS = ("validation", "test")
 TRIED = [  # none, then one of them changed at a time
     {}, {"ORDER": 4}, {"ORDER": 5}, {"ORDER": 8}, {"WEIGHT": 0.4}, {"WEIGHT": 1.0}, {"BONUS": 0.0}, {"BONUS": 1.0}, {"BONUS": 2.0}, {"BEAM": 2}, {"BEAM": 4},
-    {"BEAM": 16}, {"FLOOR": -5.0},
+    {"BEAM": 16}, {"FLOOR": -5.0}, {"PAUSE": 5}, {"PAUSE": 10}, {"PAUSE": 25},
 ]  # fmt: skip
-SETTINGS = ("ORDER", "WEIGHT", "BONUS", "BEAM", "FLOOR")
+SETTINGS = ("ORDER", "WEIGHT", "BONUS", "BEAM", "FLOOR", "PAUSE")
 OTHER_TEXT = 200_000  # characters of another subject, at most
 Heard = dict[str, dict[str, list[tuple[torch.Tensor, str]]]]  # language -> split -> (logits (T, V), what was said) of each clip
 
