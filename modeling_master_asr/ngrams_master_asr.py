@@ -211,16 +211,17 @@ def read(logits: torch.Tensor, ngrams: Optional[Ngrams], blank: int, silent: Ite
     if np.isnan(log_probs).any():
         raise ValueError("The logits hold NaN or infinity, in which nothing can be read. Is the audio finite, and half precision wide enough for this model?")
     ids = logits.argmax(-1).cpu().numpy() if ngrams is None else path(log_probs, ngrams, blank, silent)
-    return torch.from_numpy(with_gaps(ids, blank, space)).to(logits.device)
+    return torch.from_numpy(with_gaps(ids, [blank, *silent], space)).to(logits.device)
 
 
-def with_gaps(ids: np.ndarray, blank: int, space: int) -> np.ndarray:
+def with_gaps(ids: np.ndarray, unwritten: list[int], space: int) -> np.ndarray:
     """A path with a space in the middle of every pause of more than `GAP` frames between two letters.
 
     CHOICE: the paper's clips are sentences. In a longer recording the pause between two is all that says that a word has ended.
     """
-    ids, written = ids.copy(), np.flatnonzero(ids != blank)
-    for before, after in zip(written[:-1], written[1:]):
-        if after - before > GAP and space not in (ids[before], ids[after]):
+    ids, written = ids.copy(), np.flatnonzero(~np.isin(ids, unwritten))
+    for i in np.flatnonzero(np.diff(written) > GAP):
+        before, after = written[i], written[i + 1]
+        if space not in (ids[before], ids[after]):
             ids[(before + after) // 2] = space
     return ids
