@@ -152,7 +152,7 @@ SENTENCES = {
 FEW = {"best_1min": "preset best, 1 minute, 500 steps", "best_3min": "preset best, 3 minutes, 500 steps", "best": "preset best, 10 minutes, 1,000 steps", "small": "preset small, 10 minutes, 1,000 steps"}
 # A series of runs: new language, and what the table says of it. "es1500" is on stage 1 of 1,500 steps, as all that follows from it.
 SERIES = {"es6": "es, 10 minutes, 1,000 steps", "es": "es, 10 minutes, 1,000 steps, five layers", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "es4500": "es, 10 minutes, 1,000 steps, on stage 1 of 4,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "ru": "ru, 10 minutes, 1,000 steps"}
-ACROSS = {"es": "es, 3,000 steps of stage 1", "es4500": "es, 4,500 steps", "ru": "ru, 3,000 steps", "cs": "cs, 3,000 steps"}
+ACROSS = {"es6": "es, six layers", "es": "es, five layers", "es4500": "es, five layers, 4,500 steps of stage 1", "ru": "ru, five layers", "cs": "cs, five layers"}
 MINUTES = (1, 3, 10)
 CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8 on all layers of the dense model", "full": "full tuning of the dense model"}
 VOICES = {"plain": "SpecAugment and speed, as everywhere here", "varied": "half of the clips through other throats (VTLP, 0.82 to 1.22), some of those over a narrow line"}
