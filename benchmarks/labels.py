@@ -5,6 +5,7 @@ from __future__ import annotations
 LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
 STAGE_1 = {  # 3,000 steps
     "stage1_dense_3000_six": "six layers: one shared dense model",
+    "stage1_onemask_3000_six": "six layers: one mask for all languages",
     "stage1_master_3000_six": "**six layers: Master-ASR, K = 2** (shipped, cut to 16 and 8 bits)",
     "stage1_dense_3000": "five layers: one shared dense model",
     "stage1_onemask_3000": "five layers: one mask for all languages",
@@ -116,7 +117,8 @@ RATES = {  # NAME_seedN.json
     "es6_assembly_best": "preset best, on six layers: the shipped model",
     "tried_es6_best_scales": "... and a factor for every output (`scales`, 1.0 MB)",
     "es6uncut_assembly_best": "... on the same before it was cut to 41 MB",
-    "es6_assembly_small": "preset small, on six layers, before the cut",
+    "es6_assembly_small": "preset small, on six layers: the shipped model",
+    "es6uncut_assembly_small": "... on the same before it was cut",
     "es_full": "full tuning of the dense model: rate 1e-4",
     "tried_es_full_2e-4": "... 2e-4",
 }
