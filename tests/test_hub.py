@@ -259,9 +259,9 @@ def test_every_path_answers_in_the_language_asked_for(hub, pushed, cache):
     texts = {}
     for code in VOCABS:
         logits = model(**batch, language=code).logits
-        texts[code] = processor.batch_decode(logits.argmax(-1), language=code)[0]
+        texts[code] = processor.batch_decode(logits.argmax(-1), language=code, skip_special_tokens=True)[0]
         assert asr(clip, language=code)["text"] == texts[code]
-        assert set(texts[code].replace("[UNK]", "")) <= set(VOCABS[code]) | {" "}
+        assert set(texts[code]) <= set(VOCABS[code]) | {" "}
     assert len(set(texts.values())) == 3
     mixed = asr([clip, clip], language=["ru", "fr"])
     assert [answer["text"] for answer in mixed] == [texts["ru"], texts["fr"]]

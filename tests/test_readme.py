@@ -39,9 +39,15 @@ def means(pairs: list[tuple[float, float]]) -> list[float]:
     return [statistics.mean(of) for of in zip(*pairs)]
 
 
-def kilobytes(preset: str, series: str = "es6", sentences: str = "own") -> float:
-    run = of_method(f"assembly_{preset}", series)[0]
-    return run["kilobytes"] + (run["with_text"]["kilobytes"]["es"] if sentences == "own" else load("reading")["sentences"][sentences]["kilobytes"]["es"])
+def kept_with_text(name: str, series: str = "es6") -> float:
+    """Kilobytes of a method's file and of the sentences of the ten minutes."""
+    run = of_method(name, series)[0]
+    return run["kilobytes"] + run["with_text"]["kilobytes"]["es"]
+
+
+def with_all_sentences() -> float:
+    """Megabytes of preset best and of the most sentences that were measured beside it."""
+    return (of_method("assembly_best", "es6")[0]["kilobytes"] + load("reading")["sentences"]["both"]["kilobytes"]["es"]) / 1000
 
 
 def sentences_of_a_language() -> list[float]:
@@ -85,7 +91,7 @@ def request(name: str, what: str = "ms") -> float:
 
 
 SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures left out: these
-    "({:.0f} KB to {:.1f} MB with its sentences)": lambda: [kilobytes("paper", "estext"), kilobytes("best", sentences="both") / 1000],
+    "({:.0f} KB to {:.1f} MB with its sentences)": lambda: [kept_with_text("assembly_paper", "estext"), with_all_sentences()],
     "six languages make {:.0f} % fewer letter errors and {:.0f} % fewer word errors on test": lambda: [fewer("cer"), fewer("wer")],
     "The shipped model, {:.0f} MB": lambda: [(CHECKPOINT / "model.safetensors").stat().st_size / 1e6],
     "With sentences of {:.0f} to {:.0f} KB a language": sentences_of_a_language,
@@ -96,7 +102,9 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "Whisper, which knows Spanish from thousands of hours, {:.1f} % (one seed of three makes more)": lambda: [whisper("new_languages")["cer"]],
     "with its sentences {:.1f} %, and as many wrong words as Whisper ({:.1f} % for {:.1f} %)":
         lambda: [mean("assembly_best", with_text=True), mean("assembly_best", "wer", with_text=True), whisper("new_languages")["wer"]],
-    "LoRA and full tuning read as well with the same sentences, {:.1f} % and {:.1f} %": lambda: [mean(name, with_text=True) for name in ("lora_all", "full")],
+    "So read, `small`, {:.0f} KB in all, makes {:.1f} % letter errors": lambda: [kept_with_text("assembly_small"), mean("assembly_small", with_text=True)],
+    "LoRA, with {:.0f} KB, and full tuning, with {:.0f} MB, make {:.1f} % and {:.1f} % with the same sentences":
+        lambda: [kept_with_text("lora_all"), kept_with_text("full") / 1000, *(mean(name, with_text=True) for name in ("lora_all", "full"))],
     "with {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
     "makes {:.1f} % letter errors and {:.0f} % word errors.": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
     "reads {:.2f} points better on test than the dense model and {:.2f} better than one mask for all":
