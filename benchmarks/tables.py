@@ -161,7 +161,7 @@ def few_table() -> list[str]:
 
 def settings_table() -> list[str]:
     """Macro CER on validation and the time of reading, one setting of the reader changed at a time."""
-    run = load("reading_five")
+    run = load("reading")
     rows = [("greedy", run["sentences"]["none"]["validation"])] if run else []
     for tried in run["settings"] if run else ():
         changed = ", ".join(f"`{name}` {value:g}" for name, value in tried["changed"].items())

@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .artisan_master_asr import pack_mask, unpack_mask
 
-SAMPLE = 67  # values of each tensor that a stamp looks at, or so: a hundredth of a forward of one second of audio (benchmarks/masks.py)
+SAMPLE = 67  # values of each tensor that a stamp looks at, or so: a hundredth of a forward of one second of audio (benchmarks/masks.py, rule)
 # In evaluation so many languages keep dense assembled weights whatever their size, and more as long as all of them fit into so many
 # bytes; the others keep packed masks, and a request in one of those first makes its weights again.
 DENSE_LANGUAGES, DENSE_BYTES = 2, 512 << 20
