@@ -180,7 +180,7 @@ class LanguageMixin:
             ValueError: where it would lose something that it owns, or while a PEFT adapter is on it, or it.
         """
         self.check_is_own(language, "has the parts of its own config: AssemblyConfig(..., preset=...)")
-        before, old = self.config.assemblies[self.config.check_language(language)], self.assemblies[language]
+        before, old = self.config.assemblies[language], self.assemblies[language]
         owned = from_preset(preset, parts, rank, targets)
         check_nothing_is_lost(language, before, owned)
         if is_adapted(old):

@@ -90,13 +90,13 @@ def main(argv=None) -> None:
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))
     features = Features(processor)
     greedy = args.greedy or not any(map(model.config.text, {clip.language for clip in clips}))  # nobody has sentences: nothing else was done
-    rates = evaluate_clips(model, processor, features, clips, accelerator, greedy=args.greedy)
+    rates = evaluate_clips(model, processor, features, clips, accelerator, greedy=greedy)
     if not accelerator.is_main_process:
         return
     scored = [clip for clip in clips if str(clip.audio) not in rates.get("left_out", ())]
     result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": greedy, **rates, "mapping": mapping_figures(model)}
     if args.row_swap:
-        result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()), args.greedy)
+        result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()), greedy)
     write_json(args.out, result)
     for language, rate in rates["languages"].items():
         print(f"{language}\tCER {rate['cer']:.2f}\tWER {rate['wer']:.2f}")

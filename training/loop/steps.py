@@ -125,12 +125,12 @@ def keep_text(accelerator, model, language: str, splits: Splits, config, more: I
     try:
         written = spell_sentences(given, language, model.config.vocab(language))
         fitting = beginning(written, KEPT_TEXT)
-        kept = model.set_text(language, fitting)
+        model.config.set_text(language, "\n".join(fitting))  # as they are spelled already
     except ValueError as error:  # what was trained is saved, whatever its sentences
         accelerator.print(f"Read {'with the sentences that it had' if before else 'greedily'}: {error}")
         return
-    if kept:
-        accelerator.print(f"{language!r} is read with {kept} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
+    if fitting:
+        accelerator.print(f"{language!r} is read with {len(fitting)} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
     elif before:
         accelerator.print(f"{language!r} is read greedily; the {len(before)} sentences that it had are gone (--text none).")
     for lost, why in (
