@@ -185,6 +185,33 @@ def test_a_language_keeps_the_sentences_that_its_options_name_and_no_others(corp
         adapt_language.AdaptConfig(model="x", language="es", data=["x"], out=tmp_path, more_text=tmp_path / "latin.txt")
 
 
+def test_evaluate_reads_with_further_sentences_which_no_held_out_clip_says_and_leaves_the_model_as_it_is(corpus, tmp_path, capsys):
+    run_stage_1(corpus, tmp_path / "stage1")
+    said = {clip.split: clip.text for clip in read_manifest(corpus / "manifest.jsonl") if clip.language == "fr"}
+    letters = "".join(sorted(set(said["train"]) - {" "})) * 3  # which no clip says
+    (tmp_path / "more.txt").write_text(f"{said['test']}\n{said['validation'].upper()}!\n{said['train']}\n{letters}\n{letters}\n7\n", encoding="utf-8")
+    given = {path: path.read_bytes() for path in (tmp_path / "stage1/model").iterdir() if path.is_file()}
+    asked, rates = [], evaluate.evaluate_clips
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "evaluate_clips", lambda model, *args, **kwargs: asked.append(model.config.text("fr")) or rates(model, *args, **kwargs))
+        options = ["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--out", str(tmp_path / "rates.json")]
+        evaluate.main([*options, "--more_text", f"fr={tmp_path / 'more.txt'}"])
+    result = json.loads((tmp_path / "rates.json").read_text())
+    own = MasterASRForCTC.from_pretrained(tmp_path / "stage1/model").config.text("fr").splitlines()
+    assert asked[0].splitlines() == [*own, letters] and result["more_text"] == {"fr": 1} and not result["greedy"]
+    assert "'fr' is read with 1 of 6 further sentences in mind" in capsys.readouterr().out
+    assert given == {path: path.read_bytes() for path in (tmp_path / "stage1/model").iterdir() if path.is_file()}
+    for wrong, why in (("more.txt", "no LANGUAGE= in front"), (f"fr={tmp_path / 'nowhere.txt'}", "No such file")):
+        with pytest.raises(SystemExit):
+            evaluate.main([*options, "--more_text", wrong])
+        assert why in (message := capsys.readouterr().err) and "allowed: LANGUAGE=FILE, a UTF-8 text file" in message
+    with pytest.raises(SystemExit, match="has no assembly for ..xx"):
+        evaluate.main([*options, "--more_text", f"xx={tmp_path / 'more.txt'}"])
+    with pytest.raises(SystemExit):
+        evaluate.main([*options, "--greedy", "--more_text", f"fr={tmp_path / 'more.txt'}"])
+    assert "--greedy: allowed without --more_text" in capsys.readouterr().err
+
+
 def test_a_language_is_refined_in_its_place_and_the_others_keep_every_bit(corpus, tmp_path, capsys):
     before = run_stage_1(corpus, tmp_path / "stage1")
     options = ["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl")]

@@ -2,6 +2,7 @@
 
     python -m training.evaluate --model ./checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --out result.json
     python -m training.evaluate --model ./runs/stage1/model --data data/manifest.jsonl --out result.json --row_swap
+    python -m training.evaluate --model ... --more_text es=sentences.txt      # what would more of them give? The model stays as it is
     accelerate launch -m training.evaluate ...      # shared among several processes
 """
 
@@ -26,6 +27,7 @@ from training.loop.metrics import error_rates, evaluate_clips, flattered, transc
 from training.loop.models import folder_or_id, model_argument
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
+from training.loop.text import without
 from training.loop.watching import mapping_figures
 
 
@@ -61,6 +63,27 @@ def languages_there(clips, split: str, model) -> list[str]:
     return common
 
 
+def text_of(given: str) -> tuple[str, list[str]]:
+    """`(language, lines)` of LANGUAGE=FILE, for argparse."""
+    code, equals, path = given.partition("=")
+    try:
+        if not (code and equals):
+            raise ValueError("no LANGUAGE= in front")
+        return code, Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"got {given!r}, which cannot be read ({error}); allowed: LANGUAGE=FILE, a UTF-8 text file, a sentence a line") from error
+
+
+def read_with_more(model, more: list[tuple[str, list[str]]], clips) -> dict[str, int]:
+    """Gives languages further sentences than their own, but for those that held-out clips say; returns how many of those there are."""
+    added = {}
+    for code, lines in more:
+        own = model.config.text(code).splitlines()
+        allowed = without(lines, (clip.text for clip in clips if clip.split != "train" and clip.language == code), code)
+        added[code] = model.set_text(code, [*own, *allowed]) - len(own)
+    return added
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
@@ -72,14 +95,18 @@ def main(argv=None) -> None:
     parser.add_argument("--download_timeout_s", type=positive, default=DOWNLOAD_TIMEOUT_S, help="in which each row or file of a data set of the Hub has to arrive")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--greedy", action="store_true", help="as if no language had sentences")
+    parser.add_argument("--more_text", type=text_of, nargs="*", default=[], metavar="LANGUAGE=FILE",
+                        help="further sentences, one a line, with which the language is read here; the model is not changed")  # fmt: skip
     parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     if args.out.is_dir():
         parser.error(f"--out {args.out} is a folder. Name a file, such as {args.out / 'result.json'}.")
+    if args.greedy and args.more_text:
+        parser.error("--greedy: allowed without --more_text, since nothing is read with sentences then.")
     accelerator = Accelerator()
     model = MasterASRForCTC.from_pretrained(args.model, assemblies=args.assembly).to(accelerator.device)
-    check_languages(args.languages or [], model, args.model)
+    check_languages([*(args.languages or []), *dict(args.more_text)], model, args.model)
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
     clips, report = read_data(
         args.data, args.out.parent / "recordings", allow_outside=args.allow_outside, max_download_gb=args.max_download_gb,
@@ -87,6 +114,9 @@ def main(argv=None) -> None:
     )  # fmt: skip
     if accelerator.is_main_process:
         print("\n".join(report.lines(clips)))
+    added = read_with_more(model, args.more_text, clips)
+    for code, lines in args.more_text if accelerator.is_main_process else ():
+        print(f"{code!r} is read with {added[code]} of {len(lines)} further sentences in mind; the others are there, said in held-out clips, or not to be spelled.")
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))
     features = Features(processor)
     greedy = args.greedy or not any(map(model.config.text, {clip.language for clip in clips}))  # nobody has sentences: nothing else was done
@@ -94,7 +124,7 @@ def main(argv=None) -> None:
     if not accelerator.is_main_process:
         return
     scored = [clip for clip in clips if str(clip.audio) not in rates.get("left_out", ())]
-    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": greedy, **rates, "mapping": mapping_figures(model)}
+    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": greedy, **({"more_text": added} if added else {}), **rates, "mapping": mapping_figures(model)}
     if args.row_swap:
         result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()), greedy)
     write_json(args.out, result)
