@@ -141,6 +141,11 @@ SHIPPED = {  # name -> (file of test, file of validation), or the file of a run 
     "**the shipped model, each language with the sentences it trained on in mind**": ("evaluate_text", "evaluate_text_validation"),
     "one shared dense model, with the same sentences": "stage1_dense_3000_six",
 }
+OTHER_VOICES = {  # of the same recipe on a corpus without them
+    "the shipped model, greedy": "voices_unheard_others",
+    "**the shipped model, each language with the sentences it trained on in mind**": "voices_unheardtext_others",
+    "Whisper-base as it is, zero-shot, its decoder, timestamps on": "zero_shot_voices",
+}
 SHIPPED_BEFORE = {
     "five layers, greedy": ("evaluate_five", "evaluate_five_validation"),
     "five layers, each language with the sentences it trained on in mind": ("evaluate_five_text", "evaluate_five_text_validation"),

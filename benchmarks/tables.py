@@ -78,18 +78,29 @@ def refined_table() -> list[str]:
     return [f"| CER, %, validation / test | {' | '.join(labels.LANGUAGES)} | macro |", "|---" * (len(labels.LANGUAGES) + 2) + "|", *rows]
 
 
-def shipped_table(chosen: dict[str, tuple[str, str] | str]) -> list[str]:
+def other_voices(name: Optional[str]) -> str:
+    """CER / WER on the eleven Czech voices that nobody heard; "" where nothing was measured."""
+    run = load(name) if name else None
+    rates = (run.get("test") or run)["languages"]["cs"] if run else None
+    return f"{rates['cer']:.1f} / {rates['wer']:.0f}" if rates else ""
+
+
+def shipped_table(chosen: dict[str, tuple[str, str] | str], others: Optional[dict[str, str]] = None) -> list[str]:
     """CER / WER on test of a model as it can be read, beside Whisper zero-shot.
 
     Args:
         chosen: by label, the evaluations of test and of validation, or a run of stage 1 that read both with its sentences in mind.
+        others: by label, the evaluation on other voices; None: no such column.
     """
-    lines = [f"| test CER / WER, % | {' | '.join(labels.LANGUAGES)} | macro | macro, validation |", "|---" * (len(labels.LANGUAGES) + 3) + "|"]
+    whisper = "Whisper-base as it is, zero-shot, its decoder, timestamps on"
+    column = "" if others is None else " cs, other voices† |"
+    lines = [f"| test CER / WER, % | {' | '.join(labels.LANGUAGES)} | macro | macro, validation |{column}", "|---" * (len(labels.LANGUAGES) + 3 + (others is not None)) + "|"]
 
     def row(label: str, languages: dict, validation: str) -> str:
         rates = [[languages[code][kind] for code in labels.LANGUAGES] for kind in ("cer", "wer")]
         means = " / ".join(f"{statistics.mean(of):.1f}" for of in rates)
-        return f"| {label} | {' | '.join(f'{cer:.1f} / {wer:.0f}' for cer, wer in zip(*rates))} | {means} | {validation} |"
+        last = "" if others is None else f" {other_voices(others.get(label))} |"
+        return f"| {label} | {' | '.join(f'{cer:.1f} / {wer:.0f}' for cer, wer in zip(*rates))} | {means} | {validation} |{last}"
 
     for label, files in chosen.items():
         if isinstance(files, str):
@@ -101,7 +112,7 @@ def shipped_table(chosen: dict[str, tuple[str, str] | str]) -> list[str]:
             lines.append(row(label, test["languages"], " / ".join(f"{validation['macro'][kind]:.1f}" for kind in ("cer", "wer"))))
     zero_shot = load("zero_shot_six")
     if zero_shot:
-        lines.append(row("Whisper-base as it is, zero-shot, its decoder, timestamps on", zero_shot["test"]["languages"], ""))
+        lines.append(row(whisper, zero_shot["test"]["languages"], ""))
     return lines
 
 
@@ -305,12 +316,12 @@ def voices_table() -> list[str]:
 
 
 def more_voices_table(chosen: dict[str, str], what: str) -> list[str]:
-    lines = [f"| CER, %, cs and nl, {what} | cs, the small fish | nl, the small fish | cs, eleven others, heard by none |", "|---|---|---|---|"]
+    lines = [f"| CER, %, cs and nl, {what} | cs, the small fish | nl, the small fish | cs, eleven others, heard by none | seeds |", "|---|---|---|---|---|"]
     for name, label in chosen.items():
-        heard, others = load(f"voices_{name}_heard"), load(f"voices_{name}_others")
+        heard, others = ([run for seed in ("", "_seed1") if (run := load(f"voices_{name}{seed}_{of}"))] for of in ("heard", "others"))
         if others:
-            own = [f"{heard['languages'][code]['cer']:.1f}" for code in ("cs", "nl")] if heard else ["", ""]
-            lines.append(f"| {label} | {' | '.join(own)} | {others['languages']['cs']['cer']:.1f} |")
+            rates = [[run["languages"][code]["cer"] for run in runs] for runs, code in ((heard, "cs"), (heard, "nl"), (others, "cs"))]
+            lines.append(f"| {label} | {' | '.join(spread(of) if of else '' for of in rates)} | {len(others)} |")
     return lines
 
 
@@ -318,8 +329,8 @@ def more_steps_table() -> list[str]:
     """And Whisper's: its decoder, where it runs away, writes more wrong than was said."""
     others, heard = load("zero_shot_voices"), load("zero_shot_voices_heard")
     cells = [f"{rate['cer']:.1f} ({rate['cer_capped']:.1f})" for rate in (heard["test"]["languages"]["cs"], heard["test"]["languages"]["nl"], others["test"]["languages"]["cs"])]
-    whisper = f"| Whisper-base as it is, zero-shot, its decoder, timestamps on (where no clip counts for more than all its letters) | {' | '.join(cells)} |"
-    return [*more_voices_table(labels.MORE_STEPS, "one seed"), whisper]
+    whisper = f"| Whisper-base as it is, zero-shot, its decoder, timestamps on (where no clip counts for more than all its letters) | {' | '.join(cells)} | |"
+    return [*more_voices_table(labels.MORE_STEPS, "as the lines say"), whisper]
 
 
 def rates_table() -> list[str]:
@@ -412,7 +423,7 @@ def between(text: str, marker: str, lines: list[str]) -> str:
 def all_tables() -> dict[str, list[str]]:
     """The lines between each pair of markers."""
     return {
-        "shipped": shipped_table(labels.SHIPPED), "shipped-before": shipped_table(labels.SHIPPED_BEFORE), "compact": compact_line(), "row-swap": row_swap_table(),
+        "shipped": shipped_table(labels.SHIPPED, labels.OTHER_VOICES), "shipped-before": shipped_table(labels.SHIPPED_BEFORE), "compact": compact_line(), "row-swap": row_swap_table(),
         "stage-1": stage_1_table(labels.STAGE_1), "stage-1-parts": stage_1_table(labels.STAGE_1_PARTS), "stage-1-long": stage_1_table(labels.STAGE_1_LONG),
         "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT),
         "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "pairs": pairs_table(), "refined": refined_table(),

@@ -21,13 +21,15 @@ from tqdm import tqdm
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
+from modeling_master_asr.configuration_master_asr import MAX_TEXT
+from modeling_master_asr.languages_master_asr import spell_sentences
 from training.loop.config import positive
 from training.loop.data import Collator, Features, minutes_of, select
 from training.loop.metrics import error_rates, evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
-from training.loop.text import without
+from training.loop.text import beginning, without
 from training.loop.watching import mapping_figures
 
 
@@ -75,12 +77,13 @@ def text_of(given: str) -> tuple[str, list[str]]:
 
 
 def read_with_more(model, more: list[tuple[str, list[str]]], clips) -> dict[str, int]:
-    """Gives languages further sentences than their own, but for those that held-out clips say; returns how many of those there are."""
+    """Gives languages further sentences than their own, as many as a config holds, but for those that held-out clips say; returns how many."""
     added = {}
     for code, lines in more:
         own = model.config.text(code).splitlines()
         allowed = without(lines, (clip.text for clip in clips if clip.split != "train" and clip.language == code), code)
-        added[code] = model.set_text(code, [*own, *allowed]) - len(own)
+        fitting = beginning(spell_sentences([*own, *allowed], code, model.config.vocab(code)), MAX_TEXT)
+        added[code] = model.set_text(code, fitting) - len(own)
     return added
 
 
@@ -116,7 +119,7 @@ def main(argv=None) -> None:
         print("\n".join(report.lines(clips)))
     added = read_with_more(model, args.more_text, clips)
     for code, lines in args.more_text if accelerator.is_main_process else ():
-        print(f"{code!r} is read with {added[code]} of {len(lines)} further sentences in mind; the others are there, said in held-out clips, or not to be spelled.")
+        print(f"{code!r} is read with {added[code]} of {len(lines)} further sentences in mind; the others are there, said in held-out clips, not to be spelled, or too many.")
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))
     features = Features(processor)
     greedy = args.greedy or not any(map(model.config.text, {clip.language for clip in clips}))  # nobody has sentences: nothing else was done
