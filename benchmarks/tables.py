@@ -78,14 +78,14 @@ def refined_table() -> list[str]:
     return [f"| CER, %, validation / test | {' | '.join(labels.LANGUAGES)} | macro |", "|---" * (len(labels.LANGUAGES) + 2) + "|", *rows]
 
 
-def other_voices(name: Optional[str]) -> str:
+def other_voices(name: str | None) -> str:
     """CER / WER on the eleven Czech voices that nobody heard; "" where nothing was measured."""
     run = load(name) if name else None
     rates = (run.get("test") or run)["languages"]["cs"] if run else None
     return f"{rates['cer']:.1f} / {rates['wer']:.0f}" if rates else ""
 
 
-def shipped_table(chosen: dict[str, tuple[str, str] | str], others: Optional[dict[str, str]] = None) -> list[str]:
+def shipped_table(chosen: dict[str, tuple[str, str] | str], others: dict[str, str] | None = None) -> list[str]:
     """CER / WER on test of a model as it can be read, beside Whisper zero-shot.
 
     Args:
