@@ -86,6 +86,9 @@ def training() -> dict[str, dict]:
     def stepping(sparsity: float, gamma: int, first_step: int) -> Callable[[], None]:
         model = MasterASRForCTC.from_pretrained(serving.CHECKPOINT).cuda().train()
         model.config.sparsity = sparsity
+        if sparsity == 0:  # as stage 1 trains it: nothing of the masks moves
+            for tensor in (*(layer.specialists for layer in model.master_asr.artisan_layers), *(assembly.mapping for assembly in model.assemblies.values())):
+                tensor.requires_grad_(False)
         turns = Turns(model, 5, 10, gamma, LEARNING_RATES, 1000)
         counter = iter(range(first_step, 10**9))
 

@@ -48,7 +48,7 @@ def measure(model, processor, language: str, clips) -> dict[str, dict]:
     for name, rounding in ROUNDINGS.items():
         model.assemblies[language].load_state_dict(trained)
         rounding(model, language)
-        rates = {split: evaluate_clips(model, processor, features, select(clips, split, having(clips, split, [language])))["macro"]
+        rates = {split: evaluate_clips(model, processor, features, select(clips, split, having(clips, split, [language])), greedy=True)["macro"]
                  for split in ("validation", "test")}  # fmt: skip
         result[name] = {"kilobytes": round(parameter_kilobytes(model.assemblies[language].content_of_file()), 1), **rates}
         print(name, result[name])

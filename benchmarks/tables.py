@@ -1,4 +1,4 @@
-"""Writes RESULTS.md and the README's table from the JSON files of finished runs: the tables between their markers.
+"""Writes the tables of README.md, RESULTS.md and COMMANDS.md from the JSON files of finished runs: the tables between their markers.
 
     python -m benchmarks.tables
 """

@@ -59,7 +59,7 @@ def heard_by_us(folder: str, clips: list[Clip]) -> list[str]:
     """Greedy texts of the model in `folder`."""
     model = MasterASRForCTC.from_pretrained(folder).eval()
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(folder).feature_extractor)
-    return [text or "" for text in transcribe_clips(model, processor, Collator(Features(processor), processor), clips)]
+    return [text or "" for text in transcribe_clips(model, processor, Collator(Features(processor), processor), clips, greedy=True)]
 
 
 def edits(reference: str, text: str) -> int:

@@ -421,12 +421,12 @@ class ArtisanLinear(AssembledLinear):
         super().register_parameter(name, param)
 
     @torch.no_grad()
-    def reset_specialists(self, generator: Optional[torch.Generator] = None, noise: float = SPECIALIST_NOISE) -> None:
+    def reset_specialists(self, noise: float = SPECIALIST_NOISE) -> None:
         """M_k = 0.5 |W| (1 + noise n_k), n_k ~ N(0, 1). Keeps what a checkpoint has already given."""
         if self.specialists.device.type == "meta" or getattr(self.specialists, "_is_hf_initialized", False):
             return
         # CHOICE: the first masks drop the least important weights; random scores would wreck a pretrained encoder.
-        normal = torch.empty_like(self.specialists, dtype=torch.float32).normal_(generator=generator)
+        normal = torch.empty_like(self.specialists, dtype=torch.float32).normal_()
         magnitude = self._parameters["weight"].detach().float().abs()
         init.copy_(self.specialists, (SPECIALIST_SCALE * magnitude * (1 + noise * normal)))
 

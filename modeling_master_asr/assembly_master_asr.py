@@ -109,7 +109,7 @@ class Matrices(nn.ParameterList):
 
 
 class LowRank(nn.Module):
-    """One product `up_i down_i` of rank r for each Artisan layer.
+    """One product `up_i down_i` of rank r for each layer that the part reaches.
 
     up starts at 0 and down at random: the product is zero, so a fresh part changes no logit, and both halves can learn.
     """

@@ -389,7 +389,7 @@ def _row(row: Mapping) -> tuple:
         return samples, row["sampling_rate"]
     if row.get("bytes") is not None:
         return row["bytes"], None
-    if row.get("path") is not None:
+    if samples is None and row.get("path") is not None:
         raise ValueError(
             f"This row holds no audio, only the path {str(row['path'])!r}. Rows may come from others, so no path in them is opened; "
             'if it names a file of yours, pass the path itself: row["path"].'

@@ -308,14 +308,12 @@ class HubMixin:
         token: Union[str, bool, None] = None,
         commit_message: Optional[str] = None,
         base: Optional[str] = None,
-        base_revision: Optional[str] = None,
         **facts,
     ) -> CommitInfo:
         """Uploads one language in one commit; languages that the repo already holds stay, and so does what people wrote in its card.
 
         Args:
             base: hub id of the base that it was made for, where the model was loaded from a folder; `owner/name@revision` too.
-            base_revision: the base's commit, tag or branch.
             facts: as in `save_assembly`.
 
         Raises:
@@ -326,7 +324,7 @@ class HubMixin:
         """
         facts = self._assembly_facts(language, facts)  # refuse before anything is created
         self.config.name_sentences([language])
-        facts |= self._base_for_others(facts["fingerprint"], base, base_revision, token)
+        facts |= self._base_for_others(facts["fingerprint"], base, token)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
         head = api.model_info(repo_id).sha
@@ -341,7 +339,7 @@ class HubMixin:
             names = [path.name, ASSEMBLY_CONFIG_NAME, CARD_NAME]
             return upload(api, folder, repo_id, commit_message or f"Assembly of {language}", names, parent=head)
 
-    def _base_for_others(self, fingerprint: str, base: Optional[str], revision: Optional[str], token) -> dict:
+    def _base_for_others(self, fingerprint: str, base: Optional[str], token) -> dict:
         """`base` and `base_revision` of an assembly that is published.
 
         Raises:
@@ -349,14 +347,14 @@ class HubMixin:
         """
         stored = self.master_asr.stored
         if base is None and stored.on_hub:
-            return {"base": stored.name, "base_revision": revision or stored.revision}
+            return {"base": stored.name, "base_revision": stored.revision}
         if base is None:
             raise ValueError(
                 f"The base of this model is the folder {Path(stored.name).name!r}, which nobody else can find. Push it first, "
                 "model.push_to_hub('owner/name'), or say where it lies: push_assembly_to_hub(..., base='owner/name'), on the command line "
                 "--base owner/name."
             )
-        base, revision = id_and_revision(base, revision)
+        base, revision = id_and_revision(base)
         if on_hub(base) is None:
             raise ValueError(f"base must be a hub id such as 'owner/name', which others can find; got {base!r}.")
         try:

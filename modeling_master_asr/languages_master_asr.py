@@ -161,7 +161,8 @@ class LanguageMixin:
             known = {token: (bank.weight[i], bank.bias[i]) for i, token in enumerate(self.config.character_bank)}
         if source is not None:
             own = self.assemblies[source].head
-            known |= {token: (own.weight[i], own.bias[i]) for token, i in self.config.vocab(source).items()}
+            weight, bias = own.weight, own.bias  # of a head that shares the bank each is a gather of all its rows
+            known |= {token: (weight[i], bias[i]) for token, i in self.config.vocab(source).items()}
         for token, row in vocab.items():
             start = known.get(token) or known.get(unicodedata.normalize("NFD", token)[:1])
             if start is not None:
@@ -250,14 +251,17 @@ class LanguageMixin:
             greedy: whether sentences are to have no say.
 
         Raises:
-            KeyError, ValueError: for a missing or unknown language, or another number of them than of clips; for logits of fewer tokens than its alphabet has,
-                or of no numbers.
+            KeyError, ValueError: for a missing or unknown language, or another number of them, or of frames, than of clips; for logits of other tokens than its
+                alphabet has, or of no numbers.
         """
         codes = self.master_asr.resolve_languages(language, len(logits))
+        if frames is not None and len(frames) != len(logits):
+            raise ValueError(f"{len(frames)} numbers of frames for {len(logits)} clips: each clip has its own. Pass outputs.frames of the call that made the logits.")
         ids = torch.full(logits.shape[:2], -1, dtype=torch.long, device=logits.device)
         for clip, code in enumerate(codes):
             end, vocab = (logits.shape[1] if frames is None else int(frames[clip])), self.config.vocab(code)
-            if logits.shape[-1] < len(vocab):
+            surplus = logits[clip, :end, len(vocab) :]  # -inf where clips of other alphabets may stand in the batch
+            if logits.shape[-1] < len(vocab) or not bool(surplus.isneginf().all()):
                 raise ValueError(f"The logits have {logits.shape[-1]} tokens and {code!r} has {len(vocab)}: they are those of another language. Pass the language of the call that made them.")
             text = "" if greedy else self.config.text(code)
             ngrams = ngrams_of(text, tuple(sorted(vocab, key=vocab.get))) if text else None
@@ -313,27 +317,30 @@ class LanguageMixin:
         batches = [{name: value.to(self.device) for name, value in batch.items() if name != "language"} for batch in batches]
         was_training = self.training
         self.eval()
-        losses = {}
-        for language in self.languages:
-            theirs = self.config.vocab(language)
-            shared = {vocab[token]: theirs[token] for token in vocab if token in theirs}
-            letters = {i for token, i in theirs.items() if token in vocab and token not in SPECIAL_TOKENS}
-            if not letters:
-                losses[language] = float("inf")
-                continue
-            of_batches = []
-            for batch in batches:
-                rows = [[shared[i] for i in row.tolist() if i in shared] for row in batch["labels"]]
-                kept = [clip for clip, row in enumerate(rows) if any(i in letters for i in row)]
-                if not kept:  # nothing of this batch can be spelled
-                    continue
-                labels = [torch.tensor(rows[clip], device=self.device) for clip in kept]
-                of_kept = {name: value[kept] for name, value in batch.items()}
-                of_kept["labels"] = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-                of_batches.append(float(self(**of_kept, language=language).loss))
-            losses[language] = sum(of_batches) / len(of_batches) if of_batches else float("inf")
-        self.train(was_training)
+        try:
+            losses = {language: self._loss_as(language, batches, vocab) for language in self.languages}
+        finally:
+            self.train(was_training)
         return dict(sorted(losses.items(), key=lambda item: item[1]))
+
+    def _loss_as(self, language: str, batches: list[dict], vocab: dict[str, int]) -> float:
+        """What `rank_assemblies` says of one language."""
+        theirs = self.config.vocab(language)
+        shared = {vocab[token]: theirs[token] for token in vocab if token in theirs}
+        letters = {i for token, i in theirs.items() if token in vocab and token not in SPECIAL_TOKENS}
+        if not letters:
+            return float("inf")
+        of_batches = []
+        for batch in batches:
+            rows = [[shared[i] for i in row.tolist() if i in shared] for row in batch["labels"]]
+            kept = [clip for clip, row in enumerate(rows) if any(i in letters for i in row)]
+            if not kept:  # nothing of this batch can be spelled
+                continue
+            labels = [torch.tensor(rows[clip], device=self.device) for clip in kept]
+            of_kept = {name: value[kept] for name, value in batch.items()}
+            of_kept["labels"] = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+            of_batches.append(float(self(**of_kept, language=language).loss))
+        return sum(of_batches) / len(of_batches) if of_batches else float("inf")
 
     @torch.no_grad()
     def materialize(self, language: str) -> PreTrainedModel:

@@ -300,7 +300,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             lengths = torch.full((len(inputs),), inputs.shape[self.family.time_axis], device=inputs.device)
         else:
             lengths = attention_mask.sum(-1)
-        return self.family.frame_counts(self.backbone, lengths).to(torch.long)
+        return self.family.frame_counts(self.backbone, lengths).to(torch.long).clamp(min=0)  # the convolutions' formula falls below
 
 
 def _merge(pieces: list[BaseModelOutput], order: list[int]) -> BaseModelOutput:

@@ -70,6 +70,7 @@ REFUSED = {
     "NaN": (np.where(np.arange(16_000) == 7, np.nan, TONE), "1 samples that are NaN or infinite"),
     "NaN as a rate": ({"array": TONE, "sampling_rate": float("nan")}, "sampling rate of nan Hz; a number from 1000 to 768000"),
     "no rate": ({"array": TONE, "sampling_rate": None}, 'A dict needs "raw" .or "array". and "sampling_rate"'),
+    "no rate beside a path": ({"array": TONE, "path": "x.wav"}, 'A dict needs "raw" .or "array". and "sampling_rate"'),
     "a rate of 0": ({"array": TONE, "sampling_rate": 0}, "sampling rate of 0 Hz"),
     "a rate of infinity": ({"array": TONE, "sampling_rate": float("inf")}, "sampling rate of inf Hz"),
     "a negative rate": ({"array": TONE, "sampling_rate": -16_000}, "sampling rate of -16000 Hz"),

@@ -17,7 +17,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_master_asr import LanguageAssembly, MasterASRConfig, MasterASRForCTC, MasterASRModel, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
-from modeling_master_asr.assembly_master_asr import LowRank
+from modeling_master_asr.assembly_master_asr import BankHead, LowRank
 from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.modeling_master_asr import frames_needed
@@ -411,6 +411,26 @@ def test_four_clips_overfit():
     assert float(loss.detach()) < 0.05
 
 
+def test_a_clip_too_short_for_any_frame_has_none_and_counts_as_zero_loss(model, caplog):
+    inputs = inputs_for(model)
+    inputs["attention_mask"][1] = 0
+    inputs["attention_mask"][1, :3] = 1
+    outputs = model.train()(**inputs, labels=torch.tensor([[3, 4], [4, 3]]), language="en")
+    alone = model(**{name: value[:1] for name, value in inputs.items()}, labels=torch.tensor([[3, 4]]), language="en")
+    assert outputs.frames.tolist()[1] == 0 and "these clips count as zero loss" in caplog.text
+    torch.testing.assert_close(outputs.loss, alone.loss / 2)
+
+
+def test_a_head_that_starts_from_one_that_shares_the_bank_gathers_its_rows_once(model, monkeypatch):
+    """Each asking for them copies all: one a letter took memory with the square of the alphabet."""
+    gathered, weight = [], BankHead.weight
+    monkeypatch.setattr(BankHead, "weight", property(lambda head: gathered.append(head) or weight.fget(head)))
+    model.add_language("es", vocab("abñ"), init="en")
+    assert len(gathered) == 1
+    own, source = model.assemblies["es"].head, model.assemblies["en"].head
+    assert torch.equal(own.weight[model.config.vocab("es")["a"]], source.weight[model.config.vocab("en")["a"]])
+
+
 @torch.no_grad()
 def test_rank_assemblies_prefers_the_language_the_clips_are_in(model):
     inputs = inputs_for(model)
@@ -419,6 +439,9 @@ def test_rank_assemblies_prefers_the_language_the_clips_are_in(model):
     losses = model.rank_assemblies([batch], vocab("abñ"))
     assert model.training and list(losses)[-1] == "ru" and losses["ru"] == float("inf")
     assert list(losses.values()) == sorted(losses.values())
+    with pytest.raises(ValueError):
+        model.rank_assemblies([{"labels": batch["labels"]}], vocab("abñ"))
+    assert model.training
     model.add_language("es", vocab("abñ"), init="nearest", batches=[batch])
     assert torch.equal(model.assemblies["es"].mapping, model.assemblies[next(iter(losses))].mapping)
 

@@ -208,6 +208,24 @@ def test_logits_of_a_smaller_alphabet_are_not_read_as_a_larger_ones():
         model.paths(torch.zeros(1, 4, 3), "en")
 
 
+def test_logits_of_a_larger_alphabet_are_not_read_as_a_smaller_ones_unless_a_batch_of_both_was_joined():
+    model = tiny_model()
+    sizes = {code: len(model.config.vocab(code)) for code in model.languages}
+    small, large = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
+    assert sizes[small] < sizes[large]
+    with pytest.raises(ValueError, match=rf"The logits have {sizes[large]} tokens and '{small}' has {sizes[small]}: they are those of another language"):
+        model.paths(torch.zeros(1, 4, sizes[large]), small)
+    joined = torch.zeros(2, 4, sizes[large])
+    joined[0, :, sizes[small] :] = float("-inf")
+    assert model.paths(joined, [small, large]).shape == (2, 4)
+
+
+def test_each_clip_has_its_own_number_of_frames():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="3 numbers of frames for 1 clips: each clip has its own"):
+        model.paths(torch.zeros(1, 9, len(model.config.vocab("en"))), "en", frames=[3, 9, 9])
+
+
 # ---------------------------------------------------------------------- the model
 
 

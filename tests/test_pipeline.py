@@ -47,7 +47,10 @@ def test_each_call_answers_in_the_language_it_names(asr):
     texts = {code: asr(CLIPS[0], language=code)["text"] for code in ("en", "fr", "ru")}
     assert texts == {code: directly(asr, CLIPS[0], code) for code in texts}
     assert len(set(texts.values())) == 3
-    assert asr(CLIPS[0], generate_kwargs={"language": "ru"})["text"] == texts["ru"]
+    assert asr(CLIPS[0], generate_kwargs={"language": "ru", "task": "transcribe"})["text"] == texts["ru"]
+    for wrong in ({"language": "ru", "task": "translate"}, {"languge": "ru"}, {"language": "ru", "num_beams": 5}):
+        with pytest.raises(TypeError, match="generate_kwargs: got .*; allowed: language, and task='transcribe'"):
+            asr(CLIPS[0], generate_kwargs=wrong)
 
 
 def test_what_the_alphabet_cannot_spell_is_not_written_as_in_evaluation(monkeypatch):

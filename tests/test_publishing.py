@@ -151,6 +151,14 @@ def test_a_card_names_no_folder_as_its_base(tmp_path):
     assert ModelCard(str(card)).data.model_name == "T: x"
 
 
+def test_a_card_names_a_language_once_that_is_there_in_two_scripts():
+    model = tiny_model(vocabs={"pa-IN": vocab("ab"), "pa-PK": vocab("ac")})
+    rate = {"cer": 12.345, "wer": 40.0}
+    evaluation = {"split": "test", "languages": dict.fromkeys(model.languages, rate), "macro": rate, "minutes": dict.fromkeys(model.languages, 3.0)}
+    facts = {"title": "T", "repo": "me/t", "license": "mit", "dataset": "D", "training_data": "X", "limits": "Y", "licences": "Z"}
+    assert model_card.render(model, evaluation, facts, "evaluation.json", "").data.language == ["pa"]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [None, "auto", torch.float16])
 def test_a_compact_file_loads_and_adapts_as_what_it_was_cut_to(dtype, tmp_path):

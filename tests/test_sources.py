@@ -258,6 +258,15 @@ def test_what_whisper_cannot_hear_at_once_is_named_and_what_it_could_not_hear_sl
     assert len(of_samples(longer, 0.9)) > 31 * 16_000
 
 
+@pytest.mark.parametrize("folder", [None, "cache"])
+def test_a_second_entry_of_a_recording_is_held_to_its_own_duration(tmp_path, folder):
+    path = record(tmp_path / "a.wav", 2.0)
+    features = Features(MasterASRProcessor.from_model(tiny_model()), folder and tmp_path / folder)
+    assert len(features(Clip(path, "en", "ab", 2.0, "train"))) == 32_000
+    with pytest.raises(ValueError, match="a.wav lasts 2.0 s, and its entry in the data says 20.0 s"):
+        features(Clip(path, "en", "ab", 20.0, "train"))
+
+
 def test_the_edits_of_the_clips_add_up_to_the_cer(tmp_path):
     model = tiny_model()
     processor = MasterASRProcessor.from_model(model)

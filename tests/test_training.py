@@ -205,6 +205,9 @@ def test_evaluate_reads_with_further_sentences_which_no_held_out_clip_says_and_l
         with pytest.raises(SystemExit):
             evaluate.main([*options, "--more_text", wrong])
         assert why in (message := capsys.readouterr().err) and "allowed: LANGUAGE=FILE, a UTF-8 text file" in message
+    with pytest.raises(SystemExit):
+        evaluate.main([*options, "--more_text", *[f"fr={tmp_path / 'more.txt'}"] * 2])
+    assert "allowed: a language once. Join its files" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="has no assembly for ..xx"):
         evaluate.main([*options, "--more_text", f"xx={tmp_path / 'more.txt'}"])
     with pytest.raises(SystemExit):

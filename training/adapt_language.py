@@ -109,7 +109,8 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
     Raises:
         ValueError: if it cannot get this one, or start it so.
     """
-    model = MasterASRForCTC.from_pretrained(resolve_model(config.model)).to(accelerator.device)
+    source = resolve_model(config.model)
+    model = MasterASRForCTC.from_pretrained(source).to(accelerator.device)
     if config.language in model.languages and not config.refine:
         raise ValueError(
             f"--language: got {config.language!r}; allowed: one that {config.model} does not have. It has {model.languages}. To give it more of its own: "
@@ -121,7 +122,7 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
     starts = ["nearest", "random", *model.languages]
     if config.init not in starts:
         raise ValueError(f"--init: got {config.init!r}; allowed: one of {starts}.")
-    return model, MasterASRProcessor.from_pretrained(config.model)
+    return model, MasterASRProcessor.from_pretrained(source)
 
 
 def nearest(model, processor, features, training, vocab, config: AdaptConfig) -> str:

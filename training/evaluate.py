@@ -78,12 +78,13 @@ def text_of(given: str) -> tuple[str, list[str]]:
 
 def read_with_more(model, more: list[tuple[str, list[str]]], clips) -> dict[str, int]:
     """Gives languages further sentences than their own, as many as a config holds, but for those that held-out clips say; returns how many."""
-    added = {}
+    added: dict[str, int] = {}
     for code, lines in more:
         own = model.config.text(code).splitlines()
         allowed = without(lines, (clip.text for clip in clips if clip.split != "train" and clip.language == code), code)
         fitting = beginning(spell_sentences([*own, *allowed], code, model.config.vocab(code)), MAX_TEXT)
-        added[code] = model.set_text(code, fitting) - len(own)
+        model.config.set_text(code, "\n".join(fitting))  # as they are spelled already
+        added[code] = len(fitting) - len(own)
     return added
 
 
@@ -107,6 +108,8 @@ def main(argv=None) -> None:
         parser.error(f"--out {args.out} is a folder. Name a file, such as {args.out / 'result.json'}.")
     if args.greedy and args.more_text:
         parser.error("--greedy: allowed without --more_text, since nothing is read with sentences then.")
+    if len(dict(args.more_text)) < len(args.more_text):
+        parser.error(f"--more_text: got {[code for code, _ in args.more_text]}; allowed: a language once. Join its files.")
     accelerator = Accelerator()
     model = MasterASRForCTC.from_pretrained(args.model, assemblies=args.assembly).to(accelerator.device)
     check_languages([*(args.languages or []), *dict(args.more_text)], model, args.model)

@@ -18,10 +18,10 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
     import training  # noqa: F401  # says which packages are missing
 
 import numpy as np
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.hub_master_asr import code_span, on_hub
+from modeling_master_asr.hub_master_asr import card_data, code_span, on_hub
 from training.loop.models import model_argument
 from training.loop.pictures import gate_differences, similarity_figure
 
@@ -51,11 +51,8 @@ def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: st
         )
         for code, rate in evaluation["languages"].items() for name in ("cer", "wer")
     ]  # fmt: skip
-    data = ModelCardData(
-        language=[code.split("-")[0] for code in config.languages], license=facts["license"], library_name="transformers",
-        pipeline_tag="automatic-speech-recognition", base_model=base, tags=["master-asr", "ctc", "multilingual"],
-        model_name=facts["title"], eval_results=results,
-    )  # fmt: skip
+    tags = ["master-asr", "ctc", "multilingual"]
+    data = card_data(config.languages, license=facts["license"], base_model=base, tags=tags, model_name=facts["title"], eval_results=results)
     rows = [{"language": code_span(code), "minutes": evaluation["minutes"][code], **rate} for code, rate in evaluation["languages"].items()]
     return ModelCard.from_template(
         data, template_path=str(TEMPLATE), **facts, rows=rows, macro=evaluation["macro"], split=evaluation["split"],

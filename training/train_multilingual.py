@@ -76,9 +76,10 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
         FileNotFoundError: if `--backbone` is no folder that is there, and can be no hub id.
     """
     check_there(config.backbone)  # before any hub is asked
+    folder = Path(config.backbone).expanduser()
     vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in config.languages}
     model = MasterASRForCTC.from_backbone(
-        config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers,
+        str(folder) if folder.is_dir() else config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers,
         artisan_targets=config.artisan_targets, **config.owned(),
     )  # fmt: skip
     for own, assembly in enumerate(model.assemblies.values()):
@@ -127,7 +128,6 @@ def trained(accelerator, config: MultilingualConfig, model, processor, features,
 def save(accelerator, model, processor, folder: Path) -> None:
     """Writes the model, before anything is tested: no figure is worth a training."""
     if accelerator.is_main_process:
-        model.requires_grad_(True)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         print(f"Trained: {folder}.")

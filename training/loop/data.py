@@ -82,7 +82,7 @@ class Features:
 
     def __init__(self, processor, cache: Optional[Path] = None):
         self.processor, self.cache = processor, cache
-        self._kept: dict[tuple[Path, float], np.ndarray] = {}
+        self._kept: dict[tuple[Path, float, float], np.ndarray] = {}
         self._bytes_left = MEMORY_BYTES
         self._settings = json.dumps(processor.feature_extractor.to_dict(), sort_keys=True, default=str)
 
@@ -98,7 +98,7 @@ class Features:
         """
         if self.cache is not None:
             return self._from_cache(clip, speed)
-        key = (clip.audio, speed)
+        key = (clip.audio, clip.duration_s, speed)  # as in the folder: another duration is another entry, which is checked
         if key in self._kept:
             return self._kept[key]
         features = self._compute(clip, speed)

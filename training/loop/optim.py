@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import torch
+from transformers.utils import logging
 
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.configuration_master_asr import PAPER_PARTS
 from training.loop.sharding import clip_gradients, load_optimizer_state
 
+logger = logging.get_logger(__name__)
 # CHOICE: CTC's first gradients are far larger than the later ones; unclipped they fill Adam's second moment, and the blank
 # plateau lasts several times longer.
 MAX_GRAD_NORM = 1.0
+MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
 WARMUP, HOLD, FINAL_SCALE = 0.1, 0.4, 0.05  # shares of the steps; the rest decays exponentially to FINAL_SCALE
 
 
@@ -22,6 +25,11 @@ def tri_stage(step: int, num_steps: int) -> float:
     if step < hold:
         return 1.0
     return FINAL_SCALE ** ((step - hold) / max(num_steps - hold, 1))
+
+
+def allowed_to_skip(num_steps: int) -> int:
+    """How many steps of a run may be lost to gradients that are not finite."""
+    return max(MIN_SKIPPED, int(MAX_SKIPPED_SHARE * num_steps))
 
 
 def named_groups(model) -> dict[str, list[torch.nn.Parameter]]:
@@ -183,7 +191,7 @@ class TurnsOptimizer(torch.optim.Optimizer):
     """`Turns` in the shape that `transformers.Trainer` drives: it counts its own steps."""
 
     def __init__(self, turns: Turns):
-        self.turns, self.steps_done = turns, 0
+        self.turns, self.steps_done, self.skipped = turns, 0, 0
         super().__init__([{"params": [p for g in turns.optimizer.param_groups for p in g["params"]]}], {"lr": 0.0})
         self.param_groups = turns.optimizer.param_groups + (turns.mapping_optimizer.param_groups if turns.mapping_optimizer else [])
 
@@ -192,7 +200,17 @@ class TurnsOptimizer(torch.optim.Optimizer):
         self.turns.begin(self.steps_done)
 
     def step(self, closure=None) -> None:
-        self.turns.step(self.steps_done)
+        """The move.
+
+        Raises:
+            FloatingPointError: once too many steps had gradients that are not finite.
+        """
+        if not self.turns.step(self.steps_done):
+            self.skipped += 1
+            allowed = allowed_to_skip(self.turns.num_steps)
+            if self.skipped > allowed:
+                raise FloatingPointError(f"{self.skipped} steps had gradients that are not finite (allowed: {allowed}). The scripts name the clips of such steps.")
+            logger.warning(f"Step {self.steps_done}: gradients are NaN or infinite, skipped.")
         self.steps_done += 1
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -22,6 +22,7 @@ from training.loop.config import LoopConfig, as_record
 from training.loop.data import Clip, Collator, bucket_of_step, having, minutes_of, select, to_device
 from training.loop.folder import claimed
 from training.loop.metrics import evaluate_clips, flattered
+from training.loop.optim import allowed_to_skip
 from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
 from training.loop.sources import read_data
 from training.loop.stopping import StopRequest
@@ -29,7 +30,6 @@ from training.loop.text import beginning, without
 from training.loop.watching import state_of_masks, watch
 
 READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
-MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
 KEPT_TEXT = 200_000  # characters of sentences a language, transcripts first; 900,000 win half a point more (RESULTS.md, Voices), in a config four times as large
 
 
@@ -289,7 +289,7 @@ class Run:
         names = gather_object(names)  # gradients are averaged, so every process is here
         self.progress.skipped.append({"step": step, "clips": names})
         tqdm.write(f"step {step}: gradients are NaN or infinite, skipped. Clips: {names}")
-        allowed = max(MIN_SKIPPED, int(MAX_SKIPPED_SHARE * self.config.steps))
+        allowed = allowed_to_skip(self.config.steps)
         if len(self.progress.skipped) > allowed:
             clips = sorted({name for entry in self.progress.skipped for name in entry["clips"]})
             raise FloatingPointError(f"{len(self.progress.skipped)} steps had gradients that are not finite (allowed: {allowed}). Clips: {clips}.")

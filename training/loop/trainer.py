@@ -14,19 +14,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
 from training.loop.data import Clip, Collator, Features, bucket_of_step
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer, tri_stage
-
-__all__ = ["ClipCollator", "MasterASRTrainer", "StepBatches", "ctc_metrics", "greedy_ids"]
 
 
 class StepBatches(Dataset):
     """Item i is the i-th batch of the run, as in the scripts; several processes and accumulation take several a step."""
 
-    def __init__(self, clips: list[Clip], batch_s: float, seed: int, num_batches: int):
-        self.batch_of, self.num_batches = bucket_of_step(clips, batch_s, seed), num_batches
+    def __init__(self, clips: list[Clip], batch_s: float, seed: int, num_batches: int, temperature: float = 1.0):
+        self.batch_of, self.num_batches = bucket_of_step(clips, batch_s, seed, temperature), num_batches
 
     def __len__(self) -> int:
         return self.num_batches
@@ -49,26 +46,30 @@ class MasterASRTrainer(Trainer):
             gradients are clipped by `turns`.
         clips, validation: training and validation clips (`training.loop.data`).
         turns: the optimizer and its schedule (`training.loop.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
-            `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3`.
+            `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3`, in both stages beta2=0.98.
         batch_s: seconds of audio a batch, padding included.
+        temperature: by which languages with few clips are drawn more often, as the scripts' `--temperature`.
         full_augment_step, spec_masks, vtlp: see `training.loop.data.Collator`; `None`, 1 and 0 are no augmentation, the scripts' are in their configs.
 
     Raises:
-        ValueError: if `max_steps` is not set.
+        ValueError: if `max_steps` is not set; if `turns` are to average the last steps, which checkpoints of a Trainer do not hold.
+        FloatingPointError: in training, once too many steps had gradients that are not finite.
     """
 
     def __init__(
         self, model, args: TrainingArguments, processor, clips: list[Clip], validation: list[Clip], turns: Turns,
-        batch_s: float = 24.0, full_augment_step: Optional[int] = None, spec_masks: int = 1, vtlp: float = 0.0, **kwargs,
+        batch_s: float = 24.0, temperature: float = 1.0, full_augment_step: Optional[int] = None, spec_masks: int = 1, vtlp: float = 0.0, **kwargs,
     ):  # fmt: skip
         if args.max_steps <= 0:
             raise ValueError(f"MasterASRTrainer counts steps, not epochs: set TrainingArguments(max_steps=...); got {args.max_steps}.")
+        if turns.first_averaged < turns.num_steps:
+            raise ValueError("turns: got Turns(average_last=...); allowed: 0. The scripts average the last steps, a Trainer saves and evaluates each step's own weights.")
         args.per_device_train_batch_size, args.max_grad_norm = 1, 0.0
         args.remove_unused_columns = False
         args.ddp_find_unused_parameters = True  # processes train different languages in the same step
         self.turns, self.features, self.validation = turns, Features(processor), validation
         collator = Collator(self.features, processor, full_augment_step, args.seed, clips, spec_masks, vtlp)
-        batches = StepBatches(clips, batch_s, args.seed, args.max_steps * args.gradient_accumulation_steps * args.world_size)
+        batches = StepBatches(clips, batch_s, args.seed, args.max_steps * args.gradient_accumulation_steps * args.world_size, temperature)
         super().__init__(
             model, args, train_dataset=batches, eval_dataset=validation, processing_class=processor,
             data_collator=lambda items: collator(items[0][1], items[0][0]), **kwargs,
