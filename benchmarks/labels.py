@@ -115,6 +115,8 @@ RATES = {  # NAME_seedN.json
     "tried_es_best_plus": "preset best, up eight times as fast as down (LoRA+, arXiv 2402.12354; commit `151dcd2`)",
     "tried_es_best_intermediate": "preset best, three tenths of the loss from the middle layer (arXiv 2102.03216; commit `151dcd2`)",
     "es6_assembly_best": "preset best, on six layers: the shipped model",
+    "tried_es6_full_first": "... all weights first for 600 steps, their change cut to rank 16, which trains on for 400 (commit 58d8ef9)",
+    "tried_es6_distilled": "... taught, beside CTC, by what those 600 steps of all weights gave, uncut (commit 402a05d)",
     "tried_es6_best_scales": "... and a factor for every output (`scales`, 1.0 MB)",
     "es6uncut_assembly_best": "... on the same before it was cut to 41 MB",
     "es6_assembly_small": "preset small, on six layers: the shipped model",

@@ -43,7 +43,7 @@ class DemoConfig(Settings):
     """The settings of the demo."""
 
     preset: Literal["paper", "small", "best"] = HfArg(default=DEFAULT_PRESET, help="what Spanish owns")
-    steps: Count = HfArg(default=400, help="updates of what Spanish owns")
+    steps: Count = HfArg(default=350, help="updates of what Spanish owns")
     test_minutes: Positive = HfArg(default=10.0, help="of held-out clips to score")
     out: Path = HfArg(default=DEFAULT_OUT, help="folder of this demo alone; the default is written anew each time")
 
