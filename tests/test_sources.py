@@ -193,7 +193,7 @@ def test_an_encoder_of_raw_audio_or_of_stacked_frames_keeps_its_features(family,
     processor = MasterASRProcessor.from_model(tiny_model(family))
     features, heard = Features(processor), Clip(tmp_path / "a.wav", "en", "ab", 1.0, "train")
     sound = processor.features(np.random.default_rng(0).standard_normal(48_000).astype(np.float32))
-    features._kept |= {(heard.audio, speed): sound for speed in augment.SPEEDS}
+    features._kept |= {(heard.audio, heard.duration_s, speed): sound for speed in augment.SPEEDS}
     batch = Collator(features, processor, 0, spares=[heard], spec_masks=3)([heard], step=1)  # their time is not Whisper's axis
     assert np.array_equal(batch[processor.model_input_names[0]][0], sound)
 
