@@ -134,8 +134,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
     ):
         if language is None:
             language = (generate_kwargs or {}).get("language")
-        if without := {name: value for name, value in (generate_kwargs or {}).items() if name != "language" and (name, value) != ("task", "transcribe")}:
-            raise TypeError(f"generate_kwargs: got {without}; allowed: language, and task='transcribe'. A CTC model writes what is said, letter by letter, and generates nothing.")
+        if unread := {name: value for name, value in (generate_kwargs or {}).items() if name != "language" and (name, value) != ("task", "transcribe")}:
+            raise TypeError(f"generate_kwargs: got {unread}; allowed: language, and task='transcribe'. A CTC model writes what is said, letter by letter, and generates nothing.")
         limits = {name: others.pop(name) for name in LIMITS if name in others}
         unknown = set(others) - set(NO_EFFECT)
         if unknown:
