@@ -220,6 +220,20 @@ def test_logits_of_a_larger_alphabet_are_not_read_as_a_smaller_ones_unless_a_bat
     assert model.paths(joined, [small, large]).shape == (2, 4)
 
 
+def test_each_clip_of_a_batch_is_read_with_its_own_languages_sentences():
+    model = tiny_model()
+    small, large = sorted(("en", "fr"), key=lambda code: len(model.config.vocab(code)))
+    letters = {code: [token for token in model.config.vocab(code) if len(token) == 1 and token.isalpha()] for code in (small, large)}
+    for code, (first, second, *_) in letters.items():
+        model.set_text(code, [first * 3, second * 2])
+    torch.manual_seed(0)
+    logits = torch.randn(2, 40, max(len(model.config.vocab(code)) for code in (small, large)))
+    logits[0, :, len(model.config.vocab(small)) :] = float("-inf")
+    together = model.paths(logits, [small, large])
+    assert all(torch.equal(together[i], model.paths(logits[i : i + 1], code)[0]) for i, code in enumerate((small, large)))
+    assert not torch.equal(together, model.paths(logits, [small, large], greedy=True))
+
+
 def test_each_clip_has_its_own_number_of_frames():
     model = tiny_model()
     with pytest.raises(ValueError, match="3 numbers of frames for 1 clips: each clip has its own"):

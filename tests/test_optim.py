@@ -57,3 +57,16 @@ def test_t_rests_in_the_last_share_of_the_steps_and_its_rate_falls_if_asked_to()
         run(model, turns, [step])
         assert torch.equal(model.assemblies["es"].mapping, before) == (step >= 8), step
         assert turns.learning_rates()["learning_rate/T"] == pytest.approx(0.1 * tri_stage(step, 10))
+
+
+def test_adam_remembers_squares_for_as_long_as_beta2_says_and_ts_gradient_adds_up_between_its_steps():
+    model = tiny_model()
+    turns = Turns(model, alpha=2, beta=3, gamma=0, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=9, beta2=0.7)
+    assert all(group["betas"] == (0.9, 0.7) for optimizer in (turns.optimizer, turns.mapping_optimizer) for group in optimizer.param_groups)
+    mapping, sum_of_both = turns.mappings[0], None
+    for step, value in enumerate((1.0, 2.0)):
+        turns.begin(step)
+        mapping.grad = torch.full_like(mapping, value)
+        assert turns.step(step)
+        sum_of_both = turns.collected[0]
+    assert torch.equal(sum_of_both, torch.full_like(mapping, 3.0)) and mapping.grad is None
