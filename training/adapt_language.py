@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
@@ -49,6 +50,7 @@ from training.loop.steps import Splits, keep_text, load_splits, measured, opened
 from training.loop.text import build_vocab
 
 RATE_OF_TRAINED_HEAD = 1e-3
+RATE_OF_TEACHER = 1e-4  # of its matrices
 RATE_OF_RANK_1, RATE_OF_DELTA, RATE_OF_NORMS = 3e-3, 2e-3, 2e-4  # in stage 2; a delta the faster, the smaller its rank (RESULTS.md)
 
 
@@ -65,6 +67,7 @@ class AdaptConfig(PartsConfig):
     steps: Count = HfArg(default=1000, help="updates of what the language owns")
     beta2: Share = HfArg(default=0.98, help="Adam's, for the squares of the gradients")
     spec_masks: Count = HfArg(default=3, help="bands of mels, and times in every 2 s, that SpecAugment masks")
+    teacher_steps: CountOrZero = HfArg(default=0, help="first, of all weights of a copy, from which the language then learns beside CTC; the copy is thrown away")
     finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps')
     finetune_learning_rate: Positive = HfArg(default=1e-4, help="of all weights")
     alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
@@ -100,7 +103,7 @@ def learning_rates(config: AdaptConfig) -> dict[str, float]:
     of_head = RATE_OF_TRAINED_HEAD if config.refine else LEARNING_RATES["head"]
     rates = {"T": config.mapping_learning_rate, "head": config.head_learning_rate or of_head, **config.rates_of_parts()}
     of_delta = RATE_OF_RANK_1 if from_preset(**config.owned())["rank"] == 1 else RATE_OF_DELTA
-    return {**rates, "delta": config.delta_learning_rate or of_delta}
+    return {**rates, "delta": config.delta_learning_rate or of_delta, "W": RATE_OF_TEACHER}  # of W, which only a teacher moves
 
 
 def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRProcessor]:
@@ -163,16 +166,37 @@ def announce(model, config: AdaptConfig, training, dropped) -> dict:
     return {"trainable": trainable, "parameters": counts, "dropped": [str(clip.audio) for clip in dropped], "parts": list(assembly.parts)}
 
 
-def trained(accelerator, config: AdaptConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
-    """The model after the steps of the language's assembly, and their log."""
+def trained(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
+    """The model after the steps of what is free in it, and their log."""
     place(accelerator, model, config)
     turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2,
                   config.mapping_decay, config.mapping_rest, config.average_last)  # fmt: skip
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher)
     turns.use_average()
-    model = unsharded(model)
-    model.round_assembly(config.language)  # before it is tested: what is tested is what the file holds
-    return model, log
+    return unsharded(model), log
+
+
+def minutes_left(config: AdaptConfig, started_s: float) -> Optional[float]:
+    """What is left of `--max_minutes`."""
+    return config.max_minutes and max(config.max_minutes - (time.monotonic() - started_s) / 60, 1e-9)
+
+
+def phase(config: AdaptConfig, name: str, steps: int, started_s: float) -> AdaptConfig:
+    """The settings of a part of the run that has steps of its own, and its checkpoints in `out/NAME`."""
+    return replace(config, out=config.out / name, steps=steps, resume=config.resume and "newest", max_minutes=minutes_left(config, started_s))
+
+
+def taught_first(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[MasterASRForCTC, dict]:
+    """The teacher, a copy of which the matrices train as well as what the language owns (but a delta, which is a change of theirs), and its log."""
+    accelerator.print(f"First a teacher: {config.teacher_steps} steps of all weights of a copy.")
+    teacher = deepcopy(model)
+    for layer in teacher.master_asr.layout.linear:
+        layer._parameters["weight"].requires_grad_(True)
+    own = teacher.assemblies[config.language]
+    if "delta" in own.parts:
+        own.delta.requires_grad_(False)
+    teacher, log = trained(accelerator, phase(config, "teacher", config.teacher_steps, started_s), teacher, processor, features, splits)
+    return teacher.requires_grad_(False).eval(), log
 
 
 def save(accelerator, config: AdaptConfig, model, splits: Splits, test: Optional[dict] = None) -> None:
@@ -187,11 +211,10 @@ def save(accelerator, config: AdaptConfig, model, splits: Splits, test: Optional
 
 def finetuned(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[MasterASRForCTC, dict]:
     """ "+ ft": every weight trains, from where stage 2 ended; the model is written, and returned with the log."""
-    left = config.max_minutes and max(config.max_minutes - (time.monotonic() - started_s) / 60, 1e-9)
     model.unfreeze()
     freeze_front_end(model)
     place(accelerator, model, config)
-    config = replace(config, out=config.out / "finetune", steps=config.finetune_steps, resume=config.resume and "newest", max_minutes=left)
+    config = phase(config, "finetune", config.finetune_steps, started_s)
     rates = dict.fromkeys(("W", "M", "T", "head", *OWN_PARTS), config.finetune_learning_rate)
     turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
@@ -231,7 +254,13 @@ def main(argv=None) -> None:
         splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
         result = {**facts_of_run(model), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped)
-        model, result["log"] = trained(accelerator, config, model, processor, features, splits)
+        teacher = None
+        if config.teacher_steps:
+            teacher, result["teacher_log"] = taught_first(accelerator, config, model, processor, features, splits, started_s)
+            result["teacher_test"] = tested(accelerator, teacher, processor, features, splits.test, greedy=True)
+        rest = replace(config, max_minutes=minutes_left(config, started_s))
+        model, result["log"] = trained(accelerator, rest, model, processor, features, splits, teacher)
+        model.round_assembly(config.language)  # before it is tested: what is tested is what the file holds
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
         keep_text(accelerator, model, config.language, splits, config, config.further_sentences())

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from training.loop import checkpoints
 
 RESULTS = ("model", "assembly", "run.json")  # what a run that ended leaves, beside its checkpoints
-ON_THE_WAY = ("best", "finetune")
+ON_THE_WAY = ("best", "teacher", "finetune")
 
 
 def traces(out: Path) -> list[str]:

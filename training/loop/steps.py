@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Optional
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from training.loop.optim import allowed_to_skip
 from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
 from training.loop.sources import read_data
 from training.loop.stopping import StopRequest
+from training.loop.teacher import divergence
 from training.loop.text import beginning, without
 from training.loop.watching import state_of_masks, watch
 
@@ -185,11 +187,12 @@ class Run:
     Args:
         clips, validation: `training.loop.data.Clip`s.
         config: how it trains, and `out`, the folder of its checkpoints.
+        teacher: a model that stays as it is, from which this one learns beside CTC; or None.
     """
 
-    def __init__(self, accelerator, model, processor, features, turns, clips, validation, config: LoopConfig):
+    def __init__(self, accelerator, model, processor, features, turns, clips, validation, config: LoopConfig, teacher=None):
         self.accelerator, self.model, self.processor, self.features, self.turns = accelerator, model, processor, features, turns
-        self.validation, self.out, self.config = validation, config.out, config
+        self.validation, self.out, self.config, self.teacher = validation, config.out, config, teacher
         self.batch_of = bucket_of_step(clips, config.batch_s, config.seed, config.temperature)
         self.batches_a_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
         self.collator = Collator(features, processor, config.steps * self.batches_a_step // 4, config.seed, clips, config.spec_masks, config.vtlp)
@@ -264,7 +267,7 @@ class Run:
             batch = to_device(batch, self.accelerator.device)
             is_last = i == accumulation - 1
             with self.gradients_kept_apart(wrapped, is_last):
-                loss = wrapped(**batch).loss
+                loss = self.loss(wrapped, batch)
                 self.accelerator.backward(loss)  # divided by the accumulation steps there
             losses.append((clips[0].language, float(loss.detach())))
         if is_sharded(self.model):
@@ -272,6 +275,14 @@ class Run:
         if not self.turns.step(step):
             self.skip(step, names)
         return losses
+
+    def loss(self, wrapped, batch: dict) -> torch.Tensor:
+        """CTC's, and with a teacher the divergence from what it reads."""
+        outputs = wrapped(**batch)
+        if self.teacher is None:
+            return outputs.loss
+        with self.accelerator.autocast():
+            return outputs.loss + divergence(self.teacher, batch, outputs.logits, outputs.frames)
 
     def gradients_kept_apart(self, wrapped, is_last: bool):
         """A context in which processes exchange gradients after the last batch of a step only."""
@@ -371,13 +382,16 @@ def check_clips(before: list[str], now: list[str]) -> None:
         )
 
 
-def train(accelerator, model, processor, features, turns, clips, validation, config: LoopConfig) -> dict:
+def train(accelerator, model, processor, features, turns, clips, validation, config: LoopConfig, teacher=None) -> dict:
     """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour, skipped steps.
+
+    Args:
+        teacher: see `Run`.
 
     Raises:
         SystemExit: with code 0, after a checkpoint, once `--max_minutes` are over or SIGTERM came.
     """
-    run = Run(accelerator, model, processor, features, turns, clips, validation, config)
+    run = Run(accelerator, model, processor, features, turns, clips, validation, config, teacher)
     first_step = run.resume()
     # evaluation_mode: autocast and no DDP, since a sharded model exchanges gradients itself
     wrapped = accelerator.prepare_model(model, evaluation_mode=True) if is_sharded(model) else accelerator.prepare(model)

@@ -1,0 +1,115 @@
+"""A teacher, of which all weights train, gives its letters to what a language owns, and leaves nothing else behind."""
+
+import os
+import signal
+
+import pytest
+import torch
+from conftest import VOCABS, tiny_model
+from test_runs import base, run_stage_2  # noqa: F401  the fixture
+from test_training import corpus  # noqa: F401  the fixture
+
+from modeling_master_asr import MasterASRForCTC
+from training.adapt_language import AdaptConfig, minutes_left
+from training.loop import checkpoints, steps
+from training.loop.optim import Turns
+from training.loop.teacher import divergence
+
+OPTIONS = ("--teacher_steps", "5", "--parts", "mapping", "head", "delta")
+
+
+def batch_of(language="fr"):
+    torch.manual_seed(0)
+    attention_mask = torch.ones(2, 1600, dtype=torch.long)
+    attention_mask[1, 800:] = 0
+    return {
+        "input_values": torch.randn(2, 1600) * attention_mask, "attention_mask": attention_mask, "language": [language] * 2,
+        "labels": torch.tensor([[3, 4, 3], [4, -100, -100]]),
+    }  # fmt: skip
+
+
+def test_the_divergence_is_kl_of_the_frames_of_speech_a_letter_of_the_labels():
+    teacher, batch = tiny_model().eval(), batch_of()
+    with torch.no_grad():
+        theirs = teacher(**batch)
+    logits = torch.randn_like(theirs.logits).requires_grad_()
+    classes = len(VOCABS["fr"])  # fewer than the widest alphabet: what is past them is -inf
+    assert theirs.logits.shape[-1] > classes and theirs.frames[1] < theirs.frames[0]
+    loss = divergence(teacher, batch, logits, theirs.frames)
+    wanted = 0.0
+    for clip, count in enumerate(theirs.frames):
+        p, q = (x[clip, :count, :classes].softmax(-1) for x in (theirs.logits, logits.detach()))
+        wanted += float((p * (p.log() - q.log())).sum())
+    assert float(loss.detach()) == pytest.approx(wanted / 4, rel=1e-4)  # four letters
+    loss.backward()
+    assert logits.grad[1, theirs.frames[1] :].count_nonzero() == 0 and logits.grad[1, : theirs.frames[1], :classes].count_nonzero() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+    assert float(divergence(teacher, batch, theirs.logits, theirs.frames)) == 0.0
+
+
+def test_a_taught_language_is_another_assembly_of_the_same_size_on_the_same_base(corpus, base, tmp_path):  # noqa: F811
+    alone, taught = (run_stage_2(corpus, base, tmp_path / name, *options) for name, options in (("alone", OPTIONS[2:]), ("taught", OPTIONS)))
+    assert taught["base"] == taught["base_after"] == alone["base"] and taught["kilobytes"] == alone["kilobytes"]
+    assert set(taught["teacher_log"]["validation"]) == {"2", "4", "5"} and taught["teacher_test"]["macro"] and "teacher_test" not in alone
+    before = MasterASRForCTC.from_pretrained(base)
+    one, other = (MasterASRForCTC.from_pretrained(base, assemblies=[str(tmp_path / name / "assembly")]) for name in ("alone", "taught"))
+    assert not torch.equal(one.assemblies["es"].head.weight, other.assemblies["es"].head.weight)
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    teacher = torch.load(tmp_path / "taught/teacher/checkpoint-00000005/model.pt", weights_only=True)
+    moved = {name for name, value in before.state_dict().items() if not torch.equal(value, teacher[name])}
+    matrices = {name for name, module in before.named_modules() if module in before.master_asr.layout.linear}
+    assert moved == {f"{name}.weight" for name in matrices}
+    ups = [value for name, value in teacher.items() if "lang_es.delta.up." in name]
+    assert ups and not any(value.count_nonzero() for value in ups)  # the change is in the matrices themselves
+
+
+@pytest.mark.parametrize("stopped_at", [("teacher", 5, 3), ("", 4, 2)])
+def test_a_taught_run_goes_on_where_it_stopped_bit_for_bit(corpus, base, tmp_path, monkeypatch, stopped_at):  # noqa: F811
+    folder, num_steps, at = stopped_at
+    whole = run_stage_2(corpus, base, tmp_path / "whole", *OPTIONS)
+    begin = Turns.begin
+
+    def terminate(self, step):
+        if step == at and self.num_steps == num_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Turns, "begin", terminate)
+        with pytest.raises(SystemExit):
+            run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS)
+    assert checkpoints.listed(tmp_path / "cut" / folder)[-1].name == checkpoints.name_of(at + 1)
+    with pytest.raises(FileExistsError, match="holds a run already: .*'teacher'"):
+        run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS)
+    again = []
+    monkeypatch.setattr(Turns, "begin", lambda self, step: (again.append((self.num_steps, step)), begin(self, step)))
+    resumed = run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS, "--resume")
+    assert again == [(5, step) for step in range(at + 1, 5) if folder] + [(4, step) for step in range(0 if folder else at + 1, 4)]
+    for name in ("test", "log", "teacher_test", "teacher_log"):
+        assert whole[name] == resumed[name]
+    one, other = (MasterASRForCTC.from_pretrained(base, assemblies=[str(tmp_path / name / "assembly")]) for name in ("whole", "cut"))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_the_language_learns_from_a_teacher_that_stays_as_it_is(corpus, base, tmp_path, monkeypatch):  # noqa: F811
+    seen, plain = [], steps.divergence
+
+    def spied(teacher, batch, logits, frames):
+        assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+        seen.append(teacher.master_asr.base_fingerprint())
+        loss = plain(teacher, batch, logits, frames)
+        assert loss.requires_grad
+        return loss
+
+    monkeypatch.setattr(steps, "divergence", spied)
+    result = run_stage_2(corpus, base, tmp_path, *OPTIONS)
+    assert len(seen) == 4 and len(set(seen)) == 1 and seen[0][:12] != result["base"]  # in each of the language's steps, in none of its own
+
+
+def test_the_minutes_are_those_of_the_whole_run(tmp_path, monkeypatch):
+    config = AdaptConfig(model="m", data=["d"], language="es", out=tmp_path, max_minutes=2.0)
+    monkeypatch.setattr("training.adapt_language.time.monotonic", lambda: 130.0)
+    assert minutes_left(config, 100.0) == 1.5 and 0 < minutes_left(config, 0.0) < 1e-6
+    assert minutes_left(AdaptConfig(model="m", data=["d"], language="es", out=tmp_path), 100.0) is None
