@@ -11,6 +11,7 @@ presets are `training.adapt_language`. The result says what the method does to t
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
@@ -21,7 +22,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers.hf_argparser import HfArg
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
 
-from training.adapt_language import AdaptConfig, add_language, learning_rates, load
+from training.adapt_language import AdaptConfig, add_language, learning_rates, load, taught_first
 from training.loop.config import Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.optim import Turns, freeze_front_end
@@ -112,18 +113,22 @@ def run(accelerator, config: MethodConfig) -> dict:
     old = [clip for clip in clips if clip.language in before and clip.split == "test"]
     assert having(clips, "test", before) == before
     old_before = tested(accelerator, model, processor, features, old, greedy=True)
+    teacher, facts_of_teacher = None, {}
+    if config.teacher_steps:
+        teacher, facts_of_teacher["teacher_log"] = taught_first(accelerator, config, model, processor, features, splits, time.monotonic())
+        facts_of_teacher["teacher_test"] = tested(accelerator, teacher, processor, features, splits.test, greedy=True)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
     rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
     turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
     trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model, config) / 1024
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher)
     turns.use_average()
     keep_text(accelerator, model, config.language, splits, config, config.further_sentences())
     return {
         **facts, "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
-        "kilobytes": round(kilobytes, 1), "log": log,
+        "kilobytes": round(kilobytes, 1), "log": log, **facts_of_teacher,
         **measured(accelerator, model, processor, features, splits),
         "old_languages_before": old_before, "old_languages_after": tested(accelerator, model, processor, features, old, greedy=True),
     }  # fmt: skip

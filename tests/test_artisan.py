@@ -150,6 +150,21 @@ def test_a_product_is_never_taken_for_a_mask_nor_a_trainable_weight_for_a_frozen
             mask_frozen_weight(w.detach(), w, m, row)
 
 
+def test_specialists_start_at_half_of_w_and_apart_by_their_noise():
+    torch.manual_seed(0)
+    layer = ArtisanLinear(64, 64, num_specialists=3)
+    with torch.no_grad():
+        layer._parameters["weight"].normal_().abs_().add_(0.1)
+    half = 0.5 * layer._parameters["weight"].detach()
+    layer.reset_specialists(noise=0.0)
+    assert all(torch.equal(specialist, half) for specialist in layer.specialists)
+    for noise in (0.1, 1.0):
+        layer.reset_specialists(noise=noise)
+        apart = layer.specialists.detach() / half - 1  # (K, out, in)
+        assert float(apart.std()) == pytest.approx(noise, rel=0.05) and abs(float(apart.mean())) < 0.05 * noise
+        assert abs(float(torch.corrcoef(apart.flatten(1))[0, 1])) < 0.05  # each has noise of its own
+
+
 def test_a_zero_specialist_changes_no_mask():
     specialists = torch.randn(3, 5, 6)
     gates = (True, False, True)

@@ -4,6 +4,7 @@ Every case lies in a folder with `a.wav` and `b.wav` (0.5 s each); outside of it
 """
 
 import gzip
+import hashlib
 import json
 import math
 import re
@@ -27,7 +28,7 @@ from modeling_master_asr import MasterASRProcessor
 from training import evaluate
 from training.loop import recordings
 from training.loop.sources import _own_files, read_data, read_manifest
-from training.prepare_speech import Entry, drop_other_scripts, prompt_entries, refusal, split_by_text, transcript
+from training.prepare_speech import HELD_OUT_S, Entry, drop_other_scripts, prompt_entries, refusal, split_by_text, transcript
 
 ROW = {"audio": "a.wav", "language": "en", "text": "ab", "split": "train"}
 
@@ -536,6 +537,20 @@ def test_the_corpus_drops_clips_with_words_in_another_script_and_no_other_clip_c
     assert drop_other_scripts(clips, skipped) == clips[:-2] and skipped == {"words in another script": 2}
     assert drop_other_scripts(clips[:-2], Counter()) == clips[:-2]
     assert Counter(clip["split"] for clip in clips) == {"test": 10, "validation": 10, "train": 22}
+
+
+def test_a_text_that_several_voices_say_is_whole_in_one_split_and_neither_alphabet_nor_order_chooses_it():
+    texts = [f"{letter}{other}" for letter in "abcdefghij" for other in "abcd"]
+    clips = [{"text": text, "duration_s": 7.0} for text in texts for _ in range(3)]  # 210 s a split are reached within a text
+    split_by_text(clips)
+    of_text = {text: {clip["split"] for clip in clips if clip["text"] == text} for text in texts}
+    assert all(len(splits) == 1 for splits in of_text.values())
+    by_hash = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    count = math.ceil(HELD_OUT_S / 21.0)
+    assert [of_text[text] for text in by_hash] == [{"test"}] * count + [{"validation"}] * count + [{"train"}] * (40 - 2 * count)
+    again = [dict(clip, split=None) for clip in reversed(clips)]
+    split_by_text(again)
+    assert again[::-1] == clips
 
 
 @pytest.mark.parametrize("language, name, raw_text, made", [

@@ -281,6 +281,18 @@ def test_as_many_languages_keep_dense_weights_as_there_is_room_for(monkeypatch):
 
 
 @torch.no_grad()
+def test_the_language_that_was_asked_for_longest_ago_is_the_first_to_be_forgotten(monkeypatch):
+    monkeypatch.setattr(masks, "DENSE_BYTES", 0)
+    model = tiniest(("mapping", "head"))
+    inputs, codes = inputs_for(model, (1600, 1600)), model.languages[:3]
+    model.eval()
+    assert len(codes) == DENSE_LANGUAGES + 1
+    for code in (codes[0], codes[1], codes[0], codes[2]):
+        model(**inputs, language=code)
+    assert [code for code, *_ in model.master_asr._masks._dense] == [codes[0], codes[2]]
+
+
+@torch.no_grad()
 def test_an_autocast_context_does_not_grow_with_its_calls():
     model = tiny_model("wav2vec2", hidden_size=128)
     inputs = inputs_for(model, (400, 400))

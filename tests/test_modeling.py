@@ -446,6 +446,17 @@ def test_rank_assemblies_prefers_the_language_the_clips_are_in(model):
     assert torch.equal(model.assemblies["es"].mapping, model.assemblies[next(iter(losses))].mapping)
 
 
+def test_rank_assemblies_reads_shared_letters_in_each_languages_own_alphabet():
+    model = tiny_model(vocabs={"en": vocab("abcde"), "fr": vocab("edcba")})
+    batch = {**inputs_for(model), "labels": torch.tensor([[3, 4], [4, 3]]), "language": "es"}  # "ab", "ba" in the new one's
+    losses = model.rank_assemblies([batch], vocab("ab"))
+    for code in model.languages:
+        ids = model.config.vocab(code)
+        labels = torch.tensor([[ids["a"], ids["b"]], [ids["b"], ids["a"]]])
+        with torch.no_grad():
+            assert losses[code] == pytest.approx(float(model.eval()(**{**batch, "labels": labels, "language": code}).loss), rel=1e-5), code
+
+
 @torch.no_grad()
 def test_a_new_head_starts_from_the_rows_of_shared_characters(model):
     assembly = model.add_language("es", vocab("abñé"))

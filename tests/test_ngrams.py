@@ -181,6 +181,48 @@ def test_logits_that_are_no_numbers_are_named(value, counted):
         read(logits, counted, BLANK, [UNK], SPACE)
 
 
+def test_a_token_is_weighed_by_the_five_before_it():
+    counted = Ngrams([[A, B, B, B, B, A], [C, B, B, B, B, C]], size=5, boundary=BLANK)
+    after_a, after_c = (chr(first) + chr(B) * 4 for first in (A, C))
+    assert counted.log_prob(after_a, chr(A)) > counted.log_prob(after_c, chr(A)) and counted.log_prob(after_c, chr(C)) > counted.log_prob(after_a, chr(C))
+    assert counted.log_prob(chr(A) + after_c, chr(A)) == counted.log_prob(chr(C) + after_c, chr(A))  # the sixth has no say
+
+
+def test_what_a_recording_said_before_a_cut_weighs_in_behind_it(monkeypatch):
+    monkeypatch.setattr(ngrams, "LONGEST", 12)
+    monkeypatch.setattr(ngrams, "SHORTEST", 4)
+    log_probs = np.full((16, 5), -20.0)
+    log_probs[:, BLANK] = -0.01
+    log_probs[1, [BLANK, A]] = -20.0, -0.01
+    log_probs[13, [BLANK, A, B]] = -20.0, -0.7, -0.7  # either, by what is heard
+    after_a, first = (Ngrams([sentence] * 3, size=5, boundary=BLANK) for sentence in ([A, B], [A, A]))
+    assert [merged(path(log_probs, counted, BLANK, [UNK])) for counted in (after_a, first)] == [[A, B], [A, A]]
+    at_the_start = Ngrams([[B]] * 9 + [[A, A]], size=5, boundary=BLANK)  # B begins sentences, and never follows A
+    assert merged(path(log_probs, at_the_start, BLANK, [UNK])) == [A, A]
+
+
+def test_a_long_recording_is_cut_in_the_middle_of_the_longest_pause_in_reach():
+    is_pause = np.zeros(LONGEST + 200, dtype=bool)
+    for start, frames in ((ngrams.SHORTEST - 300, 200), (ngrams.SHORTEST + 10, 20), (ngrams.SHORTEST + 100, 50), (LONGEST - 30, 20)):
+        is_pause[start : start + frames] = True  # the first, the longest of all, would leave a piece too short
+    pieces = list(ngrams._pieces(is_pause))
+    assert pieces == [(0, ngrams.SHORTEST + 125), (ngrams.SHORTEST + 125, LONGEST + 200)]
+
+
+def test_the_beam_keeps_what_ctc_and_n_grams_together_find_likeliest(monkeypatch):
+    monkeypatch.setattr(ngrams, "BEAM", 1)
+    log_probs = np.full((1, 5), -20.0)
+    log_probs[0, [A, B]] = -0.6, -0.8  # A by what is heard, B by what people say
+    counted = Ngrams([[B]] * 20, size=5, boundary=BLANK)
+    assert search(log_probs, counted, BLANK, counted.boundary) == search(log_probs, counted, BLANK, counted.boundary, is_last=False) == chr(B)
+
+
+def test_a_frame_in_which_nothing_is_likely_is_read_by_its_likeliest():
+    log_probs = np.full((2, 5), ngrams.FLOOR - 2)
+    log_probs[:, A] = ngrams.FLOOR - 1
+    assert search(log_probs, Ngrams([[A]], 5, BLANK), BLANK, chr(BLANK)) == chr(A)
+
+
 def test_where_the_unknown_is_heard_nothing_is_written():
     log_probs = np.full((5, 5), -9.0)
     log_probs[:, UNK] = -0.01

@@ -42,6 +42,18 @@ def test_use_average_puts_the_mean_of_the_last_steps_in_place_also_after_a_resum
     assert torch.equal(model.assemblies["es"].mapping, mapping)  # gates are choices, which have no mean
 
 
+def test_a_steps_gradients_have_at_most_a_norm_of_one_and_smaller_ones_are_left_as_they_are(monkeypatch):
+    (_, turns), seen = stage_2(), []
+    moving = [p for group in turns.optimizer.param_groups for p in group["params"]]
+    monkeypatch.setattr(turns.optimizer, "step", lambda: seen.append(float(torch.nn.utils.get_total_norm([p.grad for p in moving]))))
+    for scale in (1e3, 1e-3):
+        for p in moving:
+            p.grad = torch.full_like(p, scale / sum(p.numel() for p in moving) ** 0.5)  # a norm of `scale`
+        turns.begin(0)
+        assert turns.step(0)
+    assert seen == pytest.approx([1.0, 1e-3], rel=1e-3)
+
+
 def test_without_average_last_the_last_weights_stay():
     model, turns = stage_2()
     run(model, turns, range(3))

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from modeling_master_asr import MasterASRProcessor
 from training.loop import augment, data, sources
 from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
-from training.loop.metrics import edits_of, evaluate_clips
+from training.loop.metrics import edits_of, evaluate_clips, transcribe_clips
 from training.loop.sources import read_data, split_named, split_of
 from training.loop.text import normalize
 
@@ -267,6 +267,19 @@ def test_a_second_entry_of_a_recording_is_held_to_its_own_duration(tmp_path, fol
         features(Clip(path, "en", "ab", 20.0, "train"))
 
 
+def test_the_stated_share_of_the_augmented_clips_is_heard_through_another_throat(tmp_path, monkeypatch):
+    processor, heard = MasterASRProcessor.from_model(tiny_model("whisper")), []
+    clips = [Clip(record(tmp_path / "a.wav", seconds=0.4), "en", "ab", 0.4, "train")] * 10
+    monkeypatch.setattr(data, "other_throat", lambda feature, mel_filters, rng: heard.append(mel_filters.shape) or feature + 9.0)
+    for vtlp, wanted in ((0.0, range(0, 1)), (0.5, range(70, 131)), (0.99, range(190, 201))):
+        heard.clear()
+        collator = Collator(Features(processor), processor, full_augment_step=0, vtlp=vtlp)
+        batches = [collator(clips, step) for step in range(1, 21)]  # at step 0 nothing is augmented
+        assert len(heard) in wanted, vtlp
+        moved = sum(float(clip.max()) > 5.0 for batch in batches for clip in batch["input_features"])
+        assert moved == len(heard)  # and it is what the batch holds
+
+
 def test_the_edits_of_the_clips_add_up_to_the_cer(tmp_path):
     model = tiny_model()
     processor = MasterASRProcessor.from_model(model)
@@ -278,6 +291,23 @@ def test_the_edits_of_the_clips_add_up_to_the_cer(tmp_path):
     assert edits_of("", "ab") == (2, 2) and edits_of("abba", "ab") == (2, 2) and edits_of("ab", "ab") == (0, 2)
 
 
+def test_a_swapped_row_encodes_with_all_of_the_others_assembly_but_its_head(tmp_path):
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    with torch.no_grad():
+        model.assemblies["fr"].mapping.normal_()
+    clips = [Clip(record(tmp_path / f"{i}.wav", seconds=0.4 + 0.1 * i), "en", "ab", 0.5, "test") for i in range(3)]
+    features = Features(processor)
+    own, swapped = (transcribe_clips(model, processor, Collator(features, processor), clips, encoded_as=code, greedy=True) for code in ("en", "fr"))
+    for texts, code in ((own, "en"), (swapped, "fr")):
+        for clip, text in zip(clips, texts):
+            inputs = processor.pad([features(clip)])
+            with torch.no_grad():
+                logits = model.assemblies["en"].head(model.master_asr(**inputs, language=code).last_hidden_state)
+            assert text == normalize(processor.batch_decode(logits.argmax(-1), "en", skip_special_tokens=True)[0], language="en")
+    assert own != swapped and own == transcribe_clips(model, processor, Collator(features, processor), clips, greedy=True)
+
+
 def test_texts_that_their_frames_cannot_spell_are_dropped_and_many_of_them_stop_the_run(tmp_path):
     model = tiny_model()
     processor = MasterASRProcessor.from_model(model)
@@ -285,6 +315,19 @@ def test_texts_that_their_frames_cannot_spell_are_dropped_and_many_of_them_stop_
     assert drop_impossible([good] * 50 + [bad], processor, model) == ([good] * 50, [bad])
     with pytest.raises(ValueError, match=r"The texts of 11 of 61 clips need more frames.*a.wav .0.05 s.: 'aaa"):
         drop_impossible([good] * 50 + [bad] * 11, processor, model)
+
+
+def test_the_frames_of_a_faster_clip_and_the_blanks_between_doubles_count(tmp_path):
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    frame_s = model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
+
+    def is_kept(text, frames, speed=1.0) -> bool:
+        return bool(drop_impossible([Clip(tmp_path / "a.wav", "en", text, (frames + 1.5) * frame_s, "train")], processor, model, speed)[0])
+
+    assert is_kept("abab", 4) and not is_kept("abab", 3)
+    assert is_kept("aabb", 6) and not is_kept("aabb", 5)  # a blank between two of the same
+    assert is_kept("ab" * 20, 40) and not is_kept("ab" * 20, 40, speed=1.1) and is_kept("ab" * 20, 46, speed=1.1)
 
 
 def test_a_broken_line_of_a_manifest_is_named_and_a_broken_clip_is_counted(tmp_path):

@@ -437,6 +437,17 @@ def test_budgets_are_minutes_and_depend_on_the_seed_alone(corpus):
         select(clips, "train", ["sr"])
 
 
+def test_another_seed_draws_other_clips_in_other_batches(corpus):
+    clips = read_manifest(corpus / "manifest.jsonl")
+    chosen = {tuple(c.audio.name for c in select(clips, "train", ["en"], minutes=0.03, seed=seed)) for seed in range(6)}
+    assert len(chosen) > 1 and len({frozenset(names) for names in chosen}) > 1
+    drawn = {tuple(tuple(c.audio.name for c in bucket_of_step(clips, 2.0, seed)(step)) for step in range(8)) for seed in range(4)}
+    assert len(drawn) == 4
+    batch_of, count = bucket_of_step(clips, 0.1, seed=0), len(clips)  # each clip alone
+    first, second = ([batch_of(step)[0].audio.name for step in range(start, start + count)] for start in (0, count))
+    assert first != second and sorted(first) == sorted(second)  # each epoch its own order
+
+
 @pytest.mark.parametrize("line, message", [
     ('{"audio": "a.wav"', "line 2 is broken"),
     ('{"audio": "a.wav", "language": "en", "duration_s": 1, "split": "train"}', r"line 2 has the columns .*; one of \['text'"),
