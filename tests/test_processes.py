@@ -130,7 +130,7 @@ def language(ends, corpus):  # noqa: F811
     """Options of a stage 2 with "+ ft", and its end in one process."""
     out, _ = ends
     options = ["--model", out / "one/model", "--data", corpus / "manifest.jsonl", "--language", "es", "--steps", "4", "--evaluate_every",
-               "2", "--batch_s", "1.5", "--parts", "mapping", "head", "delta", "--finetune_steps", "2"]  # fmt: skip
+               "2", "--batch_s", "1.5", "--parts", "mapping", "head", "delta", "--teacher_steps", "3", "--finetune_steps", "2"]  # fmt: skip
     one(adapt_language.main, *options, "--out", out / "es", "--gradient_accumulation", "2")
     return options, MasterASRForCTC.from_pretrained(out / "es/model").state_dict()
 

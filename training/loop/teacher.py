@@ -9,9 +9,9 @@ from modeling_master_asr import MasterASRForCTC
 
 
 def divergence(teacher: MasterASRForCTC, batch: dict, logits: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """KL(teacher ‖ model) of the classes in each frame, summed over the frames of speech, a letter of the labels: as the CTC loss counts.
+    """KL(teacher ‖ model) of the classes in each frame, summed over the batch's frames of speech, for each letter of its labels.
 
-    Hinton et al., arXiv 1503.02531, at temperature 1.
+    Hinton et al., arXiv 1503.02531, at temperature 1. CHOICE: counted by letters, as CTC's loss is, so that the two weigh alike.
 
     Args:
         batch: of one language, as both models take it.
