@@ -16,7 +16,8 @@ FRONTIER, FIVE, CURVE = RESULTS / "frontier.png", RESULTS / "frontier_five.png",
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  # keeps a label readable over lines
 OURS, OTHERS, TODAY = "#1f6f5c", "#777777", "#b5651d"
 SHORT = {
-    "assembly_paper": "paper", "assembly_small": "small", "assembly_best": "best", "head": "head alone", "lora": "LoRA, attention",
+    "assembly_paper": "paper", "assembly_small": "small", "assembly_small_taught": "small, taught", "assembly_best": "best",
+    "assembly_best_taught": "best, taught", "lora_all_taught": "LoRA, all layers, taught", "head": "head alone", "lora": "LoRA, attention",
     "lora_all": "LoRA, all layers", "bottleneck": "bottleneck", "mask": "mask tuning", "full": "full tuning",
 }  # fmt: skip
 PLACES = {"bottleneck": {"xytext": (-4, 14), "ha": "right"}, "mask": {"xytext": (-9, -4), "ha": "right"}, "assembly_best": {"xytext": (9, -3)}}  # of labels that would lie on others
@@ -91,7 +92,7 @@ def draw_frontier(series: str = "es6", read: str = "es6", title: str = "Spanish 
         axes.plot([kilobytes, kilobytes], [min(rates), max(rates)], color=color, linewidth=1.5, alpha=0.6)
         axes.plot(kilobytes, cer, "D", color=color, markerfacecolor="white", markersize=7)
     for of_series in (points, with_text):
-        ours = sorted(of_series[name][:2] for name in of_series if name.startswith("assembly"))
+        ours = sorted(of_series[name][:2] for name in of_series if name.startswith("assembly") and not name.endswith("taught"))
         if ours:
             axes.plot(*zip(*ours), color=OURS, linewidth=1, zorder=0)
     axes.plot([], [], "o", color=OURS, label="read greedily")

@@ -63,10 +63,13 @@ STAGE_1_BEFORE = {
 METHODS = {  # benchmarks/results/SERIES_NAME_seedN.json
     "assembly_paper": "**Master-ASR, preset paper**",
     "assembly_small": "**Master-ASR, preset small**",
+    "assembly_small_taught": "**... taught**",
     "assembly_best": "**Master-ASR, preset best**",
+    "assembly_best_taught": "**... taught**",
     "head": "head alone, on the dense model",
     "lora": "PEFT LoRA r = 8 on attention alone, on the dense model",
     "lora_all": "PEFT LoRA r = 8 on attention and feed-forward, on the dense model",
+    "lora_all_taught": "... taught",
     "bottleneck": "bottleneck adapters (MMS), on the dense model",
     "mask": "mask tuning (S3-Router), on the dense model",
     "full": "full tuning of the dense model",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +23,13 @@ from modeling_master_asr.configuration_master_asr import PRESETS
 from training.loop.config import LEARNING_RATES
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
+from training.loop.teacher import divergence
 
 CHECKPOINT = "./checkpoints/master-asr-whisper-base"
 CLIPS, FRAMES, LABELS, VOCAB = 6, 400, 40, 36  # 24 s of audio
 ATTENTION, ALL = ["q_proj", "k_proj", "v_proj", "out_proj"], ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 BASE = "lora_all"
+TAUGHT = ("small", "best")
 BETA, WINDOWS = 5, 10  # T asks for gradients in one step of BETA, so only whole windows compare
 
 
@@ -52,14 +55,17 @@ def with_a_language(preset: str, model=None) -> MasterASRForCTC:
     return model
 
 
-def step_in_turns(model: MasterASRForCTC):
+def step_in_turns(model: MasterASRForCTC, teacher: MasterASRForCTC | None = None):
     """One step of `training/adapt_language.py`."""
     turns = Turns(model, 10, BETA, 0, {**LEARNING_RATES, "M": 1e-3}, 1000, mapping_gradient="last")
     model.train()
 
     def step(number, features, labels):
         turns.begin(number)
-        model(input_features=features, labels=labels, language="xx").loss.backward()
+        batch = {"input_features": features, "labels": labels, "language": ["xx"] * len(labels)}
+        outputs = model(**batch)
+        loss = outputs.loss if teacher is None else outputs.loss + divergence(teacher, batch, outputs.logits, outputs.frames)
+        loss.backward()
         turns.step(number)
 
     return step
@@ -67,6 +73,11 @@ def step_in_turns(model: MasterASRForCTC):
 
 def assembly_step(preset: str):
     return step_in_turns(with_a_language(preset))
+
+
+def taught_step(preset: str):
+    model = with_a_language(preset)
+    return step_in_turns(model, deepcopy(model).requires_grad_(False).eval())
 
 
 def mask_step():
@@ -113,7 +124,7 @@ def train_all(encoder) -> None:
 def candidates() -> dict:
     """`{method, as `benchmarks.methods` and the presets name it: its step}`."""
     return {
-        **{f"assembly_{preset}": assembly_step(preset) for preset in PRESETS}, "head": plain_step(lambda encoder: None), "lora": lora_step(ATTENTION),
+        **{f"assembly_{preset}": assembly_step(preset) for preset in PRESETS}, **{f"assembly_{preset}_taught": taught_step(preset) for preset in TAUGHT}, "head": plain_step(lambda encoder: None), "lora": lora_step(ATTENTION),
         "lora_all": lora_step(ALL), "bottleneck": plain_step(lambda encoder: add_bottlenecks(encoder.layers, encoder.config.d_model)),
         "mask": mask_step(), "full": plain_step(train_all),
     }  # fmt: skip

@@ -271,7 +271,8 @@ def method_row(name: str, runs: list[dict], best: list[dict] | None, steps: dict
     stands = all(run.get("base") == run.get("base_after") for run in runs)  # of W and M; older files do not name it
     fate = " -> ".join(spread(values) for values in old) if old else "bit-equal" if stands else "CHANGED"
     compared = [] if best is None else ["" if name == "assembly_best" else difference(runs, best)]
-    step_s = [f"{steps['steps'][name]['step_s']:.2f}"] if steps else []
+    timed = steps["steps"].get(name) if steps else None
+    step_s = [f"{timed['step_s']:.2f}" if timed else ""] if steps else []
     return [f"{runs[0]['trainable']:,}", *step_s, f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate]
 
 

@@ -139,11 +139,13 @@ def dense(corpus, tmp_path_factory):  # noqa: F811
 @pytest.mark.parametrize("method, preset, expected", [
     ("head", "paper", {"head"}), ("full", "paper", {"head", "W"}), ("lora_all", "paper", {"head", "lora"}),
     ("bottleneck", "paper", {"head", "bottleneck"}), ("mask", "paper", {"head", "masks"}), ("mask", "best", {"head", "masks", "delta", "norms"}),
+    ("lora_all taught", "paper", {"head", "lora"}),
 ])  # fmt: skip
 def test_a_method_moves_what_it_is_named_after_and_nothing_else(corpus, dense, tmp_path, monkeypatch, method, preset, expected):  # noqa: F811
-    moved = set()
+    (method, *taught), moved = method.split(), set()
 
     def watched(accelerator, model, *args):
+        assert isinstance(args[-1], type(model)) == bool(taught) and args[-1] is not model
         before = {name: value.detach().clone() for name, value in model.named_parameters()}
         log = train(accelerator, model, *args)
         for name, value in model.named_parameters():
@@ -155,7 +157,7 @@ def test_a_method_moves_what_it_is_named_after_and_nothing_else(corpus, dense, t
     monkeypatch.setattr(methods, "train", watched)
     methods.main([
         "--method", method, "--preset", preset, "--model", str(dense), "--data", str(corpus / "manifest.jsonl"), "--language", "es",
-        "--steps", "3", "--evaluate_every", "3", "--init", "random", "--out", str(tmp_path / "run"),
+        "--steps", "3", "--evaluate_every", "3", "--init", "random", "--out", str(tmp_path / "run"), *(["--teacher_steps", "2"] if taught else []),
     ])  # fmt: skip
     result = json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))
     assert moved == expected and result["trainable"] > 0 and result["kilobytes"] > 0
@@ -176,7 +178,7 @@ def test_each_method_is_timed_on_updates_of_as_many_values_as_its_runs_on_spanis
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
     steps.main(["--out", str(tmp_path / "steps.json")])
     timed = json.loads((tmp_path / "steps.json").read_text(encoding="utf-8"))["steps"]
-    assert set(timed) == set(labels.METHODS) and timed[steps.BASE]["ratio"] == 1 and all(row["step_s"] > 0 for row in timed.values())
+    assert set(timed) == set(labels.METHODS) - {"lora_all_taught"} and timed[steps.BASE]["ratio"] == 1 and all(row["step_s"] > 0 for row in timed.values())
     gates, gates_five = 6 * 4 * 2, 5 * 4 * 2  # T, which has an optimizer of its own: layers, projections, K
     head = tables.load("es_head_seed0")["trainable"]
 
@@ -188,7 +190,7 @@ def test_each_method_is_timed_on_updates_of_as_many_values_as_its_runs_on_spanis
         return head + (tables.load(f"es_{name}_seed0")["trainable"] - gates_five * of_assembly - head) * 6 // 5
 
     once = {count for counts in moved.values() if len(counts) == 2 and len(set(counts)) == 1 for count in counts}  # a window that warms up, one that counts
-    assert once == {gates, *map(of_run, timed)}
+    assert once == {gates, *(of_run(name.removesuffix("_taught")) for name in timed)}
 
 
 def test_a_setting_of_the_reader_that_was_changed_is_put_back_whatever_happens():

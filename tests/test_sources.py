@@ -389,5 +389,26 @@ def test_a_dataset_on_the_hub_is_streamed_and_stops_at_its_minutes(mix, hub, tmp
     assert all(c.audio.suffix == ".flac" and soundfile.info(str(c.audio)).duration == 0.5 for c in clips)
 
 
+def test_of_a_streamed_dataset_only_the_splits_that_are_wanted_are_read(mix, hub, tmp_path):
+    api = HfApi(token="a-token")
+    api.create_repo("tester/maori", repo_type="dataset")
+    rows = load_rows(next((tmp_path / "parquet").glob("*.parquet")))
+    for row in rows:
+        row["audio"] = {"bytes": (tmp_path / row["audio"]["path"]).read_bytes(), "path": Path(row["audio"]["path"]).name}
+    Dataset.from_list(rows).cast_column("audio", Audio(decode=False)).to_parquet(tmp_path / "inside.parquet")
+    for split in ("train", "test"):
+        api.upload_file(path_or_fileobj=tmp_path / "inside.parquet", path_in_repo=f"data/{split}-00000-of-00001.parquet", repo_id="tester/maori", repo_type="dataset")
+    both, _ = read_data(["hub:tester/maori"], tmp_path / "cache")
+    assert {clip.split for clip in both} == {"train", "test"}
+    hub.requests.clear()
+    clips, report = read_data(["hub:tester/maori"], tmp_path / "other", splits={"test"})
+    assert clips and {clip.split for clip in clips} == {"test"} and len(clips) == len(both) / 2
+    read = [sum(f"{split}-00000" in path and method == "GET" for method, path, *_ in hub.requests) for split in ("train", "test")]
+    assert read[0] <= 1 <= read[1]  # of train what its columns are, which `datasets` asks the first file for
+    assert "hub:tester/maori: train not read, so nobody knows what it shares with the rest" in report.lines(clips)
+    texts = [f"mi={tmp_path / 'inside.parquet'}"]  # of no split: all is read, and divided by a hash
+    assert read_data(texts, tmp_path / "local", splits={"test"})[0] == read_data(texts, tmp_path / "local")[0]
+
+
 def load_rows(parquet):
     return Dataset.from_parquet(str(parquet)).cast_column("audio", Audio(decode=False)).to_list()

@@ -116,7 +116,7 @@ def main(argv=None) -> None:
     processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
     clips, report = read_data(
         args.data, args.out.parent / "recordings", allow_outside=args.allow_outside, max_download_gb=args.max_download_gb,
-        download_timeout_s=args.download_timeout_s,
+        download_timeout_s=args.download_timeout_s, splits={args.split, *(("validation", "test") if args.more_text else ())},
     )  # fmt: skip
     if accelerator.is_main_process:
         print("\n".join(report.lines(clips)))

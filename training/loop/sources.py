@@ -17,7 +17,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
@@ -130,25 +130,36 @@ def _shared(clips: list[Clip]) -> Iterator[str]:
 
 
 class Budget:
-    """How much of a streamed source is wanted: its first minutes. Of the others all is read, and a seed chooses.
+    """How much of a streamed source is wanted: its first minutes, and some splits. Of the others all is read, and a seed chooses.
 
     Args:
         minutes: to train on, of each language; None: all there is. Held-out splits give as much, and at least `HELD_OUT_MINUTES`:
             figures of a minute of speech would say nothing, and a stream may hold days.
         code: the language of the whole source, where that is known.
+        splits: those that are wanted; None: all.
     """
 
-    def __init__(self, minutes: Optional[float] = None, code: str = ""):
-        self.minutes, self.code = minutes, code
+    def __init__(self, minutes: Optional[float] = None, code: str = "", splits: Optional[Collection[str]] = None):
+        self.minutes, self.code, self.splits = minutes, code, splits
         self.heard_s: Counter = Counter()  # (split, language) -> seconds of usable clips
         self.cut: set = set()  # those that have more
+        self.unwanted: set = set()  # splits of which nothing was read
+
+    def wants(self, split: Optional[str]) -> bool:
+        """Whether a split is to be read; None, of texts that are yet to be divided, always is."""
+        if self.splits is None or split is None or split in self.splits:
+            return True
+        self.unwanted.add(split)
+        return False
 
     def of(self, split: str) -> float:
         """Minutes wanted of a split."""
         return self.minutes if split == "train" else max(self.minutes, HELD_OUT_MINUTES)
 
     def spent(self, row: Row) -> bool:
-        """Whether a row's language has its minutes; never where texts are yet to be divided into splits."""
+        """Whether a row's language has its minutes, or nobody wants its split; never where texts are yet to be divided into splits."""
+        if not self.wants(row.split):
+            return True
         if self.minutes is None or row.split is None:
             return False
         key = row.split, self.code or row.fields["language"]
@@ -159,12 +170,14 @@ class Budget:
 
     def lines(self, path: str) -> list[str]:
         """What was left unread of a source."""
-        return [f"{path}: of {language}'s {split} clips the first {self.of(split):g} minutes" for split, language in sorted(self.cut)]
+        unread = [f"{path}: {', '.join(sorted(self.unwanted))} not read, so nobody knows what it shares with the rest"] if self.unwanted else []
+        return [*unread, *(f"{path}: of {language}'s {split} clips the first {self.of(split):g} minutes" for split, language in sorted(self.cut))]
 
 
 def read_data(
     sources: list[str], cache: Path, minutes: Optional[float] = None, min_s: float = 0.2, max_s: float = 30.0,
     allow_outside: bool = False, max_download_gb: float = 20.0, download_timeout_s: float = DOWNLOAD_TIMEOUT_S,
+    splits: Optional[Collection[str]] = None,
 ) -> tuple[list[Clip], Report]:  # fmt: skip
     """Clips of all sources. A broken clip costs that clip, is counted and named, never the run.
 
@@ -176,6 +189,7 @@ def read_data(
         allow_outside: manifests and local parquet files may name recordings that do not lie below their folder.
         max_download_gb: of recordings, from one data set of the Hub.
         download_timeout_s: in which each row, or file that a row names, has to arrive from the Hub.
+        splits: of streamed sources, those that are read; None: all.
 
     Raises:
         FileNotFoundError: for a source that is not there.
@@ -188,7 +202,7 @@ def read_data(
         code, path = _language_and_path(source)
         if not path.strip():
             raise ValueError(f"--data holds {source!r}, which names nothing. It takes files, folders and hub:owner/name.")
-        budget = Budget(minutes, code)
+        budget = Budget(minutes, code, splits)
         shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb, download_timeout_s=download_timeout_s)
         rows, named = 0, set()
         for row in tqdm(_rows(path, shelf, report, budget), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
@@ -396,7 +410,7 @@ def _from_hub(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterat
     if unknown:
         report.sources.append(f"{path}: splits not read: {unknown} (known are {', '.join(SPLITS)})")
     for split in files:
-        if str(split) not in unknown:
+        if str(split) not in unknown and budget.wants(split_named(str(split))):
             for row in _stream(builder, str(split), f"{path}, {split}", shelf):
                 if not budget.spent(row):
                     yield row
