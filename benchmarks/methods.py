@@ -25,7 +25,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLa
 from training.adapt_language import AdaptConfig, add_language, learning_rates, load, taught_first
 from training.loop.config import Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
-from training.loop.optim import Turns, freeze_front_end
+from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
 from training.loop.steps import Splits, having, keep_text, load_splits, measured, opened, place, tested, train
@@ -55,7 +55,7 @@ def train_full(model, config: MethodConfig) -> None:
         getattr(model.master_asr.backbone, module).requires_grad_(False)
     for layer in model.master_asr.artisan_layers:
         layer.specialists.requires_grad_(False)
-    freeze_front_end(model)
+    model.freeze_feature_encoder()
 
 
 def train_lora(model, config: MethodConfig) -> None:

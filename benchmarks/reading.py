@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import ngrams_master_asr as ngrams
 from modeling_master_asr.assembly_master_asr import text_kilobytes
 from modeling_master_asr.languages_master_asr import ngrams_of
 from modeling_master_asr.trainer_utils import error_rates, macro
 from training.loop.data import Collator, Features, select, to_device
+from training.loop.models import processor_of
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
 from training.loop.text import beginning, normalize
@@ -94,7 +95,7 @@ def main(argv=None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     model = MasterASRForCTC.from_pretrained(args.model, assemblies=args.assembly).eval()
-    processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
+    processor = processor_of(model, args.model)
     clips, _ = read_data(args.data, args.out.parent / "recordings")
     heard, own = hear(model, processor, clips), {code: model.config.text(code).splitlines() for code in model.languages}
     result = {**facts_of_run(model), "sentences": {"none": {split: rates(model, processor, heard, split, greedy=True) for split in SPLITS}}, "settings": []}

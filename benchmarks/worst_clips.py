@@ -14,15 +14,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import jiwer
 import numpy as np
 from scipy.signal import welch
 
 from benchmarks.zero_shot import read_heard, spell_numbers
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.audio_master_asr import decode_audio
 from training.loop.data import Clip, Collator, Features, select
-from training.loop.metrics import transcribe_clips
+from training.loop.metrics import edits_of, transcribe_clips
+from training.loop.models import processor_of
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
 from training.loop.text import normalize
@@ -58,19 +58,13 @@ def audio_facts(samples: np.ndarray) -> dict[str, float]:
 def heard_by_us(folder: str, clips: list[Clip]) -> list[str]:
     """Greedy texts of the model in `folder`."""
     model = MasterASRForCTC.from_pretrained(folder).eval()
-    processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(folder).feature_extractor)
+    processor = processor_of(model, folder)
     return [text or "" for text in transcribe_clips(model, processor, Collator(Features(processor), processor), clips, greedy=True)]
-
-
-def edits(reference: str, text: str) -> int:
-    """Insertions, deletions and substitutions of characters."""
-    found = jiwer.process_characters(reference, text)
-    return found.insertions + found.deletions + found.substitutions
 
 
 def side_by_side(clip: Clip, ours: str, whispers: str) -> dict:
     """One clip's texts, each with its CER in %."""
-    wrong = {"ours": edits(clip.text, ours), "whisper": edits(clip.text, whispers)}
+    wrong = {"ours": edits_of(ours, clip.text)[0], "whisper": edits_of(whispers, clip.text)[0]}
     return {
         "file": clip.audio.name, "language": clip.language, "duration_s": clip.duration_s, "reference": clip.text,
         "ours": ours, "whisper": whispers, "edits": wrong["ours"], "cer": round(100 * wrong["ours"] / len(clip.text), 1),

@@ -12,10 +12,10 @@ from pathlib import Path
 import soundfile
 
 from modeling_master_asr.audio_master_asr import decode_audio
+from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 from training.loop.data import read_manifest, select
 
 HERE = Path(__file__).parent
-RATE_HZ = 16_000
 
 
 def main(argv=None) -> None:
@@ -33,7 +33,7 @@ def main(argv=None) -> None:
         name = Path("audio") / clip.language / f"{clip.audio.stem}.ogg"
         if not (HERE / name).exists():  # each encoding has another serial number: a recording that stays is the same file
             (HERE / name).parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(HERE / name, decode_audio(clip.audio, RATE_HZ), RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.9)
+            soundfile.write(HERE / name, decode_audio(clip.audio, SAMPLING_RATE_HZ), SAMPLING_RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.9)
         lines.append({"audio": str(name), "language": clip.language, "text": clip.text, "duration_s": clip.duration_s, "split": clip.split})
     (HERE / "manifest.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     for path in set(HERE.glob("audio/*/*.ogg")) - {HERE / line["audio"] for line in lines}:

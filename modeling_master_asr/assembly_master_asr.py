@@ -260,10 +260,6 @@ class LanguageAssembly(nn.Module):
         owned = {part: getattr(self, part)() if part in self.parts else None for part in ("specialist", "delta", "scales", "norms")}
         return OwnTensors(mapping=self.mapping, targets=self.targets, **owned)
 
-    def own_of_encoder(self) -> dict[str, nn.Parameter]:
-        """All that the language owns but its head, by name."""
-        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("head.")}
-
     @torch.no_grad()
     def start_from(self, other: LanguageAssembly) -> None:
         """The mapping, and the parts that both own of the same layers, start from the other's; the rest changes nothing yet."""

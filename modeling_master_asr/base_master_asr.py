@@ -19,14 +19,13 @@ from transformers.utils import cached_file, logging
 from transformers.utils.hub import resolve_revision
 
 from .configuration_master_asr import check_folder, copy_code
-from .masks_master_asr import Stamp
+from .masks_master_asr import BITS, Stamp
 from .upload_master_asr import UploadMixin
 
 logger = logging.get_logger(__name__)
 
 HUB_KWARGS = ("token", "cache_dir", "local_files_only")
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a value
 BACKBONE = "backbone."  # the names of W and M in a state dict begin with this, or with `master_asr.` and this
 
 

@@ -162,16 +162,6 @@ def from_preset(preset: str, parts=None, rank: Optional[int] = None, targets: Op
     return {name: value if said[name] is None else said[name] for name, value in PRESETS[preset].items()}
 
 
-def preset_of(entry: dict) -> Optional[str]:
-    """The preset that an assembly's entry stands for, or None."""
-    names = ("parts", "targets", *(["rank"] if {"delta", "specialist"} & set(entry["parts"]) else []))
-    wanted = {name: set(entry[name]) if name == "parts" else entry.get(name) for name in names}
-    for preset, facts in PRESETS.items():
-        if wanted == {name: set(facts[name]) if name == "parts" else facts[name] for name in names}:
-            return preset
-    return None
-
-
 def copy_code(folder: Union[str, Path]) -> None:
     """Copies every file that `trust_remote_code` needs into `folder`, also from a model that was itself loaded remotely."""
     for source in Path(__file__).parent.glob("*_master_asr.py"):

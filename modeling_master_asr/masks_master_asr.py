@@ -28,7 +28,7 @@ SAMPLE = 67  # values of each tensor that a stamp looks at, or so: a hundredth o
 # In evaluation so many languages keep dense assembled weights whatever their size, and more as long as all of them fit into so many
 # bytes; the others keep packed masks, and a request in one of those first makes its weights again.
 DENSE_LANGUAGES, DENSE_BYTES = 2, 512 << 20
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # values are compared as bits: NaN equals itself
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # values are compared as bits: NaN equals itself
 
 
 class Stamp:
@@ -70,7 +70,7 @@ def _step(tensor: torch.Tensor) -> int:
 
 def _sample(tensor: torch.Tensor, step: int):
     """Every `step`-th value, as bits, in the tensor's own memory; all of them where they do not lie in a row."""
-    bits = tensor.detach().view(_BITS[tensor.element_size()])
+    bits = tensor.detach().view(BITS[tensor.element_size()])
     bits = bits.view(-1)[::step] if tensor.is_contiguous() else bits
     return bits.numpy() if bits.device.type == "cpu" else bits
 

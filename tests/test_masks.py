@@ -155,6 +155,30 @@ def test_in_evaluation_every_way_to_write_is_seen_at_the_next_call(write, writte
     assert not torch.equal(before, after)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family, preset", [("wav2vec2", "paper"), ("whisper", "small"), ("wav2vec2", "best")])
+def test_in_evaluation_a_write_to_any_parameter_that_a_language_is_made_of_is_seen(family, preset):
+    model = tiny_model(family)
+    model.add_language("es", vocab("abñ"), preset=preset)
+    for part in model.assemblies["es"].parameters():
+        part.normal_(std=0.1)
+    model.eval()
+    inputs, seen = inputs_for(model), {}
+    for name, parameter in model.named_parameters():
+        if ".assemblies." in name and ".lang_es." not in name or "feature_extractor" in name or "conv" in name:
+            continue
+        before, kept = model(**inputs, language="es").logits, parameter.clone()
+        parameter.add_(torch.randn_like(parameter), alpha=0.5)
+        fresh = MasterASRForCTC(model.config).eval()
+        fresh.load_state_dict(model.state_dict())
+        after = model(**inputs, language="es").logits
+        assert torch.equal(after, fresh(**inputs, language="es").logits), name
+        seen[name] = not torch.equal(after, before)
+        parameter.copy_(kept)
+    for word in ("fc1.weight" if family == "whisper" else "intermediate_dense.weight", "q_proj.weight", "q_proj.specialists", "lang_es.mapping"):
+        assert any(shows for name, shows in seen.items() if word in name), word
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_made_after_evaluation_answers_alike_and_goes_its_own_way(copied):
     model = tiny_model("whisper")  # torch does not pickle the weight norm of wav2vec 2.0's positions

@@ -43,7 +43,7 @@ from training.loop.config import (
 )
 from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
 from training.loop.models import resolve_model
-from training.loop.optim import Turns, freeze_front_end
+from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
 from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, tested, train
@@ -212,7 +212,7 @@ def save(accelerator, config: AdaptConfig, model, splits: Splits, test: Optional
 def finetuned(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[MasterASRForCTC, dict]:
     """ "+ ft": every weight trains, from where stage 2 ended; the model is written, and returned with the log."""
     model.unfreeze()
-    freeze_front_end(model)
+    model.freeze_feature_encoder()
     place(accelerator, model, config)
     config = phase(config, "finetune", config.finetune_steps, started_s)
     rates = dict.fromkeys(("W", "M", "T", "head", *OWN_PARTS), config.finetune_learning_rate)

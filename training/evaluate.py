@@ -19,14 +19,14 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.configuration_master_asr import MAX_TEXT
 from modeling_master_asr.languages_master_asr import spell_sentences
 from training.loop.config import positive
 from training.loop.data import Collator, Features, minutes_of, select
 from training.loop.metrics import error_rates, evaluate_clips, flattered, transcribe_clips
-from training.loop.models import folder_or_id, model_argument
+from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
 from training.loop.text import beginning, without
@@ -113,7 +113,7 @@ def main(argv=None) -> None:
     accelerator = Accelerator()
     model = MasterASRForCTC.from_pretrained(args.model, assemblies=args.assembly).to(accelerator.device)
     check_languages([*(args.languages or []), *dict(args.more_text)], model, args.model)
-    processor = MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(args.model).feature_extractor)
+    processor = processor_of(model, args.model)
     clips, report = read_data(
         args.data, args.out.parent / "recordings", allow_outside=args.allow_outside, max_download_gb=args.max_download_gb,
         download_timeout_s=args.download_timeout_s, splits={args.split, *(("validation", "test") if args.more_text else ())},

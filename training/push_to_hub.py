@@ -16,16 +16,15 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import training  # noqa: F401  # says which packages are missing
 
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.hub_master_asr import fetch_assembly
-from training.loop.models import folder_or_id, model_argument
+from training.loop.models import folder_or_id, model_argument, processor_of
 
 OWN_FACTS = ("cer", "wer", "minutes")  # of a trained assembly, worth carrying to its card
 
 
 def push_model(model, args) -> str:
-    processor = MasterASRProcessor.from_pretrained(args.model)
-    processor = MasterASRProcessor.from_model(model, processor.feature_extractor)
+    processor = processor_of(model, args.model)
     info = model.push_to_hub(args.repo, processor=processor, card=args.card, private=args.private)
     return f"Pushed {info.oid}.\nNext: pipeline('automatic-speech-recognition', model='{args.repo}', trust_remote_code=True)"
 

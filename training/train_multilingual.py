@@ -28,7 +28,7 @@ from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.models import check_there
-from training.loop.optim import Turns, freeze_front_end
+from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
 from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, train
@@ -91,7 +91,7 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
             torch.nn.init.ones_(assembly.mapping[:, own])
     for layer in model.master_asr.artisan_layers:
         layer.reset_specialists(noise=config.specialist_noise)
-    freeze_front_end(model)
+    model.freeze_feature_encoder()  # CHOICE: the paper names no frozen layers; the convolutions stay as they were pretrained
     if config.sparsity == 0:  # nothing is masked: M and T have nothing to say
         for layer in model.master_asr.artisan_layers:
             layer.specialists.requires_grad_(False)

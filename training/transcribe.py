@@ -18,19 +18,18 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
 from tqdm import tqdm
 from transformers import pipeline
 
-from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC, MasterASRPipeline
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, MAX_DOWNLOAD_BYTES, MAX_DURATION_S
 from modeling_master_asr.pipeline_master_asr import LIMITS
 from training.loop.config import positive
-from training.loop.models import folder_or_id, resolve_model
+from training.loop.models import folder_or_id, processor_of, resolve_model
 
 
 def load(model_id: str, assemblies: list[str]) -> MasterASRPipeline:
     """The ASR pipeline of a model folder or hub id, with further languages from assembly folders or repos."""
     model_id = resolve_model(model_id)
     model = MasterASRForCTC.from_pretrained(model_id, assemblies=assemblies).eval()
-    processor = MasterASRProcessor.from_pretrained(model_id)
-    processor = MasterASRProcessor.from_model(model, processor.feature_extractor)
+    processor = processor_of(model, model_id)
     return pipeline(
         "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer,
         feature_extractor=processor.feature_extractor, pipeline_class=MasterASRPipeline,

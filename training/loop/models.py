@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
+from modeling_master_asr import MasterASRProcessor
 from modeling_master_asr.configuration_master_asr import check_folder
 
 OUR_FOLDERS = ("checkpoints", "runs")  # what the documented commands write to: never the name of an owner on a hub
@@ -42,6 +43,11 @@ def resolve_model(id_or_path: str) -> str:
             f"python -m training.train_multilingual --backbone {id_or_path} ..., or MasterASRForCTC.from_backbone({id_or_path!r}, languages=...)."
         )
     return found
+
+
+def processor_of(model, id_or_path: str) -> MasterASRProcessor:
+    """A model's processor: the feature extractor of its folder or repo, and the alphabets that the model has now, those of further assemblies among them."""
+    return MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(id_or_path).feature_extractor)
 
 
 def check_there(id_or_path: str) -> None:

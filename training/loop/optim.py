@@ -49,11 +49,6 @@ def named_groups(model) -> dict[str, list[torch.nn.Parameter]]:
     return groups
 
 
-def freeze_front_end(model) -> None:
-    """Keeps the convolutional front end as it was pretrained (CHOICE: the paper names none)."""
-    model.freeze_feature_encoder()
-
-
 class Turns:
     """Whose turn it is: W or M, every gamma steps; T every beta steps, its gradient accumulated in between.
 

@@ -16,11 +16,11 @@ from typing import Optional, TypeVar
 import soundfile
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, decode_audio
+from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 
 MAX_RECORDING_BYTES = 256 << 20  # of one recording inside a data set
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".aiff", ".au")
 KINDS = {bool: "true or false", int: "a number", float: "a number", str: "words", list: "a list", dict: "an object"}
-RATE_HZ = 16_000
 LEFT_BEHIND_S = 15.0  # more than the Hub's client waits for a single read
 Arrived = TypeVar("Arrived")
 
@@ -206,7 +206,7 @@ def seconds_of(path: Path) -> float:
         pass
     # CHOICE: decoded once more, not asked of the container: a webm from a browser declares no duration, and `decode_audio` is the one guarded way
     try:
-        return len(decode_audio(path, RATE_HZ)) / RATE_HZ
+        return len(decode_audio(path, SAMPLING_RATE_HZ)) / SAMPLING_RATE_HZ
     except (ValueError, OSError, TypeError) as error:
         raise LeftOut("cannot be decoded", path) from error
 

@@ -1,4 +1,4 @@
-"""Scripts of texts; normalisation and alphabets are the package's own and handed on."""
+"""Scripts of texts, and which sentences a language may keep; normalisation and alphabets are the package's own and handed on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Optional
 
 from modeling_master_asr.text_master_asr import build_vocab, normalize
 
-__all__ = ["build_vocab", "letters_beside", "main_script", "normalize", "script_of"]
+__all__ = ["beginning", "build_vocab", "letters_beside", "main_script", "normalize", "script_of", "without"]
 
 ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together
 
