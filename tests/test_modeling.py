@@ -260,6 +260,20 @@ def test_a_low_rank_part_starts_from_one_of_more_rank_as_its_best_approximation(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("targets, others", [("all", "attention"), ("attention", "all")])
+def test_a_delta_of_other_layers_than_the_source_has_one_of_starts_as_none(model, targets, others):
+    parts = ("mapping", "head", "delta")
+    source = model.add_language("es", model.config.vocab("fr"), parts=parts, targets=others, rank=2)
+    for up in source.delta.up:
+        up.normal_()
+    model.add_language("ca", model.config.vocab("fr"), parts=parts, targets=targets, rank=2, init="es")
+    model.add_language("gl", model.config.vocab("fr"), parts=("mapping", "head"), init="es")
+    assert torch.equal(model.assemblies["ca"].mapping, source.mapping)
+    inputs = inputs_for(model)
+    assert torch.equal(model(**inputs, language="ca").logits, model(**inputs, language="gl").logits)
+
+
+@torch.no_grad()
 def test_fresh_optional_parts_change_no_logit(model):
     inputs = inputs_for(model)
     model.add_language("es", vocab("abc"), init="en", preset="paper")
