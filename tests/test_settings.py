@@ -1,0 +1,114 @@
+"""A setting reaches what it is named after: each is given a value that nothing else has, and is looked for where it acts."""
+
+import inspect
+import json
+
+import pytest
+import torch
+from conftest import tiny_model
+from test_runs import base, run_stage_2  # noqa: F401  the fixture
+from test_training import corpus, run_stage_1  # noqa: F401  the fixture
+
+from modeling_master_asr.artisan_master_asr import ArtisanLinear
+from training import adapt_language, train_multilingual
+from training.loop import steps
+from training.loop.optim import Turns
+from training.loop.watching import mapping_figures
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """`{what was called: its arguments by name}`, of the last call."""
+    calls: dict[str, dict] = {}
+
+    def spy(module, name):
+        plain = getattr(module, name)
+
+        def spied(*args, **kwargs):
+            bound = inspect.signature(plain).bind(*args, **kwargs)
+            bound.apply_defaults()
+            calls[name] = dict(bound.arguments)
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, spied)
+
+    for module in (train_multilingual, adapt_language):
+        spy(module, "Turns"), spy(module, "drop_impossible")
+    for name in ("bucket_of_step", "select", "Collator"):
+        spy(steps, name)
+    return calls
+
+
+LOOP = ("--spec_masks", "2", "--vtlp", "0.25", "--temperature", "1.5", "--seed", "7", "--beta2", "0.97", "--average_last", "0.45", "--batch_s", "2.5")
+
+
+def check_loop(seen, batches) -> None:
+    assert {name: seen["bucket_of_step"][name] for name in ("batch_s", "seed", "temperature")} == {"batch_s": 2.5, "seed": 7, "temperature": 1.5}
+    assert {name: seen["Collator"][name] for name in ("seed", "spec_masks", "vtlp")} == {"seed": 7, "spec_masks": 2, "vtlp": 0.25}
+    assert seen["Collator"]["full_augment_step"] == batches // 4 and seen["drop_impossible"]["speed"] == 1.1
+    assert seen["select"]["seed"] == 7 and seen["Turns"]["beta2"] == 0.97 and seen["Turns"]["average_last"] == 0.45
+
+
+def test_the_settings_of_stage_1_reach_what_they_are_named_after(corpus, tmp_path, seen, monkeypatch):  # noqa: F811
+    noises, stds, reset, build = [], [], ArtisanLinear.reset_specialists, train_multilingual.build
+
+    def watched(*args):
+        model, processor = build(*args)
+        stds.append(float(torch.stack([assembly.mapping.detach() for assembly in model.assemblies.values()]).std()))
+        return model, processor
+
+    monkeypatch.setattr(ArtisanLinear, "reset_specialists", lambda layer, **kwargs: (noises.append(kwargs), reset(layer, **kwargs)))
+    monkeypatch.setattr(train_multilingual, "build", watched)
+    model = run_stage_1(
+        corpus, tmp_path, *LOOP, "--alpha", "3", "--beta", "4", "--gamma", "5", "--learning_rate", "1e-4", "--specialists_learning_rate", "2e-4", "--head_learning_rate", "3e-4",
+        "--mapping_learning_rate", "4e-4", "--norms_learning_rate", "5e-4", "--mapping_std", "3.0", "--specialist_noise", "0.375", "--gradient_accumulation", "2",
+    )  # fmt: skip
+    check_loop(seen, batches=16)
+    turns = seen["Turns"]
+    assert {name: turns[name] for name in ("alpha", "beta", "gamma", "num_steps")} == {"alpha": 3, "beta": 4, "gamma": 5, "num_steps": 8}
+    assert {name: turns["learning_rates"][name] for name in ("W", "M", "head", "T", "norms")} == {"W": 1e-4, "M": 2e-4, "head": 3e-4, "T": 4e-4, "norms": 5e-4}
+    assert noises.count({"noise": 0.375}) == len(model.master_asr.artisan_layers) and stds[0] == pytest.approx(3.0, rel=0.5)
+
+
+def test_the_settings_of_stage_2_reach_what_they_are_named_after(corpus, base, tmp_path, seen):  # noqa: F811
+    run_stage_2(
+        corpus, base, tmp_path, *LOOP, "--alpha", "3", "--beta", "4", "--mapping_gradient", "accumulated", "--mapping_rest", "0.15", "--no_mapping_decay", "--preset", "best",
+        "--head_learning_rate", "3e-4", "--mapping_learning_rate", "4e-4", "--norms_learning_rate", "5e-4", "--delta_learning_rate", "6e-4",
+    )  # fmt: skip
+    check_loop(seen, batches=4)
+    turns = seen["Turns"]
+    assert {name: turns[name] for name in ("alpha", "beta", "gamma", "num_steps", "mapping_gradient", "mapping_decay", "mapping_rest")} == {
+        "alpha": 3, "beta": 4, "gamma": 0, "num_steps": 4, "mapping_gradient": "accumulated", "mapping_decay": False, "mapping_rest": 0.15,
+    }  # fmt: skip
+    assert {name: turns["learning_rates"][name] for name in ("head", "T", "norms", "delta")} == {"head": 3e-4, "T": 4e-4, "norms": 5e-4, "delta": 6e-4}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_weights_of_the_last_steps_are_averaged_in_both_stages_where_that_is_asked_for(corpus, base, tmp_path, monkeypatch, stage):  # noqa: F811
+    used, use = [], Turns.use_average
+    monkeypatch.setattr(Turns, "use_average", lambda turns: (used.append(turns.averaged), use(turns)))
+    run_stage_1(corpus, tmp_path, "--average_last", "0.5") if stage == 1 else run_stage_2(corpus, base, tmp_path, "--average_last", "0.5")
+    assert used == [4 if stage == 1 else 2]
+
+
+def test_what_stage_2_tests_is_what_its_file_holds_in_few_bits(corpus, base, tmp_path, monkeypatch):  # noqa: F811
+    tested, measured = [], adapt_language.measured
+    monkeypatch.setattr(adapt_language, "measured", lambda accelerator, model, *rest: (tested.append(model), measured(accelerator, model, *rest))[1])
+    run_stage_2(corpus, base, tmp_path, "--preset", "best")
+    held = type(tested[0]).from_pretrained(base, assemblies=[str(tmp_path / "assembly")])
+    for name, value in tested[0].assemblies["es"].state_dict().items():
+        assert torch.equal(value, held.assemblies["es"].state_dict()[name]), name
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert 0 < 1024 * result["kilobytes"] < 2.1 * sum(result["parameters"].values())  # in 16 bits at most
+
+
+def test_a_specialist_is_dead_where_no_language_selects_it():
+    model = tiny_model()
+    with torch.no_grad():
+        for code, assembly in model.assemblies.items():
+            assembly.mapping.fill_(-1.0)
+            if code == "fr":
+                assembly.mapping[:, 1] = 1.0
+    layers, k = model.assemblies["fr"].mapping.shape
+    figures = mapping_figures(model)
+    assert figures["dead_specialists"] == layers * (k - 1) and figures["specialists_in_use_a_layer"] == 1.0
