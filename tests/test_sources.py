@@ -406,6 +406,8 @@ def test_of_a_streamed_dataset_only_the_splits_that_are_wanted_are_read(mix, hub
     read = [sum(f"{split}-00000" in path and method == "GET" for method, path, *_ in hub.requests) for split in ("train", "test")]
     assert read[0] <= 1 <= read[1]  # of train what its columns are, which `datasets` asks the first file for
     assert "hub:tester/maori: train not read, so nobody knows what it shares with the rest" in report.lines(clips)
+    with pytest.raises(ValueError, match="hub:tester/maori holds no rows of validation; it has test, train."):
+        read_data(["hub:tester/maori"], tmp_path / "other", splits={"validation"})
     texts = [f"mi={tmp_path / 'inside.parquet'}"]  # of no split: all is read, and divided by a hash
     assert read_data(texts, tmp_path / "local", splits={"test"})[0] == read_data(texts, tmp_path / "local")[0]
 

@@ -218,7 +218,8 @@ def read_data(
             budget.heard_s[row.split, language] += clip.duration_s
             clips.append(clip)
         if not rows:
-            raise ValueError(f"{path} holds no rows.")
+            others = f" of {', '.join(sorted(splits))}; it has {', '.join(sorted(budget.unwanted))}" if budget.unwanted else ""
+            raise ValueError(f"{path} holds no rows{others}.")
         report.sources += budget.lines(path)
     return clips, report
 
