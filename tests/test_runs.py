@@ -17,8 +17,9 @@ import soundfile
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from conftest import tiny_model, vocab
+from conftest import tiny_backbone_config, tiny_model, vocab
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
+from transformers import AutoModel
 
 from demo import run as demo
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
@@ -180,6 +181,16 @@ def test_sigterm_saves_and_stops_and_the_resumed_run_reports_the_whole(corpus, t
     one, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "cut"))
     assert one["log"] == other["log"] and set(one["log"]["loss"]) == {"0", "20"}  # the mean at 20 is over steps of both halves
     assert one["log"]["mapping"]["24"]["share_of_changed_mask_bits"] > 0 and one["test"] == other["test"]
+
+
+def test_a_resumed_run_draws_the_dropout_that_an_uninterrupted_one_draws(corpus, tmp_path):  # noqa: F811
+    AutoModel.from_config(tiny_backbone_config("wav2vec2", hidden_dropout=0.3)).save_pretrained(tmp_path / "backbone")
+    options = ("--backbone", str(tmp_path / "backbone"))
+    whole = run_stage_1(corpus, tmp_path / "whole", *options).state_dict()
+    shutil.copytree(tmp_path / "whole/checkpoint-00000004", tmp_path / "cut/checkpoint-00000004")
+    torch.manual_seed(1)
+    resumed = run_stage_1(corpus, tmp_path / "cut", *options, "--resume").state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_a_stopped_fine_tuning_goes_on_where_it_stopped(corpus, base, tmp_path, monkeypatch):  # noqa: F811
