@@ -150,6 +150,14 @@ def test_a_tail_shorter_than_a_hop_is_read_with_what_stands_before_it(asr, tail)
     assert all(chunk["timestamp"][1] <= len(clip) / 16_000 + 0.05 for chunk in result["chunks"])
 
 
+def test_a_sixth_of_a_chunk_on_each_side_is_context_unless_a_call_says_otherwise(asr):
+    total, length = 80_000, round(1.2 * 16_000 / asr.model.config.inputs_to_logits_ratio)
+    default, named, none = (list(asr._chunks(total, 1.2, stride)) for stride in (None, 0.2, 0))
+    assert default == named != none
+    inner = default[1:-1]
+    assert inner and all((first, last) == (round(length / 6), length - round(length / 6)) for _, _, first, last in inner)
+
+
 def test_chunks_that_are_none_are_refused():
     asr = make()
     with pytest.raises(ValueError, match="must be longer than its strides"):
@@ -391,6 +399,19 @@ def test_a_bad_input_of_a_list_is_named_by_its_place_and_the_others_are_answered
         asr([CLIPS[0], "none.wav"], **settings)
     assert list(asr((i for i in inputs), on_error="return", **settings)) == answers
     assert asr("none.wav", on_error="return", language="en") == {"text": None, "error": "No audio file at none.wav."}
+
+
+def test_a_bad_row_of_a_data_set_is_named_by_its_number(asr):
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return "none.wav" if index == 2 else CLIPS[index]
+
+    answers = list(asr(Rows(), language="en", on_error="return"))
+    assert [answer["text"] for answer in answers] == [*(asr(clip, language="en")["text"] for clip in CLIPS[:2]), None]
+    assert answers[2]["error"] == "Input 2: No audio file at none.wav."
 
 
 def test_what_the_model_itself_refuses_costs_that_input_alone():
