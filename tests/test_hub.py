@@ -416,6 +416,24 @@ def test_every_push_names_its_parent_and_is_refused_where_the_repo_moved_on(hub,
     assert pushed.master_asr.stored == before and hub.repos[MODEL].commits[-1].files["x.txt"] == b"x"
 
 
+@pytest.mark.parametrize("what", ["model", "assembly"])
+def test_a_push_is_refused_where_somebody_pushed_while_its_files_were_written(hub, pushed, cache, monkeypatch, what):
+    model = with_spanish(cache)
+    model.push_assembly_to_hub("es", SPANISH, token=TOKEN)
+    repo, write = (MODEL, "save_pretrained") if what == "model" else (SPANISH, "_write_assembly")
+    original = getattr(MasterASRForCTC, write)
+
+    def slow(self, *args, **kwargs):
+        monkeypatch.setattr(MasterASRForCTC, write, original)
+        HfApi(token=TOKEN).upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=repo)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(MasterASRForCTC, write, slow)
+    with pytest.raises(HfHubHTTPError, match="412"):
+        pushed.push_to_hub(MODEL, token=TOKEN) if what == "model" else model.push_assembly_to_hub("fr", SPANISH, token=TOKEN)
+    assert hub.repos[repo].commits[-1].files["x.txt"] == b"x"  # made from what lay there before, it would have undone it
+
+
 @torch.no_grad()
 def test_save_pretrained_with_push_uploads_the_code_too_and_a_stranger_loads_it(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
