@@ -223,6 +223,15 @@ def test_a_frame_in_which_nothing_is_likely_is_read_by_its_likeliest():
     assert search(log_probs, Ngrams([[A]], 5, BLANK), BLANK, chr(BLANK)) == chr(A)
 
 
+@pytest.mark.parametrize("counted", [None, Ngrams([[A, B], [A, SPACE, B]], size=6, boundary=BLANK)])
+def test_words_are_apart_over_a_long_pause_in_which_the_unknown_is_heard(counted):
+    logits = torch.full((GAP + 12, 6), -20.0)
+    logits[:, BLANK] = 5.0
+    for place, token in ((2, A), (20, UNK), (GAP + 8, B)):
+        logits[place, [BLANK, token]] = torch.tensor([-20.0, 5.0])
+    assert [token for token in merged(read(logits, counted, BLANK, [UNK], SPACE).tolist()) if token != UNK] == [A, SPACE, B]
+
+
 def test_where_the_unknown_is_heard_nothing_is_written():
     log_probs = np.full((5, 5), -9.0)
     log_probs[:, UNK] = -0.01

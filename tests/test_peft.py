@@ -88,9 +88,10 @@ def test_adapters_with_different_alphabets_switch_mix_and_step_aside(base, tmp_p
 
 
 @torch.no_grad()
-def test_native_and_peft_forms_convert_bit_exactly_both_ways(base, tmp_path):
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_native_and_peft_forms_convert_bit_exactly_both_ways(base, tmp_path, targets):
     native = load(base)
-    native.add_language("es", ES, parts=ALL, rank=2)
+    native.add_language("es", ES, parts=ALL, rank=2, targets=targets)
     for p in native.assemblies["es"].parameters():
         p.add_(0.1 * torch.randn_like(p))
     native.save_assembly("es", tmp_path / "native")

@@ -24,7 +24,7 @@ from modeling_master_asr.configuration_master_asr import PRESETS
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.loop import checkpoints, steps
 from training.loop.config import LoopConfig
-from training.loop.data import bucket, bucket_of_step, read_manifest, select
+from training.loop.data import Clip, bucket, bucket_of_step, read_manifest, select
 from training.loop.metrics import error_rates, macro
 from training.loop.optim import Turns, tri_stage
 from training.loop.steps import place
@@ -436,6 +436,11 @@ def test_budgets_are_minutes_and_depend_on_the_seed_alone(corpus):
     assert chosen == select(clips, "train", ["en"], minutes=0.05, seed=1)
     with pytest.raises(ValueError, match=r"no train clips of 'sr'. It has the languages \['en', 'es', 'fr'\]"):
         select(clips, "train", ["sr"])
+
+
+def test_a_clip_that_no_longer_fits_into_the_minutes_leaves_the_place_to_shorter_ones():
+    clips = [Clip(Path(f"{i}.wav"), "en", "a", 50.0 if i == 10 else 5.0, "train") for i in range(11)]
+    assert {sum(clip.duration_s for clip in select(clips, "train", ["en"], minutes=1, seed=seed)) for seed in range(20)} == {50.0, 60.0}
 
 
 def test_another_seed_draws_other_clips_in_other_batches(corpus):
