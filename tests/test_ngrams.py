@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
 from modeling_master_asr import ngrams_master_asr as ngrams
+from modeling_master_asr.assembly_master_asr import text_kilobytes
 from modeling_master_asr.languages_master_asr import ngrams_of
 from modeling_master_asr.ngrams_master_asr import GAP, LONGEST, Ngrams, path, path_of, read, search
 from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
@@ -395,7 +396,7 @@ def test_sentences_outlive_saving_and_loading_of_model_and_assembly(tmp_path):
     assert again.config.text("en") == letters and again.config.text("fr") == ""
     again.save_assembly("en", tmp_path / "assembly")
     facts = json.loads((tmp_path / "assembly" / "assembly_config.json").read_text())["assemblies"]["en"]
-    assert facts["text_kilobytes"] == round(len(letters) / 1024, 1)
+    assert facts["text_kilobytes"] == round(len(letters) / 1024, 1) and text_kilobytes("é" * 1024) == 2.0
     again.remove_language("en")
     again.load_assembly(tmp_path / "assembly")
     assert again.config.text("en") == letters

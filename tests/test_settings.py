@@ -11,7 +11,7 @@ from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from training import adapt_language, train_multilingual
-from training.loop import steps
+from training.loop import steps, watching
 from training.loop.optim import Turns
 from training.loop.watching import mapping_figures
 
@@ -81,6 +81,13 @@ def test_the_settings_of_stage_2_reach_what_they_are_named_after(corpus, base, t
         "alpha": 3, "beta": 4, "gamma": 0, "num_steps": 4, "mapping_gradient": "accumulated", "mapping_decay": False, "mapping_rest": 0.15,
     }  # fmt: skip
     assert {name: turns["learning_rates"][name] for name in ("head", "T", "norms", "delta")} == {"head": 3e-4, "T": 4e-4, "norms": 5e-4, "delta": 6e-4}
+
+
+def test_validation_while_a_language_trains_is_read_greedily(corpus, base, tmp_path, monkeypatch):  # noqa: F811
+    evaluate, greedy = watching.evaluate_clips, []
+    monkeypatch.setattr(watching, "evaluate_clips", lambda *args, **kwargs: (greedy.append(kwargs.get("greedy")), evaluate(*args, **kwargs))[1])
+    run_stage_2(corpus, base, tmp_path)
+    assert greedy == [True, True]
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -16,6 +16,7 @@ from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
+from training.evaluate import row_swap
 from training.loop import augment, data, sources
 from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
 from training.loop.metrics import edits_of, evaluate_clips, transcribe_clips
@@ -265,6 +266,16 @@ def test_a_second_entry_of_a_recording_is_held_to_its_own_duration(tmp_path, fol
     assert len(features(Clip(path, "en", "ab", 2.0, "train"))) == 32_000
     with pytest.raises(ValueError, match="a.wav lasts 2.0 s, and its entry in the data says 20.0 s"):
         features(Clip(path, "en", "ab", 20.0, "train"))
+
+
+def test_clips_that_cannot_be_read_have_no_part_in_row_swaps(tmp_path):
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    clips = [Clip(record(tmp_path / f"{i}.wav", seconds=0.4 + 0.1 * i), "en", "ab", 0.5, "test") for i in range(2)]
+    bad = Clip(tmp_path / "bad.wav", "en", "a long text that would count", 0.5, "test")
+    table = row_swap(model, processor, Features(processor), clips, greedy=True)
+    assert set(table) == {"en"} and set(table["en"]) == set(model.languages)
+    assert row_swap(model, processor, Features(processor), [*clips, bad], [str(bad.audio)], greedy=True) == table
 
 
 def test_the_stated_share_of_the_augmented_clips_is_heard_through_another_throat(tmp_path, monkeypatch):
