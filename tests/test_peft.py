@@ -88,6 +88,25 @@ def test_adapters_with_different_alphabets_switch_mix_and_step_aside(base, tmp_p
 
 
 @torch.no_grad()
+def test_an_adapters_file_loads_where_the_language_that_it_started_from_is_gone(base, tmp_path):
+    model = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES, parts=["mapping", "head"], init="fr")).eval()
+    inputs = inputs_for(model.get_base_model())
+    model.save_pretrained(tmp_path / "peft")
+    fewer = load(base)
+    fewer.remove_language("fr")
+    assert torch.equal(PeftModel.from_pretrained(fewer, tmp_path / "peft").eval()(**inputs).logits, model(**inputs).logits)
+
+
+def test_an_adapter_that_is_loaded_to_be_used_does_not_train_and_one_that_is_to_train_does(base, tmp_path):
+    get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES, parts=["mapping", "head"])).save_pretrained(tmp_path / "peft")
+    for is_trainable in (False, True):
+        again = PeftModel.from_pretrained(load(base), tmp_path / "peft", is_trainable=is_trainable)
+        assert any(parameter.requires_grad for parameter in again.parameters()) == is_trainable
+        fresh = get_peft_model(load(base), AssemblyConfig(language="es", vocab=ES, parts=["mapping", "head"], inference_mode=not is_trainable))
+        assert any(parameter.requires_grad for parameter in fresh.parameters()) == is_trainable
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_native_and_peft_forms_convert_bit_exactly_both_ways(base, tmp_path, targets):
     native = load(base)
