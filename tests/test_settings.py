@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,13 @@ from conftest import tiny_model
 from test_runs import base, run_stage_2  # noqa: F401  the fixture
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
+from demo import run as demo
+from demo.run import DemoConfig
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from training import adapt_language, train_multilingual
 from training.loop import steps, watching
+from training.loop.data import Features, read_manifest
 from training.loop.optim import Turns
 from training.loop.watching import mapping_figures
 
@@ -107,6 +112,13 @@ def test_what_stage_2_tests_is_what_its_file_holds_in_few_bits(corpus, base, tmp
         assert torch.equal(value, held.assemblies["es"].state_dict()[name]), name
     result = json.loads((tmp_path / "run.json").read_text())
     assert 0 < 1024 * result["kilobytes"] < 2.1 * sum(result["parameters"].values())  # in 16 bits at most
+
+
+def test_the_demos_languages_are_kept_in_few_bits_too(corpus, base, tmp_path):  # noqa: F811
+    model, processor = MasterASRForCTC.from_pretrained(base), MasterASRProcessor.from_pretrained(base)
+    config = replace(DemoConfig(out=tmp_path).stage_2("best"), steps=2, evaluate_every=2)
+    result = demo.adapt(model, processor, Features(processor), read_manifest(corpus / "manifest.jsonl"), config, test_minutes=1.0)
+    assert 0 < 1024 * result["kilobytes"] < 2.1 * sum(parameter.numel() for parameter in model.assemblies["es"].parameters())
 
 
 def test_a_specialist_is_dead_where_no_language_selects_it():

@@ -166,7 +166,7 @@ def announce(model, config: AdaptConfig, training, dropped) -> dict:
     return {"trainable": trainable, "parameters": counts, "dropped": [str(clip.audio) for clip in dropped], "parts": list(assembly.parts)}
 
 
-def trained(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
+def after_steps(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
     """The model after the steps of what is free in it, and their log."""
     place(accelerator, model, config)
     turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2,
@@ -174,6 +174,13 @@ def trained(accelerator, config: AdaptConfig, model, processor, features, splits
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher)
     turns.use_average()
     return unsharded(model), log
+
+
+def trained(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
+    """The model after the steps of the language's assembly, as its file holds it, and their log."""
+    model, log = after_steps(accelerator, config, model, processor, features, splits, teacher)
+    model.round_assembly(config.language)  # before it is tested: what is tested is what the file holds
+    return model, log
 
 
 def minutes_left(config: AdaptConfig, started_s: float) -> Optional[float]:
@@ -195,7 +202,7 @@ def taught_first(accelerator, config: AdaptConfig, model, processor, features, s
     own = teacher.assemblies[config.language]
     if "delta" in own.parts:
         own.delta.requires_grad_(False)
-    teacher, log = trained(accelerator, phase(config, "teacher", config.teacher_steps, started_s), teacher, processor, features, splits)
+    teacher, log = after_steps(accelerator, phase(config, "teacher", config.teacher_steps, started_s), teacher, processor, features, splits)
     return teacher.requires_grad_(False).eval(), log
 
 
@@ -260,7 +267,6 @@ def main(argv=None) -> None:
             result["teacher_test"] = tested(accelerator, teacher, processor, features, splits.test, greedy=True)
         rest = replace(config, max_minutes=minutes_left(config, started_s))
         model, result["log"] = trained(accelerator, rest, model, processor, features, splits, teacher)
-        model.round_assembly(config.language)  # before it is tested: what is tested is what the file holds
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
         keep_text(accelerator, model, config.language, splits, config, config.further_sentences())
