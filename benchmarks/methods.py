@@ -113,10 +113,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     old = [clip for clip in clips if clip.language in before and clip.split == "test"]
     assert having(clips, "test", before) == before
     old_before = tested(accelerator, model, processor, features, old, greedy=True)
-    teacher, facts_of_teacher = None, {}
-    if config.teacher_steps:
-        teacher, facts_of_teacher["teacher_log"] = taught_first(accelerator, config, model, processor, features, splits, time.monotonic())
-        facts_of_teacher["teacher_test"] = tested(accelerator, teacher, processor, features, splits.test, greedy=True)
+    teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, time.monotonic())
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
     rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
@@ -128,7 +125,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     keep_text(accelerator, model, config.language, splits, config, config.further_sentences())
     return {
         **facts, "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
-        "kilobytes": round(kilobytes, 1), "log": log, **facts_of_teacher,
+        "kilobytes": round(kilobytes, 1), "log": log, **of_teacher,
         **measured(accelerator, model, processor, features, splits),
         "old_languages_before": old_before, "old_languages_after": tested(accelerator, model, processor, features, old, greedy=True),
     }  # fmt: skip

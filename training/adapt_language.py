@@ -193,8 +193,11 @@ def phase(config: AdaptConfig, name: str, steps: int, started_s: float) -> Adapt
     return replace(config, out=config.out / name, steps=steps, resume=config.resume and "newest", max_minutes=minutes_left(config, started_s))
 
 
-def taught_first(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[MasterASRForCTC, dict]:
-    """The teacher, a copy of which the matrices train as well as what the language owns (but a delta, which is a change of theirs), and its log."""
+def taught_first(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[Optional[MasterASRForCTC], dict]:
+    """The teacher that `--teacher_steps` asks for, and what the result says of it: a copy of which the matrices train as well as what the language owns
+    (but a delta, which is a change of theirs)."""
+    if not config.teacher_steps:
+        return None, {}
     accelerator.print(f"First a teacher: {config.teacher_steps} steps of all weights of a copy.")
     teacher = deepcopy(model)
     for layer in teacher.master_asr.layout.linear:
@@ -203,7 +206,8 @@ def taught_first(accelerator, config: AdaptConfig, model, processor, features, s
     if "delta" in own.parts:
         own.delta.requires_grad_(False)
     teacher, log = after_steps(accelerator, phase(config, "teacher", config.teacher_steps, started_s), teacher, processor, features, splits)
-    return teacher.requires_grad_(False).eval(), log
+    teacher.requires_grad_(False).eval()
+    return teacher, {"teacher_log": log, "teacher_test": tested(accelerator, teacher, processor, features, splits.test, greedy=True)}
 
 
 def save(accelerator, config: AdaptConfig, model, splits: Splits, test: Optional[dict] = None) -> None:
@@ -261,10 +265,8 @@ def main(argv=None) -> None:
         splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
         result = {**facts_of_run(model), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped)
-        teacher = None
-        if config.teacher_steps:
-            teacher, result["teacher_log"] = taught_first(accelerator, config, model, processor, features, splits, started_s)
-            result["teacher_test"] = tested(accelerator, teacher, processor, features, splits.test, greedy=True)
+        teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, started_s)
+        result |= of_teacher
         rest = replace(config, max_minutes=minutes_left(config, started_s))
         model, result["log"] = trained(accelerator, rest, model, processor, features, splits, teacher)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
