@@ -12,12 +12,11 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
-from transformers import AutoConfig, AutoModel, AutoModelForCTC, WhisperModel
+from transformers import AutoConfig, AutoModel, AutoModelForCTC
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_master_asr import LanguageAssembly, MasterASRConfig, MasterASRForCTC, MasterASRModel, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
-from modeling_master_asr.assembly_master_asr import BankHead, LowRank
 from modeling_master_asr.backbone_master_asr import FAMILIES as FAMILY_TABLE
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.modeling_master_asr import frames_needed
@@ -225,67 +224,6 @@ def test_in_every_family_every_part_of_every_layer_reaches_the_logits(family):
             assert is_heard(vector) or not len(vector), place
 
 
-def test_low_rank_parts_begin_as_those_of_add_language_when_a_config_asks_for_them_or_a_checkpoint_lacks_them(model, tmp_path):
-    """Both halves at zero could never learn: neither has a gradient."""
-    model.config.assemblies["fr"] |= {"parts": list(ALL_PARTS), "rank": 2}
-    made = MasterASRForCTC(model.config)
-    model.save_pretrained(tmp_path)
-    for fresh in (made, MasterASRForCTC.from_pretrained(tmp_path)):
-        for part in (fresh.assemblies["fr"].delta, fresh.assemblies["fr"].specialist):
-            assert not any(bool(up.any()) for up in part.up) and all(bool(down.any()) for down in part.down)
-
-
-@torch.no_grad()
-def test_a_language_that_starts_from_another_hears_as_it_does(model):
-    for rank, own_rank in ((2, 2), (2, 3)):
-        model.add_language("from", model.config.vocab("fr"), init="fr", parts=ALL_PARTS, rank=rank, targets="all")
-        for parameter in model.assemblies["from"].parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        model.add_language("new", model.config.vocab("fr"), init="from", parts=ALL_PARTS, rank=own_rank, targets="all")
-        inputs = inputs_for(model)
-        assert torch.equal(model(**inputs, language="new").logits, model(**inputs, language="from").logits)
-        model.remove_language("from"), model.remove_language("new")
-
-
-@torch.no_grad()
-def test_a_low_rank_part_starts_from_one_of_more_rank_as_its_best_approximation():
-    """Against the singular values of the whole product: no matrix of that rank is nearer."""
-    torch.manual_seed(0)
-    source, mine = LowRank([(12, 9)], 5, down_std=0.3), LowRank([(12, 9)], 2, down_std=0.3)
-    source.up[0].normal_(), source.down[0].normal_()
-    mine.start_from(source)
-    product = source.up[0] @ source.down[0]
-    missed = torch.linalg.svdvals(product)[2:].square().sum().sqrt()
-    assert torch.allclose((product - mine.up[0] @ mine.down[0]).norm(), missed, rtol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("targets, others", [("all", "attention"), ("attention", "all")])
-def test_a_delta_of_other_layers_than_the_source_has_one_of_starts_as_none(model, targets, others):
-    parts = ("mapping", "head", "delta")
-    source = model.add_language("es", model.config.vocab("fr"), parts=parts, targets=others, rank=2)
-    for up in source.delta.up:
-        up.normal_()
-    model.add_language("ca", model.config.vocab("fr"), parts=parts, targets=targets, rank=2, init="es")
-    model.add_language("gl", model.config.vocab("fr"), parts=("mapping", "head"), init="es")
-    assert torch.equal(model.assemblies["ca"].mapping, source.mapping)
-    inputs = inputs_for(model)
-    assert torch.equal(model(**inputs, language="ca").logits, model(**inputs, language="gl").logits)
-
-
-@torch.no_grad()
-def test_fresh_optional_parts_change_no_logit(model):
-    inputs = inputs_for(model)
-    model.add_language("es", vocab("abc"), init="en", preset="paper")
-    plain = model(**inputs, language="es").logits
-    head, mapping = model.assemblies["es"].head.state_dict(), model.assemblies["es"].mapping.clone()
-    model.remove_language("es")
-    model.add_language("es", vocab("abc"), init="en", parts=("mapping", "head", "specialist", "delta"))
-    model.assemblies["es"].head.load_state_dict(head)
-    assert torch.equal(mapping, model.assemblies["es"].mapping)
-    assert torch.equal(model(**inputs, language="es").logits, plain)
-
-
 @torch.no_grad()
 def test_materialized_equals_assembled(family, tmp_path):
     model = tiny_model(family)
@@ -303,13 +241,6 @@ def test_materialized_equals_assembled(family, tmp_path):
     assert [path.name for path in tmp_path.glob("*.py")] == code
     again = AutoModelForCTC.from_pretrained(tmp_path, trust_remote_code=bool(code)).requires_grad_(False)
     assert torch.equal(again(**inputs).logits, expected)
-
-
-def test_fresh_low_rank_parts_start_at_zero_with_their_own_spread(model):
-    assembly = model.add_language("es", vocab("ab"), parts=("mapping", "head", "specialist", "delta"), rank=8)
-    for part, spread in ((assembly.specialist, 0.3), (assembly.delta, 0.02)):
-        assert all(not up.any() for up in part.up)
-        assert abs(float(torch.cat([down.flatten() for down in part.down]).std().detach()) / spread - 1) < 0.1
 
 
 @torch.no_grad()
@@ -433,67 +364,6 @@ def test_a_clip_too_short_for_any_frame_has_none_and_counts_as_zero_loss(model, 
     alone = model(**{name: value[:1] for name, value in inputs.items()}, labels=torch.tensor([[3, 4]]), language="en")
     assert outputs.frames.tolist()[1] == 0 and "these clips count as zero loss" in caplog.text
     torch.testing.assert_close(outputs.loss, alone.loss / 2)
-
-
-def test_a_head_that_starts_from_one_that_shares_the_bank_gathers_its_rows_once(model, monkeypatch):
-    """Each asking for them copies all: one a letter took memory with the square of the alphabet."""
-    gathered, weight = [], BankHead.weight
-    monkeypatch.setattr(BankHead, "weight", property(lambda head: gathered.append(head) or weight.fget(head)))
-    model.add_language("es", vocab("abñ"), init="en")
-    assert len(gathered) == 1
-    own, source = model.assemblies["es"].head, model.assemblies["en"].head
-    assert torch.equal(own.weight[model.config.vocab("es")["a"]], source.weight[model.config.vocab("en")["a"]])
-
-
-@torch.no_grad()
-def test_rank_assemblies_prefers_the_language_the_clips_are_in(model):
-    inputs = inputs_for(model)
-    model.train()  # ranking must not depend on the mode, nor change it
-    batch = {**inputs, "labels": torch.tensor([[3, 4], [4, 3]]), "language": "es"}
-    losses = model.rank_assemblies([batch], vocab("abñ"))
-    assert model.training and list(losses)[-1] == "ru" and losses["ru"] == float("inf")
-    assert list(losses.values()) == sorted(losses.values())
-    with pytest.raises(ValueError):
-        model.rank_assemblies([{"labels": batch["labels"]}], vocab("abñ"))
-    assert model.training
-    model.add_language("es", vocab("abñ"), init="nearest", batches=[batch])
-    assert torch.equal(model.assemblies["es"].mapping, model.assemblies[next(iter(losses))].mapping)
-
-
-def test_rank_assemblies_reads_shared_letters_in_each_languages_own_alphabet():
-    model = tiny_model(vocabs={"en": vocab("abcde"), "fr": vocab("edcba")})
-    batch = {**inputs_for(model), "labels": torch.tensor([[3, 4], [4, 3]]), "language": "es"}  # "ab", "ba" in the new one's
-    losses = model.rank_assemblies([batch], vocab("ab"))
-    for code in model.languages:
-        ids = model.config.vocab(code)
-        labels = torch.tensor([[ids["a"], ids["b"]], [ids["b"], ids["a"]]])
-        with torch.no_grad():
-            assert losses[code] == pytest.approx(float(model.eval()(**{**batch, "labels": labels, "language": code}).loss), rel=1e-5), code
-
-
-@torch.no_grad()
-def test_a_new_head_starts_from_the_rows_of_shared_characters(model):
-    assembly = model.add_language("es", vocab("abñé"))
-    bank, rows = model.master_asr.character_bank, model.config.character_bank
-    for token, base in (("a", "a"), ("é", "é"), ("[PAD]", "[PAD]")):
-        row = model.config.vocab("es")[token]
-        assert torch.equal(assembly.head.weight[row], bank.weight[rows.index(base)])
-
-
-def test_from_backbone_keeps_w_bit_equal_and_gives_everything_else_values(family, tmp_path):
-    config = tiny_backbone_config(family)
-    stock = WhisperModel(config) if family == "whisper" else AutoModel.from_config(config)
-    stock.save_pretrained(tmp_path)
-    model = MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, num_specialists=2, sparsity=0.3)
-    encoder = stock.encoder if family == "whisper" else stock
-    ours = model.master_asr.backbone.state_dict()
-    for name, value in encoder.state_dict().items():
-        assert torch.equal(ours[name], value), name
-    for name, parameter in model.named_parameters():
-        assert torch.isfinite(parameter).all() and parameter.abs().max() < 100, name
-    for layer in model.master_asr.artisan_layers:
-        relation = torch.corrcoef(torch.stack([layer.specialists[0].flatten(), layer.weight.abs().flatten()]))[0, 1]
-        assert relation > 0.8  # the first masks follow |W|
 
 
 def test_artisan_targets_may_name_other_layers(tmp_path):
