@@ -42,6 +42,12 @@ class MethodConfig(AdaptConfig):
     preset: Literal["paper", "small", "best"] = HfArg(default="paper", help="what the language is given; the method says what of it trains")
     mask_sparsity: Share = HfArg(default=0.1, help="of the method `mask`")
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("refine", "finetune_steps"):
+            if getattr(self, name):
+                raise ValueError(f"--{name}: got {getattr(self, name)}; allowed: none here, a method adds a language and trains once. With it: training.adapt_language.")
+
 
 def train_head(model, config: MethodConfig) -> None:
     model.requires_grad_(False)

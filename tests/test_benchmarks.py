@@ -165,6 +165,13 @@ def test_a_method_moves_what_it_is_named_after_and_nothing_else(corpus, dense, t
         assert result["old_languages_before"]["macro"] == result["old_languages_after"]["macro"]
 
 
+@pytest.mark.parametrize("option", [["--refine"], ["--finetune_steps", "3"]])
+def test_a_method_refuses_what_it_would_not_do(tmp_path, capsys, option):
+    with pytest.raises(SystemExit):
+        methods.main(["--method", "head", "--model", "m", "--data", "d", "--language", "es", "--out", str(tmp_path), *option])
+    assert f"{option[0]}: got {(option[1:] or ['True'])[0]}; allowed: none here" in capsys.readouterr().err
+
+
 def test_each_method_is_timed_on_updates_of_as_many_values_as_its_runs_on_spanish_train(tmp_path, monkeypatch):
     for name, value in {"BETA": 1, "WINDOWS": 1, "CLIPS": 1, "FRAMES": 40, "LABELS": 4, "VOCAB": 35}.items():
         monkeypatch.setattr(steps, name, value)
