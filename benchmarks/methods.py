@@ -12,7 +12,7 @@ presets are `training.adapt_language`. The result says what the method does to t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Literal
 
@@ -22,13 +22,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers.hf_argparser import HfArg
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
 
-from training.adapt_language import AdaptConfig, add_language, learning_rates, load, taught_first
+from training.adapt_language import AdaptConfig, add_language, further_sentences, learning_rates, load, minutes_left, taught_first
 from training.loop.config import Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
-from training.loop.sources import read_data
-from training.loop.steps import Splits, having, keep_text, load_splits, measured, opened, place, tested, train
+from training.loop.steps import Splits, having, keep_text, load_splits, measured, opened, place, read, tested, train
 
 BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints
 
@@ -107,7 +106,13 @@ def bytes_to_keep(model, config: MethodConfig) -> int:
 
 
 def run(accelerator, config: MethodConfig) -> dict:
-    """Trains, tests on the new language and on those that were there before."""
+    """Trains, tests on the new language and on those that were there before.
+
+    Raises:
+        ValueError: for data without test clips of one of them.
+    """
+    more = further_sentences(config)
+    started_s = time.monotonic()
     set_seed(config.seed)
     model, processor = load(accelerator, config)
     facts, before = facts_of_run(model), list(model.languages)
@@ -115,20 +120,22 @@ def run(accelerator, config: MethodConfig) -> dict:
     features = Features(processor, config.features_cache)
     add_language(model, processor, features, splits.training, config)
     splits.training, _ = drop_impossible(splits.training, processor, model, speed=1.1)
-    clips, _ = read_data(config.data, config.out / "recordings", allow_outside=config.allow_outside)
+    clips, _ = read(config, splits={"test"})
+    if without := [code for code in (config.language, *before) if code not in having(clips, "test", [config.language, *before])]:
+        raise ValueError(f"--data has no test clips of {without}, whose errors the result compares; allowed: of {config.language!r} and each of {before}.")
     old = [clip for clip in clips if clip.language in before and clip.split == "test"]
-    assert having(clips, "test", before) == before
     old_before = tested(accelerator, model, processor, features, old, greedy=True)
-    teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, time.monotonic())
+    teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, started_s)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
     rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
     turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
     trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model, config) / 1024
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher)
+    rest = replace(config, max_minutes=minutes_left(config, started_s))
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, rest, teacher, stage="method")
     turns.use_average()
-    keep_text(accelerator, model, config.language, splits, config, config.further_sentences())
+    keep_text(accelerator, model, config.language, splits, config, more)
     return {
         **facts, "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
         "kilobytes": round(kilobytes, 1), "log": log, **of_teacher,
@@ -139,9 +146,10 @@ def run(accelerator, config: MethodConfig) -> dict:
 
 def main(argv=None) -> None:
     config = parse(MethodConfig, __doc__, argv)
-    with opened(config, "method") as accelerator:
+    with opened(config) as accelerator:
         result = run(accelerator, config)
-        write_json(config.out / "run.json", result)
+        if accelerator.is_main_process:
+            write_json(config.out / "run.json", result)
     new, *old = (result[name]["macro"]["cer"] for name in ("test", "old_languages_before", "old_languages_after"))
     print(f"{config.method}: test CER {new:.2f}; the languages from before: {old[0]:.2f} -> {old[1]:.2f}. Wrote {config.out / 'run.json'}.")
 

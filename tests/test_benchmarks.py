@@ -144,10 +144,10 @@ def dense(corpus, tmp_path_factory):  # noqa: F811
 def test_a_method_moves_what_it_is_named_after_and_nothing_else(corpus, dense, tmp_path, monkeypatch, method, preset, expected):  # noqa: F811
     (method, *taught), moved = method.split(), set()
 
-    def watched(accelerator, model, *args):
+    def watched(accelerator, model, *args, **named):
         assert isinstance(args[-1], type(model)) == bool(taught) and args[-1] is not model
         before = {name: value.detach().clone() for name, value in model.named_parameters()}
-        log = train(accelerator, model, *args)
+        log = train(accelerator, model, *args, **named)
         for name, value in model.named_parameters():
             if not torch.equal(value, before[name]):
                 moved.add(next(kind for word, kind in KINDS.items() if word in name))

@@ -14,7 +14,7 @@ import torch
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
-from training.loop import checkpoints, record, stopping
+from training.loop import checkpoints, record, steps, stopping
 from training.loop.optim import Turns
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def test_a_checkpoint_is_whole_or_absent_whenever_its_writing_is_cut(tmp_path, m
         for module, name in ((os, "fsync"), (os, "replace"), (torch, "save"), (checkpoints.json, "dump")):
             patch.setattr(module, name, dying(getattr(module, name)))
         try:
-            for step in (20, 30):
+            for step in (20, 20, 30):  # the second time as a run that repeats what was killed
                 checkpoints.save(tmp_path, step, PARTS, FACTS)
         except Killed:
             pass
@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_offered(t
     for step in (10, 20):
         checkpoints.save(tmp_path, step, PARTS, FACTS)
     harm(tmp_path / "checkpoint-00000020/model.pt")
-    with pytest.raises(ValueError, match=f"checkpoint-00000020 is damaged: {words}.*--resume checkpoint-00000010"):
+    with pytest.raises(ValueError, match=f"checkpoint-00000020 is damaged: {words}.*The one before it, checkpoint-00000010, is whole: delete this one and --resume"):
         checkpoints.load(tmp_path, "newest", FACTS)
     assert checkpoints.load(tmp_path, "checkpoint-00000010", FACTS)[0] == 10
     (tmp_path / "checkpoint-00000010/manifest.json").unlink()
@@ -179,15 +179,39 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_an_uninterrupted_one(c
         assert torch.equal(value, ends[1][name]), name
 
 
+def test_a_checkpoint_is_there_until_the_one_that_takes_its_place_is_written(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, 10, PARTS, FACTS)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="still there: .'checkpoint-00000010'."):
+            checkpoints.save(tmp_path, 10, PARTS, FACTS)
+    assert checkpoints.load(tmp_path, "newest", FACTS)[0] == 10
+
+
+def test_a_stop_behind_an_evaluation_writes_no_checkpoint_twice(corpus, tmp_path, monkeypatch):  # noqa: F811
+    written, save, watch = [], checkpoints.save, steps.watch
+    monkeypatch.setattr(checkpoints, "save", lambda out, step, *args, **named: (written.append(step), save(out, step, *args, **named)))
+    monkeypatch.setattr(steps, "watch", lambda *args: (watch(*args), os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(SystemExit) as stopped:
+        run_stage_1(corpus, tmp_path)
+    assert stopped.value.code == 0 and written == [4]
+
+
 def test_a_run_stops_cleanly_after_its_minutes_and_goes_on(corpus, tmp_path, monkeypatch, capsys):  # noqa: F811
     whole = run_stage_1(corpus, tmp_path / "whole")
-    clock = iter([0.0, 0.0])  # the start and the first step; then the minutes are over
+    clock = iter([0.0])  # the start; then the minutes are over, and one step is made all the same: else a run that is long in starting never ends
     with monkeypatch.context() as patch:
         patch.setattr(stopping.time, "monotonic", lambda: next(clock, 1e9))
         with pytest.raises(SystemExit) as stopped:
             run_stage_1(corpus, tmp_path / "cut", "--max_minutes", "1")
     assert stopped.value.code == 0
     assert "Stopped at step 1 since --max_minutes are over. Go on with the same command and --resume." in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="No checkpoint-00000007 in .* to resume from. There: .'checkpoint-00000001'."):
+        run_stage_1(corpus, tmp_path / "cut", "--resume", "checkpoint-00000007", "--data", "nowhere.jsonl")  # said before anything is read
     again = run_stage_1(corpus, tmp_path / "cut", "--resume")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name

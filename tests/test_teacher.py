@@ -1,11 +1,15 @@
-"""A teacher, of which all weights train, gives its letters to what a language owns, and leaves nothing else behind."""
+"""A teacher, of which all matrices train, gives its letters to what a language owns, and leaves nothing else behind."""
 
+import itertools
 import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import VOCABS, tiny_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_runs import base, run_stage_2  # noqa: F401  the fixture
 from test_training import corpus  # noqa: F401  the fixture
 
@@ -13,6 +17,7 @@ from modeling_master_asr import MasterASRForCTC
 from training.adapt_language import AdaptConfig, minutes_left
 from training.loop import checkpoints, steps
 from training.loop.optim import Turns
+from training.loop.stopping import StopRequest
 from training.loop.teacher import divergence
 
 OPTIONS = ("--teacher_steps", "5", "--parts", "mapping", "head", "delta")
@@ -108,7 +113,48 @@ def test_the_language_learns_from_a_teacher_that_stays_as_it_is(corpus, base, tm
     assert len(seen) == 4 and len(set(seen)) == 1 and seen[0][:12] != result["base"]  # in each of the language's steps, in none of its own
 
 
-def test_the_minutes_are_those_of_the_whole_run(tmp_path, monkeypatch):
+def test_a_teachers_broken_checkpoint_is_named_and_the_run_goes_on_without_it(corpus, base, tmp_path, monkeypatch):  # noqa: F811
+    whole = run_stage_2(corpus, base, tmp_path / "whole", *OPTIONS)
+    begin = Turns.begin
+    with monkeypatch.context() as patch:
+        patch.setattr(Turns, "begin", lambda self, step: 1 / 0 if self.num_steps == 4 else begin(self, step))
+        with pytest.raises(ZeroDivisionError):
+            run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS)
+    broken = checkpoints.listed(tmp_path / "cut/teacher")[-1]
+    (broken / "model.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{broken} is damaged: .* checkpoint-00000004, is whole: delete this one and --resume"):
+        run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS, "--resume")
+    shutil.rmtree(broken)
+    resumed = run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS, "--resume")
+    assert resumed["teacher_log"] == whole["teacher_log"] and resumed["log"] == whole["log"]
+
+
+def test_a_run_that_began_with_a_teacher_does_not_go_on_without_it(corpus, base, tmp_path, monkeypatch):  # noqa: F811
+    with monkeypatch.context() as patch:
+        patch.setattr("training.adapt_language.tested", lambda *args, **named: 1 / 0)  # between the teacher and the language
+        with pytest.raises(ZeroDivisionError):
+            run_stage_2(corpus, base, tmp_path, *OPTIONS)
+    with pytest.raises(ValueError, match="--teacher_steps: got 0; .*checkpoint-00000005 is of a run that began with a teacher. Pass the steps of then"):
+        run_stage_2(corpus, base, tmp_path, *OPTIONS[2:], "--resume")
+    with pytest.raises(ValueError, match="teacher_steps: 5 then, 7 now"):
+        run_stage_2(corpus, base, tmp_path, "--teacher_steps", "7", *OPTIONS[2:], "--resume")
+
+
+def test_the_steps_of_teacher_language_and_finetuning_grow_each_in_a_tracker_of_its_own(corpus, base, tmp_path):  # noqa: F811
+    run_stage_2(corpus, base, tmp_path, *OPTIONS, "--finetune_steps", "3")
+    seen = {}
+    for path in tmp_path.rglob("events.out*"):
+        seen.setdefault(path.parent.name, []).extend(event.step for event in EventAccumulator(str(path)).Reload().Scalars("cer/macro"))
+    assert seen == {"stage2-teacher": [2, 4, 5], "stage2": [2, 4], "stage2-finetune": [2, 3]}
+
+
+def test_the_minutes_are_those_of_the_whole_run(corpus, base, tmp_path, monkeypatch):  # noqa: F811
+    clock, given = itertools.count(0.0, 7.0), []
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "StopRequest", lambda accelerator, max_minutes: given.append(max_minutes) or StopRequest(accelerator, None))
+        patch.setattr("training.adapt_language.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        run_stage_2(corpus, base, tmp_path / "es", *OPTIONS, "--finetune_steps", "1", "--max_minutes", "2")
+    assert given == pytest.approx([2 - 7 * n / 60 for n in (1, 2, 3)])  # teacher, language, finetuning: each what those before it left
     config = AdaptConfig(model="m", data=["d"], language="es", out=tmp_path, max_minutes=2.0)
     monkeypatch.setattr("training.adapt_language.time.monotonic", lambda: 130.0)
     assert minutes_left(config, 100.0) == 1.5 and 0 < minutes_left(config, 0.0) < 1e-6

@@ -66,7 +66,7 @@ def test_trainer_and_accelerate_give_equal_losses_and_weights_step_by_step(corpu
     model.register_forward_hook(lambda m, i, o: losses.append(float(o.loss.detach())) if m.training and o.loss is not None else None)
     config = LoopConfig(out=tmp_path / "a", data=["manifest.jsonl"], steps=STEPS, evaluate_every=100, batch_s=3.0)
     train(Accelerator(cpu=True), model, processor, Features(processor), turns, clips_of(corpus, stage, "train"),
-          clips_of(corpus, stage, "validation"), config)  # fmt: skip
+          clips_of(corpus, stage, "validation"), config, stage="stage1")  # fmt: skip
     other, trainer = by_trainer(corpus, stage, tmp_path / "t")
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == len(logged) == STEPS

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,10 +136,15 @@ def test_a_language_that_is_refined_keeps_the_sentences_that_it_had_unless_it_is
     keep_text(model, "en", SimpleNamespace(text="transcripts"), [b, a])
     assert model.config.text("en").splitlines() == [a, a * 2, b]
     keep_text(model, "en", SimpleNamespace(text="none"), [b])
-    assert model.config.text("en") == "" and "'en' is read greedily; the 3 sentences that it had are gone" in capsys.readouterr().out
+    assert model.config.text("en") == "" and "The 3 sentences that 'en' had are gone (--text none)" in capsys.readouterr().out
     model.set_text("en", [a])
-    keep_text(model, "en", SimpleNamespace(text="none"), [], more=["語"])
-    assert model.config.text("en") == a and "Read with the sentences that it had: None of these 1" in capsys.readouterr().out
+    keep_text(model, "en", SimpleNamespace(text="transcripts"), [], more=["語"])
+    assert model.config.text("en") == a and "1 sentences were left out: they hold what" in capsys.readouterr().out
+    for more in ([b], ["語"]):  # whatever takes their place, or cannot
+        model.set_text("en", [a])
+        keep_text(model, "en", SimpleNamespace(text="none"), [a], more=more)
+        assert model.config.text("en") == "".join(set(more) & {b}) and "The 1 sentences that 'en' had are gone" in (said := capsys.readouterr().out)
+        assert ("Read greedily: None of these 1 sentences can be spelled" in said) == (more == ["語"])
 
 
 def test_further_sentences_that_validation_or_test_says_are_left_out_with_a_count(capsys):
@@ -176,13 +182,22 @@ def test_a_language_keeps_the_sentences_that_its_options_name_and_no_others(corp
     known = json.loads((tmp_path / "train.json").read_text()).get("known", {})
     assert known == ({"es": len(transcripts)} if text == "transcripts" else {})
     assert ("'es' clips say a sentence that it is read with: its figures flatter" in capsys.readouterr().out) == bool(known)
-    with pytest.raises(SystemExit):
-        adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--out",
-                             str(tmp_path / "none"), "--more_text", str(tmp_path / "nowhere.txt")])  # fmt: skip
-    assert "--more_text: got" in capsys.readouterr().err
     (tmp_path / "latin.txt").write_bytes("año".encode("latin-1"))
-    with pytest.raises(ValueError, match="--more_text: got .*latin.txt, which cannot be read .* allowed: a UTF-8 text file, a sentence a line"):
-        adapt_language.AdaptConfig(model="x", language="es", data=["x"], out=tmp_path, more_text=tmp_path / "latin.txt")
+    for name in ("nowhere.txt", "latin.txt"):
+        with pytest.raises(ValueError, match=f"--more_text: got .*{name}, which cannot be read .* allowed: a UTF-8 text file, a sentence a line"):
+            adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--out",
+                                 str(tmp_path / "none"), "--more_text", str(tmp_path / name)])  # fmt: skip
+        assert not (tmp_path / "none").exists()
+
+
+def test_further_sentences_may_come_from_what_can_be_read_once(corpus, tmp_path):
+    run_stage_1(corpus, tmp_path / "stage1", "--text", "none")
+    os.mkfifo(pipe := tmp_path / "pipe")
+    letters = next(clip.text for clip in read_manifest(corpus / "manifest.jsonl") if clip.language == "es" and clip.split == "train").replace(" ", "")
+    threading.Thread(target=pipe.write_text, args=(letters,), daemon=True).start()
+    adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--out", str(tmp_path / "es"),
+                         "--steps", "2", "--preset", "paper", "--text", "none", "--more_text", str(pipe)])  # fmt: skip
+    assert json.loads((tmp_path / "es/assembly/assembly_config.json").read_text())["assemblies"]["es"]["text"] == letters
 
 
 def test_evaluate_reads_with_further_sentences_which_no_held_out_clip_says_and_leaves_the_model_as_it_is(corpus, tmp_path, capsys):

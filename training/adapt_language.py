@@ -29,6 +29,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import from_preset
 from modeling_master_asr.languages_master_asr import nearest_of
+from training.loop import checkpoints
 from training.loop.config import (
     EVALUATE_EVERY,
     LEARNING_RATES,
@@ -67,7 +68,7 @@ class AdaptConfig(PartsConfig):
     steps: Count = HfArg(default=1000, help="updates of what the language owns")
     beta2: Share = HfArg(default=0.98, help="Adam's, for the squares of the gradients")
     spec_masks: Count = HfArg(default=3, help="bands of mels, and times in every 2 s, that SpecAugment masks")
-    teacher_steps: CountOrZero = HfArg(default=0, help="first, of all weights of a copy, from which the language then learns beside CTC; the copy is thrown away")
+    teacher_steps: CountOrZero = HfArg(default=0, help="first, of all matrices of a copy (whole in each process), from which the language then learns beside CTC")
     finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps')
     finetune_learning_rate: Positive = HfArg(default=1e-4, help="of all weights")
     alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
@@ -88,14 +89,18 @@ class AdaptConfig(PartsConfig):
         super().__post_init__()
         if self.refine and self.init != "nearest":
             raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
-        try:
-            self.further_sentences()  # now, not when all is trained
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--more_text: got {self.more_text}, which cannot be read ({error}); allowed: a UTF-8 text file, a sentence a line.") from error
 
-    def further_sentences(self) -> list[str]:
-        """Those of `--more_text`."""
-        return [] if self.more_text is None else self.more_text.read_text(encoding="utf-8").splitlines()
+
+def further_sentences(config: AdaptConfig) -> list[str]:
+    """Those of `--more_text`, which may be a pipe: read once, and before anything else, not when all is trained.
+
+    Raises:
+        ValueError: if it is no text that can be read.
+    """
+    try:
+        return [] if config.more_text is None else config.more_text.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--more_text: got {config.more_text}, which cannot be read ({error}); allowed: a UTF-8 text file, a sentence a line.") from error
 
 
 def learning_rates(config: AdaptConfig) -> dict[str, float]:
@@ -166,19 +171,19 @@ def announce(model, config: AdaptConfig, training, dropped) -> dict:
     return {"trainable": trainable, "parameters": counts, "dropped": [str(clip.audio) for clip in dropped], "parts": list(assembly.parts)}
 
 
-def after_steps(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
+def after_steps(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None, *, stage: str) -> tuple[MasterASRForCTC, dict]:
     """The model after the steps of what is free in it, and their log."""
     place(accelerator, model, config)
     turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2,
                   config.mapping_decay, config.mapping_rest, config.average_last)  # fmt: skip
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher)
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher, stage=stage)
     turns.use_average()
     return unsharded(model), log
 
 
 def trained(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
     """The model after the steps of the language's assembly, as its file holds it, and their log."""
-    model, log = after_steps(accelerator, config, model, processor, features, splits, teacher)
+    model, log = after_steps(accelerator, config, model, processor, features, splits, teacher, stage="stage2")
     model.round_assembly(config.language)  # before it is tested: what is tested is what the file holds
     return model, log
 
@@ -195,17 +200,23 @@ def phase(config: AdaptConfig, name: str, steps: int, started_s: float) -> Adapt
 
 def taught_first(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[Optional[MasterASRForCTC], dict]:
     """The teacher that `--teacher_steps` asks for, and what the result says of it: a copy of which the matrices train as well as what the language owns
-    (but a delta, which is a change of theirs)."""
+    (but a delta, which is a change of theirs).
+
+    Raises:
+        ValueError: for a run that goes on without the teacher that it began with.
+    """
     if not config.teacher_steps:
+        if begun := checkpoints.listed(config.out / "teacher"):
+            raise ValueError(f"--teacher_steps: got 0; {begun[-1]} is of a run that began with a teacher. Pass the steps of then, or choose another --out.")
         return None, {}
-    accelerator.print(f"First a teacher: {config.teacher_steps} steps of all weights of a copy.")
+    accelerator.print(f"First a teacher: {config.teacher_steps} steps of all matrices of a copy.")
     teacher = deepcopy(model)
     for layer in teacher.master_asr.layout.linear:
         layer._parameters["weight"].requires_grad_(True)
     own = teacher.assemblies[config.language]
     if "delta" in own.parts:
         own.delta.requires_grad_(False)
-    teacher, log = after_steps(accelerator, phase(config, "teacher", config.teacher_steps, started_s), teacher, processor, features, splits)
+    teacher, log = after_steps(accelerator, phase(config, "teacher", config.teacher_steps, started_s), teacher, processor, features, splits, stage="stage2-teacher")
     teacher.requires_grad_(False).eval()
     return teacher, {"teacher_log": log, "teacher_test": tested(accelerator, teacher, processor, features, splits.test, greedy=True)}
 
@@ -228,7 +239,7 @@ def finetuned(accelerator, config: AdaptConfig, model, processor, features, spli
     config = phase(config, "finetune", config.finetune_steps, started_s)
     rates = dict.fromkeys(("W", "M", "T", "head", *OWN_PARTS), config.finetune_learning_rate)
     turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, stage="stage2-finetune")
     turns.use_average()
     model = unsharded(model)
     if accelerator.is_main_process:
@@ -252,7 +263,8 @@ def report(config: AdaptConfig, result: dict) -> None:
 
 def main(argv=None) -> None:
     config = parse(AdaptConfig, __doc__, argv)
-    with opened(config, "stage2") as accelerator:
+    more = further_sentences(config)
+    with opened(config) as accelerator:
         started_s = time.monotonic()
         set_seed(config.seed)
         model, processor = load(accelerator, config)
@@ -271,7 +283,7 @@ def main(argv=None) -> None:
         model, result["log"] = trained(accelerator, rest, model, processor, features, splits, teacher)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
-        keep_text(accelerator, model, config.language, splits, config, config.further_sentences())
+        keep_text(accelerator, model, config.language, splits, config, more)
         save(accelerator, config, model, splits)
         result |= measured(accelerator, model, processor, features, splits)
         if result["test"]:

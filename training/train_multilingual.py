@@ -120,7 +120,7 @@ def trained(accelerator, config: MultilingualConfig, model, processor, features,
     """The model after its steps, and their log."""
     place(accelerator, model, config)
     turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2, average_last=config.average_last)
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config)
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, stage="stage1")
     turns.use_average()
     return unsharded(model), log
 
@@ -157,7 +157,7 @@ def report(config: MultilingualConfig, result: dict) -> None:
 
 def main(argv=None) -> None:
     config = parse(MultilingualConfig, __doc__, argv)
-    with opened(config, "stage1") as accelerator:
+    with opened(config) as accelerator:
         facts = facts_of_run()  # now: the code may change while it runs
         set_seed(config.seed)
         splits = load_splits(accelerator, config, config.languages, config.minutes_per_language)

@@ -39,8 +39,8 @@ def save(out: Path, step: int, parts: dict[str, object], facts: dict, keep: int 
     target = out / name_of(step)
     part = out / f".{target.name}.part"
     try:
-        if target.exists():  # made before the run that is repeated now was killed: the same values
-            _set_aside(target)
+        if target.exists():
+            _check_is_ours(target)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         files = {f"{name}.pt": _write_part(part / f"{name}.pt", content) for name, content in parts.items()}
@@ -48,6 +48,8 @@ def save(out: Path, step: int, parts: dict[str, object], facts: dict, keep: int 
             json.dump({"step": step, "facts": facts, "files": files}, opened, indent=1)
             _sync(opened)
         _sync_folder(part)
+        if target.exists():  # made before the run that is repeated now was killed: the same values, and there until these are whole
+            _set_aside(target)
         os.replace(part, target)
         _sync_folder(out)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in the words of torch.save
@@ -92,14 +94,23 @@ def clear(out: Path) -> None:
         _set_aside(checkpoint)
 
 
-def _set_aside(checkpoint: Path) -> None:
-    """Deletes a checkpoint of ours; renamed first, so that a kill in between leaves no half one under its name.
+def _check_is_ours(checkpoint: Path) -> None:
+    """Refuses to touch what we did not write.
 
     Raises:
         FileExistsError: for a folder without our manifest.
     """
     if not (checkpoint / MANIFEST).is_file():
         raise FileExistsError(f"{checkpoint} is in the way, and no checkpoint of ours: it has no {MANIFEST}. Move it, or choose another --out")
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Deletes a checkpoint of ours; renamed first, so that a kill in between leaves no half one under its name.
+
+    Raises:
+        FileExistsError: see `_check_is_ours`.
+    """
+    _check_is_ours(checkpoint)
     aside = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(checkpoint, aside)
@@ -151,26 +162,39 @@ def damage(checkpoint: Path) -> Optional[str]:
     return None
 
 
-def load(out: Path, name: str, facts: dict) -> tuple[int, dict[str, object]]:
-    """`(step, {part: content})` of a checkpoint.
+def named(out: Path, name: str) -> Path:
+    """The folder of a checkpoint.
 
     Args:
         name: of the checkpoint in `out`, or "newest".
-        facts: what has to be as it was; see `save`.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged (naming the part, and the one before it that is whole), or made from other data.
     """
     there = listed(out)
     if not there or (name != "newest" and Path(out) / name not in there):
         raise FileNotFoundError(f"No {'checkpoint' if name == 'newest' else name} in {out} to resume from. There: {[p.name for p in there] or 'none'}.")
-    checkpoint = there[-1] if name == "newest" else Path(out) / name
+    return there[-1] if name == "newest" else Path(out) / name
+
+
+def load(out: Path, name: str, facts: dict) -> tuple[int, dict[str, object]]:
+    """`(step, {part: content})` of a checkpoint.
+
+    Args:
+        name: see `named`.
+        facts: what has to be as it was; see `save`.
+
+    Raises:
+        FileNotFoundError: see `named`.
+        ValueError: if it is damaged (naming the part, and the one before it that is whole), or made from other data.
+    """
+    checkpoint = named(out, name)
     wrong = damage(checkpoint)
     if wrong:
+        there = listed(out)
         older = next((p.name for p in reversed(there[: there.index(checkpoint)]) if damage(p) is None), None)
-        advice = f"The one before it is whole: --resume {older}." if older else "No older one is whole: start again without --resume."
-        raise ValueError(f"{checkpoint} is damaged: {wrong}. {advice}")
+        advice = f"The one before it, {older}, is whole" if older else "No older one is whole; the steps begin anew"
+        raise ValueError(f"{checkpoint} is damaged: {wrong}. {advice}: delete this one and --resume.")
     manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     changed = differences(manifest["facts"], facts)
     if changed:

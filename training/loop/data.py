@@ -40,7 +40,7 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
         ValueError: if a language has none, or none that short.
     """
     chosen = []
-    for language in languages:
+    for language in dict.fromkeys(languages):
         of_language = [clip for clip in clips if clip.language == language and clip.split == split]
         if not of_language:
             known = sorted({clip.language for clip in clips})

@@ -49,6 +49,7 @@ def claimed(out: Path, resume: Optional[str]) -> Iterator[None]:
     Raises:
         RuntimeError: if another run is at work there.
         FileExistsError: if another run was there, and this one would mix with it.
+        FileNotFoundError: if the checkpoint is not there; said before anything is read, or a teacher trained.
     """
     with locked(out):
         there = traces(out)
@@ -56,4 +57,6 @@ def claimed(out: Path, resume: Optional[str]) -> Iterator[None]:
             raise FileExistsError(f"{out} holds a run already: {there}. Go on with it by --resume, or choose another --out.")
         if not checkpoints.listed(out) and set(there) & set(RESULTS):
             raise FileExistsError(f"{out} holds {there} but no checkpoint to resume from. Choose another --out, or move them away.")
+        if resume not in (None, "newest"):
+            checkpoints.named(out, resume)
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -25,7 +25,7 @@ from training.loop.folder import claimed
 from training.loop.metrics import evaluate_clips, flattered
 from training.loop.optim import allowed_to_skip
 from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
-from training.loop.sources import read_data
+from training.loop.sources import Report, read_data
 from training.loop.stopping import StopRequest
 from training.loop.teacher import divergence
 from training.loop.text import beginning, without
@@ -57,15 +57,14 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
 
 
 @contextmanager
-def opened(config: LoopConfig, stage: str) -> Iterator[Accelerator]:
-    """A run from its claim on `--out`, made before any data is read, to the end of its trackers.
+def opened(config: LoopConfig) -> Iterator[Accelerator]:
+    """A run from its claim on `--out`, made before any data is read, to its end.
 
     Raises:
         RuntimeError, FileExistsError: see `training.loop.folder.claimed`.
     """
     accelerator = make_accelerator(config)
     with claimed(config.out, config.resume) if accelerator.is_main_process else nullcontext():
-        accelerator.init_trackers(stage)
         yield accelerator
         accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -89,6 +88,14 @@ class Splits:
     test: list[Clip]
 
 
+def read(config: LoopConfig, minutes: Optional[float] = None, splits: Optional[Collection[str]] = None) -> tuple[list[Clip], Report]:
+    """`training.loop.sources.read_data` as a run's settings say."""
+    return read_data(
+        config.data, config.out / "recordings", minutes, config.min_s, config.max_s, config.allow_outside, config.max_download_gb,
+        config.download_timeout_s, splits,
+    )  # fmt: skip
+
+
 def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: float) -> Splits:
     """Clips of `--data`, with the report of what was read and what was left out.
 
@@ -96,10 +103,7 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
         ValueError: if a language has no clips to train on, or none to validate with.
     """
     with accelerator.main_process_first():
-        clips, report = read_data(
-            config.data, config.out / "recordings", minutes, config.min_s, config.max_s, config.allow_outside, config.max_download_gb,
-            config.download_timeout_s,
-        )  # fmt: skip
+        clips, report = read(config, minutes)
     testable = having(clips, "test", languages)
     accelerator.print("\n".join(report.lines(clips)))
     if len(testable) < len(languages):
@@ -119,22 +123,23 @@ def keep_text(accelerator, model, language: str, splits: Splits, config, more: I
     Args:
         more: further ones, of which those stay out that validation or test clips say.
     """
-    before = model.config.text(language).splitlines()
-    more = list(more)
-    allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
+    before, more = model.config.text(language).splitlines(), list(more)
     transcripts = [clip.text for clip in splits.training if clip.language == language]
-    given = list(dict.fromkeys([*(before + transcripts if config.text == "transcripts" else []), *allowed]))  # what is refined has many twice
+    kept = [*before, *transcripts] if config.text == "transcripts" else []
+    if before and not kept:
+        model.config.set_text(language, "")
+        accelerator.print(f"The {len(before)} sentences that {language!r} had are gone (--text none).")
+    allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
+    given = list(dict.fromkeys([*kept, *allowed]))  # what is refined has many twice
     try:
         written = spell_sentences(given, language, model.config.vocab(language))
         fitting = beginning(written, KEPT_TEXT)
         model.config.set_text(language, "\n".join(fitting))  # as they are spelled already
     except ValueError as error:  # what was trained is saved, whatever its sentences
-        accelerator.print(f"Read {'with the sentences that it had' if before else 'greedily'}: {error}")
+        accelerator.print(f"Read {'with the sentences that it had' if model.config.text(language) else 'greedily'}: {error}")
         return
     if fitting:
         accelerator.print(f"{language!r} is read with {len(fitting)} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
-    elif before:
-        accelerator.print(f"{language!r} is read greedily; the {len(before)} sentences that it had are gone (--text none).")
     for lost, why in (
         (len(more) - len(allowed), "are said in validation or test clips, whose figures they would flatter"),
         (len(given) - len(written), "hold what the alphabet lacks (digits, signs, letters), or are written as others are"),
@@ -202,7 +207,7 @@ class Run:
         }  # fmt: skip
         moving = {id(mapping) for mapping in turns.mappings}
         self.watched = [code for code, a in model.assemblies.items() if id(a.mapping) in moving] or model.languages
-        self.progress = Progress()
+        self.progress, self.saved = Progress(), None
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; all processes have to call it."""
@@ -213,6 +218,7 @@ class Run:
         if is_main:
             parts |= {"progress": asdict(self.progress), "random": every_rank, "clips": self.clips}
             checkpoints.save(self.out, step, parts, self.facts)
+        self.saved = step
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> int:
@@ -353,7 +359,8 @@ class Run:
 
     def stop(self, step: int, reason: str) -> None:
         """Saves and ends the program, with exit code 0: nothing went wrong."""
-        self.save(step)
+        if step != self.saved:
+            self.save(step)
         self.accelerator.end_training()
         self.accelerator.print(f"Stopped at step {step} {reason}. Go on with the same command and --resume.")
         raise SystemExit(0)
@@ -382,17 +389,19 @@ def check_clips(before: list[str], now: list[str]) -> None:
         )
 
 
-def train(accelerator, model, processor, features, turns, clips, validation, config: LoopConfig, teacher=None) -> dict:
+def train(accelerator, model, processor, features, turns, clips, validation, config: LoopConfig, teacher=None, *, stage: str) -> dict:
     """Runs the steps that are left; returns the log: losses, validation figures, T's behaviour, skipped steps.
 
     Args:
         teacher: see `Run`.
+        stage: the tracker's name of these steps. Each training counts its steps from zero, and trackers want steps that grow.
 
     Raises:
         SystemExit: with code 0, after a checkpoint, once `--max_minutes` are over or SIGTERM came.
     """
     run = Run(accelerator, model, processor, features, turns, clips, validation, config, teacher)
     first_step = run.resume()
+    accelerator.init_trackers(stage)
     # evaluation_mode: autocast and no DDP, since a sharded model exchanges gradients itself
     wrapped = accelerator.prepare_model(model, evaluation_mode=True) if is_sharded(model) else accelerator.prepare(model)
     bar = tqdm(total=config.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
@@ -403,7 +412,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
                 run.evaluate_and_save(step)
             if run.out_of_patience():
                 break
-            if reason := stop.reason():
+            if step > first_step and (reason := stop.reason()):  # after a step at least, so that --max_minutes end with any number of starts
                 bar.close()
                 run.stop(step, reason)
             mean = run.log_losses(step, run.one_step(wrapped, step, batches))
@@ -412,6 +421,8 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
         else:
             run.evaluate_and_save(config.steps)
     run.return_to_best()
+    while accelerator.trackers:
+        accelerator.trackers.pop().finish()
     # accelerate leaves its autocast in the model's forward: what is tested, and used, is read as `from_pretrained` would
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).__dict__.pop("forward", None)
     return {**run.progress.log, "skipped": run.progress.skipped, "broken_clips": run.broken_clips()}
