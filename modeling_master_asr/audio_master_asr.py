@@ -366,7 +366,10 @@ def read_audio(
             check_rate(rate_hz, name or "audio")
             source = resample(mono_floats(source, name or "audio"), rate_hz, wanted_hz)
     elif hasattr(source, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` 4 hands out
-        decoded = source.get_all_samples()
+        try:
+            decoded = source.get_all_samples()
+        except RuntimeError as error:  # torchcodec's word for a file that it cannot decode
+            raise ValueError(f"{name or 'audio'} cannot be decoded ({error}).") from error
         # (channels, n) -> (n,): here the layout is known
         source = resample(mono_floats(decoded.data.float().mean(dim=0), name or "audio"), decoded.sample_rate, wanted_hz)
     elif isinstance(source, str) and source.startswith(("http://", "https://")):

@@ -210,7 +210,7 @@ class StoredMixin(UploadMixin):
         """As in Transformers, but float32 unless a dtype is asked for, so a checkpoint stored in fp16 runs on any CPU.
 
         Args:
-            dtype: of W and M, "auto": as stored; what languages own stays float32.
+            dtype: of W and M, "auto": as its config.json says; what languages own stays float32.
 
         Raises:
             FileNotFoundError: for a folder that is not there.
@@ -248,8 +248,11 @@ class StoredMixin(UploadMixin):
 
         Raises:
             ValueError: while a PEFT adapter is on: its wrappers' names would be written, which no `from_pretrained` reads; and where the config
-                names languages that this model lacks.
+                names languages that this model lacks, or one by default.
+            NotADirectoryError: for a file's name.
         """
+        if Path(save_directory).is_file():
+            raise NotADirectoryError(f"save_directory: got {str(save_directory)!r}, which is a file; allowed: a folder, which is made if it is not there.")
         if getattr(self, "_hf_peft_config_loaded", False):  # Transformers' own `add_adapter`: it writes the adapter alone, and no base
             super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
             return
@@ -260,6 +263,7 @@ class StoredMixin(UploadMixin):
                 "the adapter, peft_model.unload().save_pretrained the model without it."
             )
         base, before = self.base_model, self.config.fingerprint
+        self.config.check_default()
         lacking = sorted(set(self.config.languages) - set(base.assemblies))
         if lacking:
             raise ValueError(
@@ -276,12 +280,15 @@ class StoredMixin(UploadMixin):
         copy_code(save_directory)
         stored = base.stored
         as_stored = stored is not None and stored.loaded and stored.fingerprint is not None and stored.fingerprint == self.config.fingerprint
-        if as_stored or (stored is not None and stored.on_hub and base.stored_fingerprint() is not None):
+        may_keep = stored is not None and (stored.on_hub or base._cast_on_load)  # rounded while it was loaded, it is the base of those files yet
+        if as_stored or (may_keep and base.stored_fingerprint() is not None):
             self.config.fingerprint = stored.fingerprint  # a copy, or a checkpoint, of a base that has a name already
         else:
             base.remember(StoredBase(str(save_directory), None, self.config.fingerprint, on_hub=False))
 
     def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+        if getattr(self, "_hf_peft_config_loaded", False):  # the adapter alone is in there, and says of its sentences itself
+            return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
         self.config.name_sentences(self.config.languages)
         info = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
         self.base_model.remember(StoredBase(repo_id, info.oid, self.config.fingerprint, on_hub=True))

@@ -258,9 +258,8 @@ class MasterASRConfig(PreTrainedConfig):
         for language in order:
             self.add_assembly(language, **assemblies[language])
         self.character_bank = check_bank(character_bank, self.assemblies, character_bank_sha256)
-        if default_language is not None and default_language not in self.assemblies:
-            raise ValueError(f"default_language is {default_language!r}; one of {self.languages} is wanted, or None.")
         self.default_language = default_language
+        self.check_default()
         self.ctc_zero_infinity, self.ctc_loss_reduction = ctc_zero_infinity, check_reduction(ctc_loss_reduction)
         self.fingerprint = fingerprint
         self.base_model = base_model
@@ -308,6 +307,7 @@ class MasterASRConfig(PreTrainedConfig):
         config = returned[0] if isinstance(returned, tuple) else returned
         check_numbers(config.sparsity, config.num_specialists)  # again: keywords of from_pretrained are set after __init__
         check_reduction(config.ctc_loss_reduction)
+        config.check_default()
         if sources is None or not isinstance(returned, tuple):
             return returned
         return config, {**returned[1], "assemblies": sources}
@@ -332,6 +332,15 @@ class MasterASRConfig(PreTrainedConfig):
             KeyError: if it is not loaded; lists those that are.
         """
         return self.assemblies[self.check_language(language)]["vocab"]
+
+    def check_default(self) -> None:
+        """Refuses a language of calls that name none which is not loaded: a folder that holds such a config would never load.
+
+        Raises:
+            ValueError: naming those that are.
+        """
+        if self.default_language is not None and self.default_language not in self.assemblies:
+            raise ValueError(f"default_language is {self.default_language!r}; one of {self.languages} is wanted, or None.")
 
     def check_language(self, language: str) -> str:
         """Returns `language` if it is loaded.

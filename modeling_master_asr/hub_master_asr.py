@@ -28,7 +28,7 @@ from .assembly_master_asr import (
 from .base_master_asr import HUB_KWARGS, StoredBase, check_base
 from .configuration_master_asr import PIPELINE_TASK, check_folder, is_path
 from .processing_master_asr import MasterASRProcessor
-from .upload_master_asr import repo_for, upload
+from .upload_master_asr import make_branch, repo_for, upload
 
 logger = logging.get_logger(__name__)
 
@@ -36,6 +36,7 @@ CARD_NAME = "README.md"
 BEGIN, END = "<!-- master-asr assemblies: written anew by every save, write outside of it -->", "<!-- /master-asr assemblies -->"
 PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img[^>]*?\ssrc=[\"']([^\"']+)", re.IGNORECASE)
 SIZES = {"gate_bits": "?", "head_kilobytes": "?", "text_kilobytes": 0, "kilobytes": "?"}  # of an assembly's facts, and what stands for an older file's
+OF_A_PUSH = {"push_to_hub", "repo_id", "revision", "create_pr", "commit_message", "commit_description", "private", "token"}
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
 
 Source = Union[str, Path]
@@ -130,6 +131,13 @@ def card_data(languages: Iterable[str], **facts) -> ModelCardData:
     return ModelCardData(
         library_name="transformers", pipeline_tag=PIPELINE_TASK, language=list(dict.fromkeys(c.split("-")[0] for c in languages)), **facts
     )
+
+
+def with_tags(card: str, tags: list[str]) -> str:
+    """A card with further tags."""
+    card = ModelCard(card, ignore_metadata_errors=True)
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
+    return str(card)
 
 
 def default_card(config) -> str:
@@ -251,6 +259,8 @@ class HubMixin:
         }  # fmt: skip
         if taken := sorted({*own, "text"} & set(facts)):
             raise ValueError(f"facts: got {taken}, by which the file says what the language is; allowed: other names.")
+        if taken := sorted(OF_A_PUSH & set(facts)):
+            raise ValueError(f"facts: got {taken}, which say how something is pushed; allowed: other names. To push it: push_assembly_to_hub.")
         return {**own, **facts}
 
     def _write_assembly(self, language: str, folder: Path, facts: dict) -> Path:
@@ -308,12 +318,17 @@ class HubMixin:
         token: Union[str, bool, None] = None,
         commit_message: Optional[str] = None,
         base: Optional[str] = None,
+        revision: Optional[str] = None,
+        create_pr: bool = False,
+        commit_description: Optional[str] = None,
         **facts,
     ) -> CommitInfo:
         """Uploads one language in one commit; languages that the repo already holds stay, and so does what people wrote in its card.
 
         Args:
             base: hub id of the base that it was made for, where the model was loaded from a folder; `owner/name@revision` too.
+            revision: a branch, made if it is not there.
+            create_pr: whether to propose the commit in place of making it.
             facts: as in `save_assembly`.
 
         Raises:
@@ -327,7 +342,8 @@ class HubMixin:
         facts |= self._base_for_others(facts["fingerprint"], base, token)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
-        head = api.model_info(repo_id).sha
+        make_branch(api, repo_id, revision)
+        head = api.model_info(repo_id, revision=revision).sha
         with TemporaryDirectory() as folder:
             for name in (ASSEMBLY_CONFIG_NAME, CARD_NAME):  # so that its other languages stay listed
                 try:
@@ -337,7 +353,8 @@ class HubMixin:
             path = self._write_assembly(language, Path(folder), facts)
             write_assembly_card(Path(folder), repo_id)
             names = [path.name, ASSEMBLY_CONFIG_NAME, CARD_NAME]
-            return upload(api, folder, repo_id, commit_message or f"Assembly of {language}", names, parent=head)
+            message = commit_message or f"Assembly of {language}"
+            return upload(api, folder, repo_id, message, names, parent=head, revision=revision, description=commit_description, create_pr=create_pr)
 
     def _base_for_others(self, fingerprint: str, base: Optional[str], token) -> dict:
         """`base` and `base_revision` of an assembly that is published.
@@ -382,6 +399,8 @@ class HubMixin:
         revision: Optional[str] = None,
         commit_message: Optional[str] = None,
         create_pr: bool = False,
+        commit_description: Optional[str] = None,
+        tags: Optional[list[str]] = None,
         **save_kwargs,
     ) -> CommitInfo:
         """Uploads weights, config, processor, card and every file remote loading needs, in one commit.
@@ -389,13 +408,16 @@ class HubMixin:
         Args:
             processor: None: the model's own, `MasterASRProcessor.from_model(model)`.
             card: text of README.md, or its path (the pictures that it shows go along); None keeps the repo's, or writes a short one.
-            save_kwargs: of `save_pretrained`, such as `max_shard_size`.
+            tags: further ones of the card.
+            save_kwargs: of `save_pretrained`: `max_shard_size`, `variant`.
 
         Raises:
             ValueError: if what would be uploaded holds a token or a path of this machine, or for `private` on a public repo; while an adapter
                 of Transformers' own is on.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
+        if unknown := sorted(set(save_kwargs) - {"max_shard_size", "variant", "safe_serialization"}):
+            raise TypeError(f"push_to_hub: got {unknown}; allowed: what its docstring names, and max_shard_size and variant, which save_pretrained takes.")
         if getattr(self, "_hf_peft_config_loaded", False):
             raise ValueError(
                 "Transformers' own adapter is on, and would be written alone, without this model. Write it with save_pretrained(folder) and upload the folder, or "
@@ -406,9 +428,12 @@ class HubMixin:
         self.config.name_sentences(self.languages)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
-        head = None if revision is not None else api.model_info(repo_id).sha
+        make_branch(api, repo_id, revision)
+        head = api.model_info(repo_id, revision=revision).sha
         if card is None and not api.file_exists(repo_id, CARD_NAME, revision=head):
             card = default_card(self.config)
+        elif card is None and tags:
+            card = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=head)).read_text(encoding="utf-8")
         before = self.master_asr.stored, self.config.fingerprint
         with TemporaryDirectory() as folder:
             try:
@@ -420,10 +445,12 @@ class HubMixin:
                     for name, picture in pictures_of(card, beside).items():
                         (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                         shutil.copy(picture, Path(folder) / name)
+                if card is not None and tags:
+                    card = with_tags(card, tags)
                 if card is not None:
                     ModelCard(card.replace("THIS_REPO", repo_id), ignore_metadata_errors=True).save(Path(folder) / CARD_NAME)
                 message = commit_message or f"Master-ASR with {', '.join(self.config.languages)}"
-                info = upload(api, folder, repo_id, message, parent=head, revision=revision, create_pr=create_pr)
+                info = upload(api, folder, repo_id, message, parent=head, revision=revision, create_pr=create_pr, description=commit_description)
             except BaseException:
                 self.master_asr.remember(before[0])
                 self.config.fingerprint = before[1]

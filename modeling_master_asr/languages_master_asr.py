@@ -40,6 +40,8 @@ def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, in
     if isinstance(sentences, str):
         raise ValueError("sentences is one text; a list of texts is wanted, one a sentence: text.splitlines().")
     sentences, kept = list(sentences), {}
+    if strange := [sentence for sentence in sentences if not isinstance(sentence, str)]:
+        raise ValueError(f"sentences: got {strange[0]!r} among them; allowed: texts.")
     known = {character for token in vocab if token not in SPECIAL_TOKENS for character in token} | {" "}
     for sentence in sentences:
         written = " ".join(spelled(sentence, known, language).split())
@@ -101,6 +103,8 @@ class LanguageMixin:
             KeyError: if it is not loaded.
         """
         self.config.default_language = None if language is None else self.config.check_language(language)
+        if hasattr(self.assemblies, "set_base_default"):  # PEFT adapters are on, each of which has a default of its own
+            self.assemblies.set_base_default(language)
 
     def add_language(
         self,

@@ -81,12 +81,15 @@ class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs) -> None:
         if enable:
-            if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", False):
+            asked = getattr(gradient_checkpointing_func, "keywords", {})
+            if "context_fn" in asked:
+                raise ValueError("gradient_checkpointing_kwargs: got context_fn; allowed: others. The model has its own, which carries a call's language.")
+            if asked.get("use_reentrant", False):
                 raise ValueError(
                     "use_reentrant=True cannot carry a call's language into the recomputation. "
                     'Use gradient_checkpointing_kwargs={"use_reentrant": False}.'
                 )
-            gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=checkpoint_contexts)
+            gradient_checkpointing_func = partial(checkpoint, **{**asked, "use_reentrant": False, "context_fn": checkpoint_contexts})
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def _replicate_for_data_parallel(self):
@@ -411,7 +414,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             targets = labels[clips]
             if bool((targets == vocab["[PAD]"]).any()):
                 raise ValueError(f"Labels of {code!r} hold the id {vocab['[PAD]']}, [PAD], which CTC keeps for its blank. Pad labels with -100: processor.pad does.")
-            if int(targets.max()) >= len(vocab):
+            if targets.numel() and int(targets.max()) >= len(vocab):
                 raise ValueError(
                     f"Label id {int(targets.max())} is outside the {len(vocab)} tokens of {code!r}: "
                     f"encode with processor(text=..., language={code!r})."

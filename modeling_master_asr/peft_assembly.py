@@ -156,8 +156,12 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         """The base's own assemblies, the config as it was before the first adapter."""
         for language in self.language_of.values():
             self._config.assemblies.pop(language, None)
-        self._config.default_language = self._base_default
+        self._config.default_language = self._base_default if self._base_default in self._config.assemblies else None  # removed meanwhile
         return self.base_layer
+
+    def set_base_default(self, language: Optional[str]) -> None:
+        """The default language that is there without adapters: what the user named while there were some."""
+        self._base_default = language
 
     # ------------------------------------------------------------------ as PEFT sees it
 
@@ -339,6 +343,9 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         language: which one, where the repo holds several.
         adapter_name: None: "default" for the first adapter, as in PEFT, and the language's code for further ones, with lang_ in front
             where PyTorch has the code for itself (`to`, `pop`).
+
+    Raises:
+        OSError, ValueError: as `load_assembly`; the model is then as it was.
     """
     language, facts, path = fetch_assembly(id_or_path, language, **hub_kwargs)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -348,13 +355,20 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"),
         sentences=facts.get("text", "").splitlines(),
     )  # fmt: skip
-    if isinstance(model, PeftModel):
+    if had_adapters := isinstance(model, PeftModel):
         adapter_name = adapter_name or usable_name(language)
         model.add_adapter(adapter_name, config)
     else:
         adapter_name = adapter_name or "default"
         model = get_peft_model(model, config, adapter_name=adapter_name)
-    assembly = base.assemblies.assembly_adapter[adapter_name]  # another of the same language may be the one that serves it
-    wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
-    assembly.load_state_dict(read_tensors(path, wanted, facts, source))
+    try:
+        assembly = base.assemblies.assembly_adapter[adapter_name]  # another of the same language may be the one that serves it
+        wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
+        assembly.load_state_dict(read_tensors(path, wanted, facts, source))
+    except BaseException:  # nobody shall be read with what was not loaded
+        if had_adapters:
+            model.delete_adapter(adapter_name)
+        else:
+            model.unload()
+        raise
     return model

@@ -25,7 +25,7 @@ ITEM_ERRORS = (FileNotFoundError, TimeoutError, OSError, KeyError, TypeError, Va
 class Item:
     """One input of a call: where it stands in its list (None: alone), and the language named for it."""
 
-    source: Any
+    source: Any  # or the error that came in its place
     place: Optional[int] = None
     language: Optional[str] = None
 
@@ -47,7 +47,10 @@ class Items(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
-        return Item(self.dataset[index], index)
+        try:
+            return Item(self.dataset[index], index)
+        except ITEM_ERRORS as error:
+            return Item(error, index)
 
 
 class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
@@ -59,8 +62,18 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
     NumPy time stamps; this one does not.
     """
 
-    def __init__(self, model, *args, **kwargs):
-        super().__init__(model, *args, **kwargs)
+    def __init__(self, model, feature_extractor=None, tokenizer=None, decoder=None, **kwargs):
+        """As in Transformers; what of the processor is not given is the model's own.
+
+        Raises:
+            ValueError: for a processor of other alphabets, or that listens otherwise; for a decoder.
+        """
+        if decoder is not None:
+            raise ValueError(f"decoder: got a {type(decoder).__name__}; allowed: None. A language model of characters is made of sentences: model.set_text(code, [...]).")
+        if feature_extractor is None or tokenizer is None:
+            own = MasterASRProcessor.from_model(model)
+            feature_extractor, tokenizer = feature_extractor or own.feature_extractor, tokenizer or own.tokenizer
+        super().__init__(model, feature_extractor=feature_extractor, tokenizer=tokenizer, **kwargs)
         self._kept_processor: Optional[tuple[list, MasterASRProcessor]] = None
         self._receptive_field: Optional[int] = None
         self._processor.check_model(self.model)
@@ -75,6 +88,11 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         if kept is None or len(kept[0]) != len(alphabets) or any(a[0] != b[0] or a[1] is not b[1] for a, b in zip(kept[0], alphabets)):
             self._kept_processor = kept = alphabets, MasterASRProcessor.from_config(config, self.feature_extractor)
         return kept[1]
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As in Transformers, with the alphabets of the model as it is now."""
+        super().save_pretrained(save_directory, **kwargs)
+        self._processor.save_pretrained(save_directory, **kwargs)
 
     def _check_tokenizer(self, vocab) -> None:
         config = self.model.config
@@ -118,6 +136,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             inputs = (Item(item, i) for i, item in enumerate(inputs))
         elif isinstance(inputs, Dataset):
             inputs = Items(inputs)
+        elif hasattr(inputs, "column_names"):
+            raise TypeError(f"A data set of {inputs.column_names} is no audio; its column is: asr(dataset[\"audio\"]).")
         if language is not None:
             kwargs["language"] = language
         return [] if _is_list(inputs) and not len(inputs) else super().__call__(inputs, **kwargs)
@@ -164,6 +184,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
 
     def _chunks_of(self, item: Item, language, chunk_length_s, stride_length_s, limits: dict) -> Iterator[dict]:
         source, trim = item.source, (0, 0)
+        if isinstance(source, Exception):
+            raise source
         if isinstance(source, Mapping):
             language = source["language"] if source.get("language") is not None else language
             trim = source.get("stride") or trim
@@ -192,6 +214,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         field - ratio samples beyond n * ratio, and every frame of the clip is kept by exactly one chunk.
         """
         ratio, rate_hz = self.model.config.inputs_to_logits_ratio, self._processor.sampling_rate_hz
+        if chunk_length_s is None and stride_length_s is not None:
+            raise ValueError(f"stride_length_s: got {stride_length_s!r}; allowed: beside chunk_length_s, whose chunks it overlaps.")
         if not chunk_length_s:
             yield 0, total, 0, total
             return

@@ -57,6 +57,12 @@ def repo_for(api: HfApi, repo_id: str, private: Optional[bool] = None) -> str:
     return api.create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
+def make_branch(api: HfApi, repo_id: str, revision: Optional[str]) -> None:
+    """Makes a branch that is not there; none for a reference, such as a proposal's."""
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+
+
 def upload(
     api: HfApi,
     folder: Union[str, Path],
@@ -82,8 +88,7 @@ def upload(
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if names is None or name in names}
     check_publishable(files)
-    if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    make_branch(api, repo_id, revision)
     return api.create_commit(
         repo_id, [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(files.items())],
         commit_message=message, commit_description=description, revision=revision, create_pr=create_pr,

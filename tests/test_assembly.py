@@ -298,6 +298,21 @@ def test_a_base_in_a_smaller_type_is_still_the_base_it_was_loaded_from(base, tmp
     assert json.loads((tmp_path / "small/config.json").read_text())["fingerprint"] != model.config.fingerprint
 
 
+def test_a_base_in_a_smaller_type_keeps_its_name_over_its_checkpoints(base, tmp_path):
+    small = MasterASRForCTC.from_pretrained(base, dtype=torch.bfloat16)
+    small.save_pretrained(tmp_path / "checkpoint-100")  # as Trainer does
+    small.save_assembly("fr", tmp_path / "fr")
+    assert MasterASRForCTC.from_pretrained(base).load_assembly(tmp_path / "fr", replace=True) == "fr"
+    assert small.load_assembly(tmp_path / "fr", replace=True) == "fr"
+    shutil.rmtree(tmp_path / "checkpoint-100")  # as Trainer does
+    small.save_assembly("en", tmp_path / "fr")
+    assert {facts["base"] for facts in json.loads((tmp_path / "fr/assembly_config.json").read_text())["assemblies"].values()} == {base.name}
+    write_through_data(small)
+    small.save_pretrained(tmp_path / "trained")
+    small.save_assembly("fr", tmp_path / "other")
+    assert json.loads((tmp_path / "other/assembly_config.json").read_text())["assemblies"]["fr"]["base"] == "trained"
+
+
 @torch.no_grad()
 def test_a_given_state_dict_is_what_the_saved_fingerprint_is_of(base, tmp_path):
     model = with_spanish(base)

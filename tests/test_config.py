@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
 
 from demo.run import DemoConfig
+from modeling_master_asr import MasterASRForCTC
 from training import adapt_language, train_multilingual
 from training.adapt_language import AdaptConfig
 from training.loop.config import MAY_CHANGE, LoopConfig, as_record, differences, parse
@@ -103,3 +105,14 @@ def test_help_shows_every_setting_with_its_default(capsys):
 def test_a_delta_of_rank_1_moves_faster_than_others_unless_told_otherwise(settings, rate):
     config = AdaptConfig(model="m", data=["d"], language="es", out=Path("o"), **settings)
     assert adapt_language.learning_rates(config)["delta"] == rate
+
+
+def test_a_default_that_is_not_loaded_is_refused_where_it_is_set_or_saved(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(ValueError, match="default_language is 'xx'; one of .'en', 'fr', 'ru'. is wanted, or None"):
+        MasterASRForCTC.from_pretrained(tmp_path / "m", default_language="xx")
+    model.config.default_language = "xx"
+    with pytest.raises(ValueError, match="default_language is 'xx'"):
+        model.save_pretrained(tmp_path / "n")
+    assert not (tmp_path / "n").exists()

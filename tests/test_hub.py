@@ -19,6 +19,7 @@ from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2FeatureExtracto
 
 from modeling_master_asr import MasterASRForCTC, MasterASRModel, MasterASRPipeline, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import BEGIN, END, assembly_card, default_card
+from modeling_master_asr.peft_assembly import AssemblyConfig
 
 TOKEN = "a-token"
 MODEL, SPANISH = "tester/master", "tester/master-es"
@@ -432,6 +433,42 @@ def test_a_push_is_refused_where_somebody_pushed_while_its_files_were_written(hu
     with pytest.raises(HfHubHTTPError, match="412"):
         pushed.push_to_hub(MODEL, token=TOKEN) if what == "model" else model.push_assembly_to_hub("fr", SPANISH, token=TOKEN)
     assert hub.repos[repo].commits[-1].files["x.txt"] == b"x"  # made from what lay there before, it would have undone it
+
+
+@pytest.mark.parametrize("what", ["model", "assembly"])
+def test_a_push_goes_where_it_is_told_branch_proposal_and_description(hub, pushed, cache, monkeypatch, what):
+    seen, commit = {}, HfApi.create_commit
+    monkeypatch.setattr(HfApi, "create_branch", lambda self, repo_id, branch, exist_ok: self.create_tag(repo_id, tag=branch, exist_ok=True))
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, repo_id, operations, **named: (seen.update(named), commit(self, repo_id, operations, commit_message="x"))[1])
+    options = {"revision": "v2", "create_pr": True, "commit_message": "m", "commit_description": "d", "token": TOKEN}
+    model = with_spanish(cache)
+    if what == "model":
+        pushed.push_to_hub(MODEL, tags=["spoken"], **options)
+        assert "spoken" in ModelCard(hub.files(MODEL)["README.md"].decode()).data.tags
+        with pytest.raises(TypeError, match="push_to_hub: got .'bogus'.; allowed: what its docstring names"):
+            pushed.push_to_hub(MODEL, bogus=3, token=TOKEN)
+    else:
+        model.push_assembly_to_hub("es", SPANISH, **options)
+        facts = json.loads(hub.files(SPANISH)["assembly_config.json"])["assemblies"]["es"]
+        assert not set(facts) & set(options) - {"token"}
+        with pytest.raises(ValueError, match="facts: got .'push_to_hub', 'repo_id'., which say how something is pushed; .*: push_assembly_to_hub"):
+            model.save_assembly("es", "es", push_to_hub=True, repo_id=SPANISH)
+    assert {name: seen[name] for name in ("revision", "create_pr", "commit_message", "commit_description")} == {
+        "revision": "v2", "create_pr": True, "commit_message": "m", "commit_description": "d",
+    }  # fmt: skip
+    assert seen["parent_commit"] in {c.oid for c in hub.repos[MODEL if what == "model" else SPANISH].commits}
+
+
+def test_transformers_own_adapter_is_pushed_alone_and_names_no_base(hub, pushed, cache, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    model = MasterASRForCTC.from_pretrained(MODEL, **cache)
+    model.set_text("fr", ["a"])
+    model.add_adapter(AssemblyConfig(language="es", vocab=vocab("abñ")))
+    model.save_pretrained(tmp_path / "es", push_to_hub=True, repo_id=SPANISH)
+    assert "adapter_config.json" in hub.files(SPANISH) and "This publishes the sentences" not in caplog.text
+    model.delete_adapter("default")
+    model.save_assembly("fr", tmp_path / "fr")
+    assert json.loads((tmp_path / "fr/assembly_config.json").read_text())["assemblies"]["fr"]["base"] == MODEL
 
 
 @torch.no_grad()

@@ -508,3 +508,32 @@ def test_a_language_that_another_model_put_into_a_shared_config_is_not_saved_wit
     with pytest.raises(ValueError, match=r"config.assemblies names \['pt'\], and this model has no values.*copy.deepcopy"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_gradient_checkpointing_keeps_what_is_asked_of_it_and_refuses_a_context_of_ones_own():
+    model = tiny_model().train()
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) and hasattr(m, "_gradient_checkpointing_func")]
+    assert layers and all(m._gradient_checkpointing_func.keywords["preserve_rng_state"] is False for m in layers)
+    assert not any(m._gradient_checkpointing_func.keywords["use_reentrant"] for m in layers)
+    with pytest.raises(ValueError, match="got context_fn; allowed: others"):
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": lambda: None})
+
+
+def test_labels_without_a_column_are_those_of_clips_that_say_nothing():
+    model, inputs = tiny_model(), inputs_for(tiny_model())
+    clips = len(next(iter(inputs.values())))
+    none, padded = (model(**inputs, labels=labels, language="en").loss for labels in (torch.empty(clips, 0, dtype=torch.long), torch.full((clips, 2), -100)))
+    assert torch.isfinite(none) and torch.equal(none, padded)
+
+
+def test_a_files_name_is_no_folder_to_save_in(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(NotADirectoryError, match="save_directory: got .*x', which is a file; allowed: a folder"):
+        (model := tiny_model()).save_pretrained(tmp_path / "x")
+    assert model.config.fingerprint is None
+
+
+def test_sentences_are_texts():
+    with pytest.raises(ValueError, match="sentences: got 1 among them; allowed: texts"):
+        tiny_model().set_text("fr", ["a", 1])

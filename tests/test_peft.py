@@ -531,3 +531,34 @@ def test_a_language_is_not_said_to_be_of_another_base_where_an_adapter_hides_it(
     model = get_peft_model(load(base), LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="a PEFT adapter lies on this model.*Load the language first"):
         model.get_base_model().load_assembly(tmp_path)
+
+
+def test_an_assembly_that_cannot_be_read_leaves_no_language_behind(base, tmp_path):
+    load(base).save_assembly("fr", tmp_path / "fr")
+    file = next((tmp_path / "fr").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-8])
+    model = load(base)
+    model.remove_language("fr")
+    model.set_language("ru")
+    for wrap in (False, True):
+        target = get_peft_model(model, AssemblyConfig(language="es", vocab=ES)) if wrap else model
+        languages, default = list(model.languages), model.config.default_language
+        with pytest.raises(ValueError, match="fr"):
+            peft_from_assembly(target, tmp_path / "fr")
+        assert model.languages == languages and model.config.default_language == default
+        assert "fr" not in model.assemblies and hasattr(model.assemblies, "set_base_default") == wrap
+
+
+def test_the_default_that_is_named_beside_adapters_stays_when_they_go_and_no_removed_one_comes_back(base, tmp_path):
+    model = load(base)
+    model.set_language("fr")
+    adapted = get_peft_model(model, AssemblyConfig(language="es", vocab=ES))
+    assert model.config.default_language == "es"
+    model.set_language("ru")
+    assert model.config.default_language == "ru"
+    with adapted.disable_adapter():
+        assert model.config.default_language == "ru"
+    model.remove_language("ru")
+    assert adapted.unload().config.default_language is None
+    model.save_pretrained(tmp_path / "saved")
+    assert load(tmp_path / "saved").languages == ["en", "fr"]

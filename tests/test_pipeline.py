@@ -443,3 +443,50 @@ def test_inputs_may_come_one_after_the_other_however_they_come(asr):
     expected = [answer["text"] for answer in asr(CLIPS, language="fr")]
     for inputs in (Stream(), Column(), iter(CLIPS), map(np.copy, CLIPS), (clip for clip in CLIPS)):
         assert [answer["text"] for answer in asr(inputs, language="fr")] == expected
+
+
+def test_a_pipeline_of_a_model_alone_has_the_rest_and_saves_the_languages_of_now(tmp_path):
+    asr = MasterASRPipeline(tiny_model())
+    together = asr(CLIPS, language="en", batch_size=2)
+    assert together == [asr(clip, language="en") for clip in CLIPS]
+    asr.model.remove_language("fr")
+    asr.model.add_language("fr", vocab("éçabcdefgh"))
+    asr.model.add_language("es", vocab("abñ"))
+    texts = [asr(CLIPS[0], language=code) for code in ("fr", "es")]
+    asr.save_pretrained(tmp_path)
+    assert set(transformers.AutoProcessor.from_pretrained(tmp_path).languages) == set(asr.model.languages)
+    again = pipeline("automatic-speech-recognition", model=str(tmp_path), trust_remote_code=True, device="cpu")
+    assert [again(CLIPS[0], language=code) for code in ("fr", "es")] == texts
+
+
+def test_what_a_pipeline_would_not_read_is_refused():
+    asr = make()
+    with pytest.raises(ValueError, match="decoder: got a str; allowed: None. .*model.set_text"):
+        MasterASRPipeline(asr.model, decoder="lm")
+    with pytest.raises(ValueError, match="stride_length_s: got 5; allowed: beside chunk_length_s"):
+        asr(CLIPS[0], language="en", stride_length_s=5)
+    assert asr(CLIPS[0], language="en", stride_length_s=5, chunk_length_s=0) == asr(CLIPS[0], language="en")
+    with pytest.raises(TypeError, match=r"A data set of \['audio'\] is no audio; its column is: asr\(dataset\[.audio.\]\)"):
+        asr(datasets.Dataset.from_dict({"audio": [[0.0] * 9]}), language="en")
+
+
+def test_one_bad_item_of_a_data_set_or_of_a_decoder_costs_that_item():
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise ValueError("row 1 is torn")
+            return CLIPS[index]
+
+    def torn():
+        raise RuntimeError("no frames")
+
+    asr = make()
+    given = list(asr(Broken(), language="en", on_error="return"))
+    assert [g["text"] is None for g in given] == [False, True, False] and given[1]["error"] == "Input 1: row 1 is torn"
+    with pytest.raises(ValueError, match="Input 1: row 1 is torn"):
+        list(asr(Broken(), language="en"))
+    answer = asr([CLIPS[0], SimpleNamespace(get_all_samples=torn)], language="en", on_error="return")
+    assert answer[0]["text"] is not None and answer[1]["error"] == "Input 1: audio cannot be decoded (no frames)."
