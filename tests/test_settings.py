@@ -88,6 +88,19 @@ def test_the_settings_of_stage_2_reach_what_they_are_named_after(corpus, base, t
     assert {name: turns["learning_rates"][name] for name in ("head", "T", "norms", "delta")} == {"head": 3e-4, "T": 4e-4, "norms": 5e-4, "delta": 6e-4}
 
 
+def test_teacher_language_and_finetuning_have_each_the_steps_and_rates_that_are_named_for_them(corpus, base, tmp_path, monkeypatch):  # noqa: F811
+    made, turns = [], adapt_language.Turns
+    monkeypatch.setattr(adapt_language, "Turns", lambda model, alpha, beta, gamma, rates, num_steps, *args, **kwargs: (
+        made.append((num_steps, rates)), turns(model, alpha, beta, gamma, rates, num_steps, *args, **kwargs))[1])  # fmt: skip
+    run_stage_2(
+        corpus, base, tmp_path, "--teacher_steps", "3", "--finetune_steps", "2", "--finetune_learning_rate", "1e-5",
+        "--parts", "mapping", "head", "specialist", "scales", "--specialist_learning_rate", "2e-5", "--scales_learning_rate", "3e-5",
+    )  # fmt: skip
+    (teachers, teacher), (own, language), (after, finetuned) = made
+    assert (teachers, own, after) == (3, 4, 2) and teacher == language and teacher["W"] == adapt_language.RATE_OF_TEACHER == 1e-4
+    assert (language["specialist"], language["scales"]) == (2e-5, 3e-5) and set(finetuned.values()) == {1e-5}
+
+
 def test_validation_while_a_language_trains_is_read_greedily(corpus, base, tmp_path, monkeypatch):  # noqa: F811
     evaluate, greedy = watching.evaluate_clips, []
     monkeypatch.setattr(watching, "evaluate_clips", lambda *args, **kwargs: (greedy.append(kwargs.get("greedy")), evaluate(*args, **kwargs))[1])
