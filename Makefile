@@ -1,7 +1,7 @@
 # make demo   adapts the shipped checkpoint to Spanish (about 10 minutes on 2 cores)
 # make test       everything that is not marked slow
 # make test-all   everything
-# Both set up .venv first. PRESET=paper gives the paper's own stage 2.
+# Both set up .venv first. PRESET=paper gives the paper's own parts.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,7 +1,7 @@
 """The demo: Spanish from 10 minutes of recordings, on a laptop, without disturbing the other languages.
 
     make demo
-    python -m demo.run --preset paper              # the paper's own stage 2
+    python -m demo.run --preset paper              # the paper's own parts
     python -m demo.run --steps 6 --test_minutes 0.3  # a glance (CI)
 """
 

@@ -129,12 +129,17 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: LowRank) -> None:
-        """Takes another's products, of the same layers: exactly with as much rank or more, else the nearest of this rank."""
+        """Takes another's products, of the same layers: exactly with as much rank or more, else the nearest of this rank.
+
+        Where the other's have less rank than that, the directions left over start as of a fresh part, and can learn.
+        """
         for (up, down), (other_up, other_down) in zip(self(), other()):
-            rank = min(up.shape[1], other_up.shape[1])
+            rank, fresh = min(up.shape[1], other_up.shape[1]), down.clone()
             if rank < other_up.shape[1]:
                 other_up, other_down = _of_rank(other_up, other_down, rank)
             up[:, :rank], down[:rank] = other_up, other_down
+            dead = ~(up[:, :rank].any(0) | down[:rank].any(1))
+            down[:rank][dead] = fresh[:rank][dead]
 
 
 def _of_rank(up: torch.Tensor, down: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,6 +147,7 @@ def _of_rank(up: torch.Tensor, down: torch.Tensor, rank: int) -> tuple[torch.Ten
     left, of_up = torch.linalg.qr(up)
     right, of_down = torch.linalg.qr(down.T)
     u, scale, v = torch.linalg.svd(of_up @ of_down.T)  # (R, R): up down = left (of_up of_down') right'
+    scale[scale < scale[0] * len(scale) * torch.finfo(scale.dtype).eps] = 0  # what rounding left of nothing
     half = scale[:rank].sqrt()
     return left @ u[:, :rank] * half, half[:, None] * (v[:rank] @ right.T)
 

@@ -158,7 +158,7 @@ def from_preset(preset: str, parts=None, rank: Optional[int] = None, targets: Op
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {list(PRESETS)}; got {preset!r}.")
-    said = {"parts": parts, "rank": rank, "targets": targets}
+    said = {"parts": parts if parts is None or isinstance(parts, str) else list(parts), "rank": rank, "targets": targets}
     return {name: value if said[name] is None else said[name] for name, value in PRESETS[preset].items()}
 
 

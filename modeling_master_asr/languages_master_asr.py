@@ -24,7 +24,13 @@ logger = logging.get_logger(__name__)
 
 
 def nearest_of(losses: dict[str, float]) -> str:
-    """The language that `rank_assemblies` found nearest; where no letter is shared with any, the first, with a warning."""
+    """The language that `rank_assemblies` found nearest; where no letter is shared with any, the first, with a warning.
+
+    Raises:
+        ValueError: of none.
+    """
+    if not losses:
+        raise ValueError('init: got "nearest", and no language is loaded; allowed: "random".')
     nearest = min(losses, key=losses.get)
     if losses[nearest] == float("inf"):
         logger.warning(f"No loaded language shares a letter with the new one, so none is known to be near: it starts from {nearest!r}, the first.")

@@ -82,3 +82,31 @@ def test_adam_remembers_squares_for_as_long_as_beta2_says_and_ts_gradient_adds_u
         assert turns.step(step)
         sum_of_both = turns.collected[0]
     assert torch.equal(sum_of_both, torch.full_like(mapping, 3.0)) and mapping.grad is None
+
+
+@pytest.mark.parametrize("options", [{"gamma": 2}, {"gamma": 0, "mapping_gradient": "last"}])
+def test_whoever_trains_after_the_turns_trains_all_that_they_trained(options):
+    model = tiny_model()
+    inputs, labels = inputs_for(model), torch.tensor([[3, 4], [4, 3]])
+    rates = dict.fromkeys(("W", "M", "T", "head"), 1e-3)
+    first = Turns(model, 10, 3, learning_rates=rates, num_steps=4, **options)
+    before = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for step in range(4):
+        model.train()
+        first.begin(step)
+        model(**inputs, labels=labels, language="fr").loss.backward()
+        first.step(step)
+    first.end()
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == before
+    second = Turns(model, 10, 3, learning_rates=rates, num_steps=4, **options)
+    assert (len(second.masked), len(second.specialists), len(second.mappings)) == (len(first.masked), len(first.specialists), len(first.mappings))
+
+
+def test_turns_say_which_rates_they_lack_and_that_nothing_trains():
+    model, _ = stage_2()
+    with pytest.raises(ValueError, match=r"learning_rates: got .'T', 'head'.; .'norms'. train as well"):
+        Turns(model, 10, 1, 0, {"T": 1e-2, "head": 1e-2}, num_steps=10)
+    model.requires_grad_(False)
+    model.assemblies["es"].mapping.requires_grad_(True)
+    with pytest.raises(ValueError, match="Nothing but T trains, or nothing at all"):
+        Turns(model, 10, 1, 0, RATES, num_steps=10)

@@ -128,6 +128,21 @@ def test_a_model_is_not_replaced_by_its_lossy_copy(tmp_path, monkeypatch, capsys
     assert MasterASRForCTC.from_pretrained(tmp_path / "small").languages == ["en", "fr", "ru"]
 
 
+@torch.no_grad()
+def test_compacting_leaves_what_languages_own_as_it_was_rounded_and_tested(tmp_path):
+    model = tiny_model()
+    model.add_language("es", vocab("abñ"), preset="best", rank=2)
+    for parameter in model.assemblies["es"].parameters():
+        parameter.add_(torch.randn_like(parameter))
+    model.round_assembly("es")
+    own = {name: value.clone() for name, value in model.assemblies["es"].state_dict().items()}
+    compact_checkpoint.compact(model)
+    model.save_pretrained(tmp_path)
+    for found in (model, MasterASRForCTC.from_pretrained(tmp_path)):
+        for name, value in found.assemblies["es"].state_dict().items():
+            assert torch.equal(value, own[name]), name
+
+
 def test_a_compact_file_is_read_in_float32_by_whoever_asks_for_no_type(tmp_path):
     """A pipeline asks for "auto", and half precision on a CPU takes four times as long."""
     model = tiny_model()

@@ -143,4 +143,9 @@ def test_a_specialist_is_dead_where_no_language_selects_it():
                 assembly.mapping[:, 1] = 1.0
     layers, k = model.assemblies["fr"].mapping.shape
     figures = mapping_figures(model)
-    assert figures["dead_specialists"] == layers * (k - 1) and figures["specialists_in_use_a_layer"] == 1.0
+    # where a row selects none its largest entry stands in: the first here
+    assert figures["dead_specialists"] == layers * (k - 2) and figures["specialists_in_use_a_layer"] == 2.0
+    assert figures["share_of_open_gates"] == pytest.approx(1 / k) and figures["entropy_of_T_bits"] == pytest.approx(0.8398, abs=1e-3)
+    with torch.no_grad():
+        model.assemblies["fr"].mapping.fill_(40.0)
+    assert mapping_figures(model, languages=["fr"])["entropy_of_T_bits"] == pytest.approx(0.0, abs=1e-6)  # and no NaN

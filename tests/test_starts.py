@@ -46,6 +46,19 @@ def test_a_low_rank_part_starts_from_one_of_more_rank_as_its_best_approximation(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_low_rank_part_started_from_one_that_says_less_than_its_rank_can_learn_in_every_direction(known):
+    torch.manual_seed(0)
+    source, mine = LowRank([(12, 9)], 5, down_std=0.3), LowRank([(12, 9)], 3, down_std=0.3)
+    for part in (source, mine):
+        part.up.reset_parameters(), part.down.reset_parameters()
+    source.up[0][:, :known].normal_()
+    mine.start_from(source)
+    assert torch.allclose(mine.up[0] @ mine.down[0], source.up[0] @ source.down[0], atol=1e-6)
+    assert [bool(column.any()) for column in mine.up[0].T] == [i < known for i in range(3)] and all(bool(row.any()) for row in mine.down[0])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("targets, others", [("all", "attention"), ("attention", "all")])
 def test_a_delta_of_other_layers_than_the_source_has_one_of_starts_as_none(model, targets, others):
     parts = ("mapping", "head", "delta")
@@ -138,3 +151,15 @@ def test_from_backbone_keeps_w_bit_equal_and_gives_everything_else_values(family
     for layer in model.master_asr.artisan_layers:
         relation = torch.corrcoef(torch.stack([layer.specialists[0].flatten(), layer.weight.abs().flatten()]))[0, 1]
         assert relation > 0.8  # the first masks follow |W|
+
+
+def test_nearest_of_no_language_says_what_to_do(model):
+    for code in list(model.languages):
+        model.remove_language(code)
+    with pytest.raises(ValueError, match='init: got "nearest", and no language is loaded; allowed: "random"'):
+        model.add_language("es", {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}, init="nearest", batches=[])
+
+
+def test_parts_may_come_one_by_one(model):
+    model.add_language("es", {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}, parts=(part for part in ("mapping", "head", "norms")))
+    assert list(model.assemblies["es"].parts) == ["mapping", "head", "norms"]

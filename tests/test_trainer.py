@@ -17,7 +17,7 @@ from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_
 from training.loop.config import LoopConfig
 from training.loop.data import Clip, Features, read_manifest, select
 from training.loop.metrics import evaluate_clips
-from training.loop.optim import Turns
+from training.loop.optim import Turns, TurnsOptimizer
 from training.loop.steps import Run, train
 from training.loop.trainer import MasterASRTrainer
 
@@ -141,6 +141,24 @@ def test_trainer_validates_greedily_as_the_scripts_do(corpus, tmp_path):  # noqa
 def test_steps_have_to_be_counted(corpus, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="counts steps, not epochs"):
         by_trainer(corpus, 1, tmp_path, max_steps=-1, num_train_epochs=1)
+
+
+def test_turns_are_made_for_the_steps_that_train_and_end_with_them(corpus, tmp_path):  # noqa: F811
+    model, processor, turns = fresh(1)
+    with pytest.raises(ValueError, match=rf"turns: got Turns\(num_steps={STEPS}\); allowed: 3, as max_steps"):
+        MasterASRTrainer(model, arguments(tmp_path, max_steps=3), processor, clips_of(corpus, 1, "train"), [], turns)
+    model, trainer = by_trainer(corpus, 1, tmp_path)
+    assert all(p.requires_grad for p in (*trainer.turns.masked, *trainer.turns.specialists, *trainer.turns.mappings))
+    with pytest.raises(NotImplementedError, match="scores clips: evaluate"):
+        trainer.predict([])
+
+
+def test_steps_that_a_trainer_skipped_are_counted_over_its_checkpoints():
+    optimizer = TurnsOptimizer(fresh(1)[2])
+    optimizer.skipped = 9
+    again = TurnsOptimizer(fresh(1)[2])
+    again.load_state_dict(optimizer.state_dict())
+    assert again.skipped == 9
 
 
 def plain_trainer(model, processor, corpus, folder, **changes):  # noqa: F811

@@ -68,8 +68,8 @@ class AdaptConfig(PartsConfig):
     steps: Count = HfArg(default=1000, help="updates of what the language owns")
     beta2: Share = HfArg(default=0.98, help="Adam's, for the squares of the gradients")
     spec_masks: Count = HfArg(default=3, help="bands of mels, and times in every 2 s, that SpecAugment masks")
-    teacher_steps: CountOrZero = HfArg(default=0, help="first, of all matrices of a copy (whole in each process), from which the language then learns beside CTC")
-    finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps')
+    teacher_steps: CountOrZero = HfArg(default=0, help="first, of the matrices of a copy's layers (whole in each process), from which the language then learns beside CTC")
+    finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps, T by the paper\'s rule')
     finetune_learning_rate: Positive = HfArg(default=1e-4, help="of all weights")
     alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
     beta: Count = HfArg(default=5, help="T moves every beta steps")
@@ -209,7 +209,7 @@ def taught_first(accelerator, config: AdaptConfig, model, processor, features, s
         if begun := checkpoints.listed(config.out / "teacher"):
             raise ValueError(f"--teacher_steps: got 0; {begun[-1]} is of a run that began with a teacher. Pass the steps of then, or choose another --out.")
         return None, {}
-    accelerator.print(f"First a teacher: {config.teacher_steps} steps of all matrices of a copy.")
+    accelerator.print(f"First a teacher: {config.teacher_steps} steps of the matrices of a copy's layers.")
     teacher = deepcopy(model)
     for layer in teacher.master_asr.layout.linear:
         layer._parameters["weight"].requires_grad_(True)

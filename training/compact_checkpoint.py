@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
@@ -27,10 +28,12 @@ LARGEST_ERROR = 0.04  # |W - W in 8 bits| / |W|, Frobenius; Whisper base's feed-
 
 @torch.no_grad()
 def compact(model: MasterASRForCTC) -> None:
-    """Casts the model in place: everything to fp16, specialists to float8_e5m2 (their range needs no scale), the weights of the linear layers
+    """Casts the model in place: everything that languages share to fp16, specialists to float8_e5m2 (their range needs no scale), the weights of the linear layers
     that no language masks to float8_e4m3fn, where that loses at most `LARGEST_ERROR`.
     """
+    own = deepcopy(model.assemblies.state_dict())  # in float32, as they were rounded to 8 bits and tested
     layout = model.half().master_asr.layout
+    model.assemblies.float().load_state_dict(own)
     for layer in layout.artisan:
         layer.specialists = torch.nn.Parameter(layer.specialists.to(torch.float8_e5m2), requires_grad=False)
     for layer in layout.linear:

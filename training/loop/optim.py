@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.configuration_master_asr import PAPER_PARTS
-from training.loop.sharding import clip_gradients, load_optimizer_state
+from training.loop.sharding import as_sharded, clip_gradients, load_optimizer_state
 
 logger = logging.get_logger(__name__)
 # CHOICE: CTC's first gradients are far larger than the later ones; unclipped they fill Adam's second moment, and the blank
@@ -75,6 +75,10 @@ class Turns:
         self.masked = [m._parameters["weight"] for m in model.modules() if isinstance(m, ArtisanLinear)]
         self.masked = [p for p in self.masked if p.requires_grad]
         self.specialists, self.mappings = groups["M"], groups["T"]
+        if missing := sorted(name for name, ps in groups.items() if ps and name not in learning_rates):
+            raise ValueError(f"learning_rates: got {sorted(learning_rates)}; {missing} train as well. Give each a rate, or freeze it.")
+        if not any(ps for name, ps in groups.items() if name != "T"):
+            raise ValueError("Nothing but T trains, or nothing at all. Free the model (unfreeze), or give the language a part of its own: a head that shares the bank has no values.")
         slow = [{"params": ps, "lr": learning_rates[name], "name": name} for name, ps in groups.items() if ps and name != "T"]
         self.optimizer = torch.optim.Adam(slow, betas=(0.9, beta2))
         self.base_lrs = [group["lr"] for group in slow]
@@ -106,6 +110,11 @@ class Turns:
         if self.mapping_gradient == "last":
             for parameter in self.mappings:
                 parameter.requires_grad_(self._moves_mapping(step))
+
+    def end(self) -> None:
+        """Gives back what `begin` took: all that trains collects gradients again, for whoever trains it next."""
+        for parameter in (*self.masked, *self.specialists, *self.mappings):
+            parameter.requires_grad_(True)
 
     def _moves_mapping(self, step: int) -> bool:
         return self.mapping_optimizer is not None and (step + 1) % self.beta == 0 and step < self.mapping_steps
@@ -178,7 +187,7 @@ class Turns:
         if self.mapping_optimizer is not None:
             load_optimizer_state(self.mapping_optimizer, state["mapping_optimizer"])
         self.averaged = state["average"]["steps"]
-        self.means = [mean.to(p.device) for mean, p in zip(state["average"]["means"], self._slow())]
+        self.means = [as_sharded(mean, p).to(p.device) for mean, p in zip(state["average"]["means"], self._slow())]
         self.collected = [g if g is None else g.to(p.device) for g, p in zip(state["mapping_grads"], self.mappings)]
 
 
@@ -212,8 +221,8 @@ class TurnsOptimizer(torch.optim.Optimizer):
         self.turns.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict:
-        return {"turns": self.turns.state_dict(), "steps_done": self.steps_done}
+        return {"turns": self.turns.state_dict(), "steps_done": self.steps_done, "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.turns.load_state_dict(state_dict["turns"])
-        self.steps_done = state_dict["steps_done"]
+        self.steps_done, self.skipped = state_dict["steps_done"], state_dict.get("skipped", 0)

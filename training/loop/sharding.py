@@ -94,7 +94,8 @@ def whole(state, keep: bool = True):
     return state
 
 
-def _as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def as_sharded(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole value divided as another is, which may be whole."""
     if isinstance(like, DTensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
@@ -103,13 +104,13 @@ def _as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def load_model_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Loads whole tensors into a model, sharded or not."""
     targets = model.state_dict()
-    model.load_state_dict({name: _as(value, targets[name]) for name, value in state.items()})
+    model.load_state_dict({name: as_sharded(value, targets[name]) for name, value in state.items()})
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Loads a whole state into an optimizer of whole or sharded parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = {i: {name: _as(value, parameters[i]) for name, value in of_one.items()} for i, of_one in state["state"].items()}
+    moments = {i: {name: as_sharded(value, parameters[i]) for name, value in of_one.items()} for i, of_one in state["state"].items()}
     optimizer.load_state_dict({**state, "state": moments})
 
 

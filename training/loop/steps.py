@@ -421,6 +421,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
         else:
             run.evaluate_and_save(config.steps)
     run.return_to_best()
+    turns.end()
     while accelerator.trackers:
         accelerator.trackers.pop().finish()
     # accelerate leaves its autocast in the model's forward: what is tested, and used, is read as `from_pretrained` would

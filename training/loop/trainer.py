@@ -36,6 +36,9 @@ class _Begin(TrainerCallback):
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         getattr(optimizer, "optimizer", optimizer).begin()
 
+    def on_train_end(self, args, state, control, optimizer=None, **kwargs):
+        getattr(optimizer, "optimizer", optimizer).turns.end()
+
 
 class MasterASRTrainer(Trainer):
     """Trains with the paper's turns.
@@ -46,13 +49,13 @@ class MasterASRTrainer(Trainer):
             gradients are clipped by `turns`.
         clips, validation: training and validation clips (`training.loop.data`).
         turns: the optimizer and its schedule (`training.loop.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
-            `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3`, in both stages beta2=0.98.
+            `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3, beta2=0.98`.
         batch_s: seconds of audio a batch, padding included.
         temperature: by which languages with few clips are drawn more often, as the scripts' `--temperature`.
         full_augment_step, spec_masks, vtlp: see `training.loop.data.Collator`; `None`, 1 and 0 are no augmentation, the scripts' are in their configs.
 
     Raises:
-        ValueError: if `max_steps` is not set; if `turns` are to average the last steps, which checkpoints of a Trainer do not hold.
+        ValueError: if `max_steps` is not set, or is not the steps that `turns` were made for; if `turns` are to average the last steps, which checkpoints of a Trainer do not hold.
         FloatingPointError: in training, once too many steps had gradients that are not finite.
     """
 
@@ -62,6 +65,8 @@ class MasterASRTrainer(Trainer):
     ):  # fmt: skip
         if args.max_steps <= 0:
             raise ValueError(f"MasterASRTrainer counts steps, not epochs: set TrainingArguments(max_steps=...); got {args.max_steps}.")
+        if turns.num_steps != args.max_steps:
+            raise ValueError(f"turns: got Turns(num_steps={turns.num_steps}); allowed: {args.max_steps}, as max_steps: warm-up, decay and T's rest are shares of them.")
         if turns.first_averaged < turns.num_steps:
             raise ValueError("turns: got Turns(average_last=...); allowed: 0. The scripts average the last steps, a Trainer saves and evaluates each step's own weights.")
         args.per_device_train_batch_size, args.max_grad_norm = 1, 0.0
@@ -103,3 +108,6 @@ class MasterASRTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args, **kwargs):
+        raise NotImplementedError("A MasterASRTrainer scores clips: evaluate(clips). To read them: pipeline(\"automatic-speech-recognition\", ...), or training.transcribe.")

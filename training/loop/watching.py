@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from modeling_master_asr.artisan_master_asr import open_gates, pack_mask, select_mask, specialist_scores
+from modeling_master_asr.artisan_master_asr import open_gates, open_gates_of_layers, pack_mask, select_mask, specialist_scores
 from training.loop.metrics import evaluate_clips
 from training.loop.pictures import gate_differences, similarity_figure
 from training.loop.sharding import is_sharded, whole
@@ -44,6 +44,11 @@ def weights_a_layer(model) -> list[int]:
     return [math.prod(layer.specialists.shape[1:]) for layer in model.master_asr.artisan_layers]
 
 
+def gates_of(mapping: torch.Tensor) -> torch.Tensor:
+    """Which specialists select a language's masks, `(layers, K)` booleans."""
+    return torch.tensor(open_gates_of_layers(mapping))
+
+
 def mapping_figures(model, masks=None, languages: Optional[list[str]] = None) -> dict:
     """How decided and how different languages are: std of T, open gates, share of mask bits in which pairs differ.
 
@@ -54,12 +59,13 @@ def mapping_figures(model, masks=None, languages: Optional[list[str]] = None) ->
     languages = languages or model.languages
     masks = masks or masks_of(model, languages)
     rows = torch.stack([a.mapping.detach().float().cpu() for a in model.assemblies.values()])  # (L, layers, K)
-    own = rows[[model.languages.index(code) for code in languages]]
-    share = torch.sigmoid(own)
-    entropy = -(share * share.log2() + (1 - share) * (1 - share).log2())
+    gates = torch.stack([gates_of(a.mapping) for a in model.assemblies.values()])
+    of_these = [model.languages.index(code) for code in languages]
+    own, share = rows[of_these], torch.sigmoid(rows[of_these])
+    entropy = (torch.special.entr(share) + torch.special.entr(1 - share)) / math.log(2)
     figures = {
-        "std_of_T": float(own.std()), "entropy_of_T_bits": float(entropy.mean()), "share_of_open_gates": float((own > 0).float().mean()),
-        "specialists_in_use_a_layer": float((own > 0).any(0).sum(-1).float().mean()), "dead_specialists": int((~(rows > 0).any(0)).sum()),
+        "std_of_T": float(own.std()), "entropy_of_T_bits": float(entropy.mean()), "share_of_open_gates": float(gates[of_these].float().mean()),
+        "specialists_in_use_a_layer": float(gates[of_these].any(0).sum(-1).float().mean()), "dead_specialists": int((~gates.any(0)).sum()),
     }  # fmt: skip
     sizes = weights_a_layer(model)
     pairs = [(a, b) for a, b in itertools.combinations(masks, 2) if a in languages or b in languages]
@@ -73,7 +79,7 @@ def state_of_masks(accelerator, model, languages: list[str]) -> Optional[dict]:
     """`{"gates": {language: (layers, K) booleans}, "masks": ...}` in the main process; all have to call it."""
     if accelerator.is_main_process or is_sharded(model):
         masks = masks_of(model, languages)  # gathers the specialists where they are sharded
-        gates = {code: model.assemblies[code].mapping.detach().cpu() > 0 for code in languages}
+        gates = {code: gates_of(model.assemblies[code].mapping) for code in languages}
         return {"gates": gates, "masks": masks} if accelerator.is_main_process else None
     return None
 
