@@ -12,10 +12,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Optional, Union
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import numpy as np
@@ -42,6 +44,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 MAX_DURATION_S = 4 * 3600.0  # 0.9 GB of samples at 16 kHz
 MAX_DOWNLOAD_BYTES = 1 << 30
 DOWNLOAD_TIMEOUT_S = 300.0
+URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=~"  # beside letters, digits and -._: what stands in a URL as it is
 LOUDEST = 10.0  # floats in [-1, 1] may overshoot a little; int16 values kept as floats go to 32,768
 BLOCK_SAMPLES = 1 << 20  # decoded at once, all channels together
 WHOLE, HALF = 0.95, 0.5  # share of the declared duration below which a file is warned of, and refused
@@ -249,14 +252,14 @@ def _opened(source, name: Optional[str]):
 
 
 def _with_soundfile(file, suffix: str, start) -> tuple[np.ndarray, float]:
-    """Samples, and the seconds that the file declares, or that its bytes amount to where they go on after that: mp3 files put together."""
+    """Samples, and the seconds that the file declares, or that its bytes amount to where they go on after that: mp3 or ogg files put together."""
     with soundfile.SoundFile(_nameless(file)) as sound:
         mono = start(sound.samplerate)
         frames = max(1, BLOCK_SAMPLES // sound.channels)
         while len(block := sound.read(frames, dtype="float32", always_2d=True)):
             mono.add(block)
         read_to, size = file.tell(), file.seek(0, io.SEEK_END)
-        parts = size / read_to if sound.format == "MP3" and 0 < read_to < size else 1.0
+        parts = size / read_to if sound.format in ("MP3", "OGG") and 0 < read_to < size else 1.0
         return mono.finish(), parts * sound.frames / sound.samplerate
 
 
@@ -271,7 +274,8 @@ def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
         for frame in chain(_frames(container, stream), [None]):
             for out in resampler.resample(frame):
                 mono.add(out.to_ndarray()[0])
-        return mono.finish(), (container.duration or 0) / av.time_base
+        declared_s = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / av.time_base  # a video goes on longer
+        return mono.finish(), declared_s
 
 
 def _frames(container, stream) -> Iterator:
@@ -309,16 +313,18 @@ def download(url: str, timeout_s: float = DOWNLOAD_TIMEOUT_S, max_bytes: int = M
     """
     ends, content = time.monotonic() + timeout_s, bytearray()
     try:
-        with urlopen(url, timeout=min(timeout_s, 30.0)) as response:
+        with urlopen(quote(url, safe=URL_CHARACTERS), timeout=min(timeout_s, 30.0)) as response:
             while block := response.read1(1 << 20):
                 content += block
                 if len(content) > max_bytes:
                     raise ValueError(f"{url} has more than max_download_bytes={max_bytes:.0f} bytes. Pass a larger limit if you trust it.")
                 if time.monotonic() > ends:
                     raise TimeoutError
+            if (whole := response.headers.get("Content-Length", "")).isdigit() and len(content) < int(whole):
+                raise OSError(f"only {len(content)} of {whole} bytes arrived")
     except TimeoutError as error:
         raise TimeoutError(f"{url} did not arrive within download_timeout_s={timeout_s:g}. Pass a larger one, or fetch the file first.") from error
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise OSError(f"Cannot download {url}: {error}.") from error
     return bytes(content)
 

@@ -22,6 +22,7 @@ INVISIBLE = frozenset(
 
 
 WITHIN_WORDS = frozenset("\u05f3\u05f4\u0640")  # Hebrew geresh and gershayim, the Arabic stretch
+L_WITH_DOT = str.maketrans({"\u0140": "l\u00b7", "\u013f": "L\u00b7"})  # as old fonts have it
 CATALAN_LL = re.compile("(?<=[lL])\u00b7(?=[lL])")  # col·lega; elsewhere, as in Greek, it is a punctuation mark
 SPOKEN = frozenset("'%‰&@#§")  # of what Unicode calls punctuation: a word, or part of one
 TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag")  # whose capital of ı is I, and of i is İ
@@ -87,7 +88,7 @@ def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") 
         dropped: counts every character that is left out, if given.
         language: its code; a few languages have capitals of their own.
     """
-    text = without_pairs(CATALAN_LL.sub("", text))
+    text = without_pairs(CATALAN_LL.sub("", text.translate(L_WITH_DOT)))
     for apostrophe in APOSTROPHES:
         text = text.replace(apostrophe, "'")
     kept = []
@@ -103,7 +104,7 @@ def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") 
             kept.append(" ")
         if dropped is not None and not character.isspace():
             dropped[character] += 1
-    return without_quotes("".join(kept))
+    return without_quotes(unicodedata.normalize("NFKC", "".join(kept)))  # once more: what stood between two marks is gone
 
 
 def spelled(text: str, known: set[str], language: str = "") -> str:
@@ -119,7 +120,8 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
         "" for a text without anything that is known, and without a letter.
     """
     marked = []
-    text = composed(text.replace("\u00b4", "'"), known)  # of which NFKC would make a space and a mark
+    text = text.replace("\u00b4", "'").replace("|", " ")  # of the first NFKC would make a space and a mark; the second is the token of a space
+    text = composed(text.translate(L_WITH_DOT) if "\u0140" not in known else text, known)
     for character in without_pairs(text if "\u00b7" in known else CATALAN_LL.sub("", text)):
         if character not in known and character in APOSTROPHES:
             character = next((mark for mark in APOSTROPHES if mark in known), "'")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from .audio_master_asr import read_audio
+from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN
+from .ngrams_master_asr import with_gaps
 
 METRICS_HINT = 'CER and WER need evaluate and jiwer: pip install "modeling-master-asr[train]".'
 
@@ -60,7 +62,7 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
     def compute(prediction) -> dict[str, float]:
         ids, frames = prediction.predictions
         codes = [language] * len(ids) if isinstance(language, str) else list(language)
-        heard = processor.batch_decode(ids, codes, frames=frames, skip_special_tokens=True)
+        heard = [heard_in(processor, row[: int(end)], code) for row, end, code in zip(ids, frames, codes)]
         said = [spell(processor, row, code) for row, code in zip(prediction.label_ids, codes)]
         rates = {}
         for code in dict.fromkeys(codes):
@@ -70,6 +72,13 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
         return {"cer": whole["cer"], "wer": whole["wer"], **{f"cer_{code}": rate["cer"] for code, rate in rates.items()}}
 
     return compute
+
+
+def heard_in(processor, ids: np.ndarray, language: str) -> str:
+    """The text of a clip's best tokens as `model.paths` and training.evaluate read it: with a space in a long pause, and none twice."""
+    vocab = processor.vocabs[language]
+    path = with_gaps(np.asarray(ids), [-1, vocab[PAD_TOKEN], vocab[UNK_TOKEN]], vocab[SPACE_TOKEN])
+    return " ".join(processor.decode(path, language, skip_special_tokens=True).split())
 
 
 def spell(processor, label_ids: np.ndarray, language: str) -> str:

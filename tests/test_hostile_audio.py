@@ -246,9 +246,17 @@ def test_memory_is_bounded_by_the_mono_result(suffix, tmp_path):
 def server():
     class Slow(BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path == "/odd":
+                self.wfile.write(b"not http\r\n\r\n")
+                return
             self.send_response(200)
+            if self.path == "/cut.ogg":
+                self.send_header("Content-Length", str(len(encoded(format="OGG"))))
+                self.end_headers()
+                self.wfile.write(encoded(format="OGG")[:-100])
+                return
             self.end_headers()
-            if self.path == "/clip.wav":
+            if self.path in ("/clip.wav", "/a%20clip%C3%A4.wav"):
                 self.wfile.write(encoded())
             while self.path == "/endless":
                 try:
@@ -274,6 +282,11 @@ def test_downloads_end_by_time_and_by_size(server):
     with pytest.raises(TimeoutError, match=r"/endless did not arrive within download_timeout_s=0.3"):
         download(f"{server}/endless", timeout_s=0.3)
     assert time.monotonic() - started < 5
+    with pytest.raises(OSError, match=r"Cannot download .*/cut.ogg: only \d+ of \d+ bytes arrived"):  # a whole one, to its decoder
+        read_audio(f"{server}/cut.ogg", 16_000)
+    with pytest.raises(OSError, match="Cannot download .*/odd: "):
+        read_audio(f"{server}/odd", 16_000)
+    assert len(read_audio(f"{server}/a clipä.wav", 16_000)) == len(TONE)
     with pytest.raises(OSError, match="Cannot download http://127.0.0.1:9/"):
         download("http://127.0.0.1:9/x.wav", timeout_s=1)
 
@@ -292,6 +305,26 @@ def test_a_recording_a_little_short_is_read_and_said(content, caplog):
     samples = decode_audio(content, name="a.mp3")
     assert 12 < len(samples) / 16_000 < 16
     assert "a.mp3 is damaged or cut short: only 1" in caplog.text and "of the 20.00 s that it declares" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [{"format": "OGG"}, {"format": "OGG", "subtype": "OPUS"}])
+def test_ogg_files_put_together_are_read_to_the_end(kind, caplog):
+    part = encoded(np.tile(TONE, 4), **kind)
+    assert len(decode_audio(part)) / 16_000 == pytest.approx(4.0, abs=0.1) and len(decode_audio(2 * part)) / 16_000 == pytest.approx(8.0, abs=0.2)
+    assert not caplog.text
+
+
+def test_a_video_is_as_long_as_its_sound():
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        picture, sound = container.add_stream("mpeg4", rate=5), container.add_stream("aac", rate=16_000)
+        picture.width = picture.height = 32
+        for _ in range(50):
+            container.mux(picture.encode(av.VideoFrame(32, 32, "yuv420p")))
+        frame = av.AudioFrame.from_ndarray(np.tile(TONE, 3)[None], format="fltp", layout="mono")
+        frame.rate = 16_000
+        container.mux(sound.encode(frame)), container.mux(picture.encode(None)), container.mux(sound.encode(None))
+    assert len(decode_audio(file.getvalue())) / 16_000 == pytest.approx(3.0, abs=0.2)
 
 
 def test_mp3_files_put_together_are_read_to_the_end_or_said_to_be_longer(monkeypatch, caplog):

@@ -203,9 +203,9 @@ def test_a_split_is_known_by_its_usual_spellings(folder, name, split):
 
 
 @pytest.mark.parametrize("name, split", [
-    ("test.jsonl", "test"), ("Dev.jsonl", "validation"), ("train_clean.jsonl", "train"), ("test/m.jsonl", None), ("m.jsonl", None),
+    ("test.jsonl", "test"), ("Dev.jsonl", "validation"), ("train_clean.jsonl", "train"), ("test/m.jsonl", "test"), ("m.jsonl", None),
 ])  # fmt: skip
-def test_a_manifest_without_splits_is_the_split_that_its_file_is_called(folder, name, split):
+def test_a_manifest_without_splits_is_the_split_that_its_file_or_folder_is_called(folder, name, split):
     (folder / "test").mkdir()
     rows = [json.dumps({"audio": str(folder / "a.wav"), "text": f"word {'abcdefghij'[i % 10] * (i // 10 + 1)}", "language": "en"}) for i in range(50)]
     clips, report = read(write(folder / name, "\n".join(rows)), allow_outside=True)

@@ -46,6 +46,12 @@ def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path, 
     assert found["fr", "cer"] == 12.35 and len(found) == 6 and card.data.base_model == "someone/wav2vec2"
     assert "| `fr` | 12.3 | 40.0 | 3.0 |" in card.text
     assert (tmp_path / "card/language_similarity.png").stat().st_size > 5_000
+    for wrong, words in (({"more_text": {"fr": 3}}, "was made with --more_text of ['fr']"), ({"languages": {"es": rate}}, "has figures of ['es'], and the model has")):
+        (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, **wrong}))
+        with pytest.raises(SystemExit):
+            model_card.main(["--model", str(tmp_path / "model"), "--evaluation", str(tmp_path / "evaluation.json"), "--facts",
+                             str(tmp_path / "facts.json"), "--out", str(tmp_path / "other_card")])  # fmt: skip
+        assert words in capsys.readouterr().err
     (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, "base": "0123456789ab"}))
     with pytest.raises(SystemExit):
         model_card.main(["--model", str(tmp_path / "model"), "--evaluation", str(tmp_path / "evaluation.json"), "--facts",
@@ -199,3 +205,10 @@ def test_a_compact_file_loads_and_adapts_as_what_it_was_cut_to(dtype, tmp_path):
     assert again.languages == ["en", "fr", "ru", "es"]
     with pytest.raises(ValueError, match="was made for the base .small.*Load that base"):
         MasterASRForCTC.from_pretrained(tmp_path / "whole").load_assembly(tmp_path / "es")
+
+
+@pytest.mark.parametrize("options, words", [(["--language", "es"], "--language names one of an --assembly"), (["--card", "c.md", "--assembly", str(SHIPPED)], "--card is a model's")])
+def test_pushing_refuses_what_it_would_not_do(options, words, capsys):
+    with pytest.raises(SystemExit):
+        push_to_hub.main(["--model", str(SHIPPED), "--repo", "me/x", *options])
+    assert words in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -425,3 +426,43 @@ def test_of_a_streamed_dataset_only_the_splits_that_are_wanted_are_read(mix, hub
 
 def load_rows(parquet):
     return Dataset.from_parquet(str(parquet)).cast_column("audio", Audio(decode=False)).to_list()
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "list.csv", "metadata.csv"])
+def test_a_table_in_a_folder_that_is_a_split_by_name_is_of_that_split(tmp_path, name):
+    for split in ("train", "dev", "test"):
+        record(tmp_path / split / "a.wav")
+        rows = [{"audio": "a.wav", "language": "en", "text": "ab", "duration_s": 0.5}] * 20
+        lines = [json.dumps(row) for row in rows] if name.endswith("jsonl") else [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        (tmp_path / split / name).write_text("\n".join(lines))
+    clips, report = read_data([str(tmp_path / split / name) for split in ("train", "dev", "test")], tmp_path)
+    assert Counter(clip.split for clip in clips) == {"train": 20, "validation": 20, "test": 20}
+    assert not any("hash" in line for line in report.lines(clips))
+
+
+def test_clips_that_a_hash_divides_are_counted(tmp_path):
+    record(tmp_path / "a.wav")
+    row = {"audio": "a.wav", "language": "en", "text": "ab", "duration_s": 0.5}
+    (tmp_path / "all.jsonl").write_text("\n".join(json.dumps(r) for r in (row, row, {**row, "split": "test"})))
+    clips, report = read_data([str(tmp_path / "all.jsonl")], tmp_path)
+    assert f"{tmp_path / 'all.jsonl'}: 2 clips of no named split, divided by a hash of their texts" in report.lines(clips)
+
+
+def test_folders_that_are_linked_are_read_and_circles_end(tmp_path):
+    for split in ("train", "test"):
+        record(tmp_path / f"real/{split}/a.wav")
+        (tmp_path / f"real/{split}/metadata.csv").write_text("file_name,text\na.wav,a\n")
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / f"set/{split}").symlink_to(tmp_path / f"real/{split}")
+    (tmp_path / "set/again").symlink_to(tmp_path / "set")
+    clips, _ = read_data([f"en={tmp_path / 'set'}"], tmp_path, allow_outside=True)
+    assert Counter(clip.split for clip in clips) == {"train": 1, "test": 1}
+
+
+def test_a_recording_whose_name_is_not_utf8_is_read_whatever_says_how_long_it_is(tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    record(tmp_path / "a.wav").rename(tmp_path / name)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": name, "language": "en", "text": "ab"}))
+    (clip,), _ = read_data([str(tmp_path / "m.jsonl")], tmp_path)
+    assert clip.duration_s == 0.5

@@ -4,9 +4,11 @@ import unicodedata
 from collections import Counter
 
 import pytest
+from conftest import tiny_model
 
+from modeling_master_asr import MasterASRProcessor
 from modeling_master_asr.text_master_asr import spelled
-from training.loop.text import build_vocab, letters_beside, main_script, normalize
+from training.loop.text import build_vocab, letters_beside, main_script, normalize, without
 
 
 @pytest.mark.parametrize("raw, clean", [
@@ -83,6 +85,24 @@ def test_an_alphabets_own_letters_become_labels_also_those_that_nfkc_takes_apart
         assert spelled(written, known, code) == text
 
 
-@pytest.mark.parametrize("text", ["J\u030c", "\u0399\u0308\u0301", "Ä b ﬁ"])
+@pytest.mark.parametrize("text", ["J\u030c", "\u0399\u0308\u0301", "Ä b ﬁ", "آشزَـًٌ"])
 def test_a_text_that_was_normalised_stays_as_it_is(text):
     assert normalize(normalize(text)) == normalize(text)
+
+
+def test_the_catalan_letter_with_a_dot_is_spelled_as_the_two_signs_for_it():
+    assert normalize("co\u0140lega") == normalize("col\u00b7lega") == "collega" == spelled("co\u0140lega", set("colega "), "ca")
+
+
+def test_the_token_of_a_space_is_a_gap_where_a_text_has_it():
+    processor = MasterASRProcessor.from_model(tiny_model())
+    assert processor.encode_rows(["a | b|a"], "en")[0].tolist() == processor.encode_rows(["a b a"], "en")[0].tolist()
+
+
+@pytest.mark.parametrize("language, held, sentence, other", [
+    ("zh", "今天天气很好", "今天天气很好，我们去公园。", "我们去公园，天气很好。"), ("th", "สวัสดีตอนเช้า", "สวัสดีตอนเช้าครับ", "สวัสดีครับ"),
+    ("es", "hola buenos dias", "Hola, buenos dias a todos.", "buenos dias"), ("de", "gesundheit", "Gesundheitswesen", "gut"),
+])  # fmt: skip
+def test_sentences_that_hold_what_held_out_clips_say_are_left_out_in_scripts_without_spaces_too(language, held, sentence, other):
+    kept = [sentence, other] if language == "de" else [other]  # one word is no sentence
+    assert without([sentence, other, held], [normalize(held, language=language)], language) == kept

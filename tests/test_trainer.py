@@ -291,3 +291,18 @@ def test_labels_of_another_languages_alphabet_say_that_the_order_is_not_the_one_
     outputs = SimpleNamespace(predictions=(np.zeros((2, 5), dtype=int), np.array([5, 5])), label_ids=np.array([[3, -100], [6, 7]]))
     with pytest.raises(ValueError, match=r"Labels hold \[6, 7\], and 'fr' has 4 tokens.*group_by_length"):
         ctc_metrics(processor, ["en", "fr"])(outputs)
+
+
+def test_trainers_rates_are_those_of_evaluation_on_the_same_best_tokens():
+    model = tiny_model()
+    processor, vocab = MasterASRProcessor.from_model(model), model.config.vocab("en")
+    a, space, blank = vocab["a"], vocab["|"], vocab["[PAD]"]
+    paths = [[a, space, blank, space, a], [a, *[blank] * 60, a]]  # a space said twice; a pause of more than a second
+    ids = np.full((2, 62), blank)
+    for row, path in zip(ids, paths):
+        row[: len(path)] = path
+    said = SimpleNamespace(predictions=(ids, np.array([5, 62])), label_ids=np.array([[a, space, a]] * 2))
+    assert ctc_metrics(processor, "en")(said)["wer"] == 0.0
+    logits = torch.nn.functional.one_hot(torch.tensor(ids), len(vocab)).float()
+    heard = processor.batch_decode(model.paths(logits, "en", [5, 62]), "en", frames=[5, 62], skip_special_tokens=True)
+    assert [" ".join(text.split()) for text in heard] == ["a a", "a a"]

@@ -110,6 +110,7 @@ def main(argv=None) -> None:
         parser.error("--greedy: allowed without --more_text, since nothing is read with sentences then.")
     if len(dict(args.more_text)) < len(args.more_text):
         parser.error(f"--more_text: got {[code for code, _ in args.more_text]}; allowed: a language once. Join its files.")
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # now, not when all is read
     accelerator = Accelerator()
     model = MasterASRForCTC.from_pretrained(args.model, assemblies=args.assembly).to(accelerator.device)
     check_languages([*(args.languages or []), *dict(args.more_text)], model, args.model)
@@ -133,11 +134,12 @@ def main(argv=None) -> None:
     result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": greedy, **({"more_text": added} if added else {}), **rates, "mapping": mapping_figures(model)}
     if args.row_swap:
         result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()), greedy)
-    write_json(args.out, result)
     for language, rate in rates["languages"].items():
         print(f"{language}\tCER {rate['cer']:.2f}\tWER {rate['wer']:.2f}")
     print("".join(f"{line}\n" for line in flattered(rates)), end="")
-    print(f"macro\tCER {rates['macro']['cer']:.2f}\tWER {rates['macro']['wer']:.2f}\nWrote {args.out}.")
+    print(f"macro\tCER {rates['macro']['cer']:.2f}\tWER {rates['macro']['wer']:.2f}")
+    write_json(args.out, result)  # behind what is printed: if the disk is full, that is left
+    print(f"Wrote {args.out}.")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.hub_master_asr import card_data, code_span, on_hub
+from training.loop.metrics import flattered
 from training.loop.models import model_argument
 from training.loop.pictures import gate_differences, similarity_figure
 
@@ -74,6 +75,11 @@ def main(argv=None) -> None:
     base = model.master_asr.base_fingerprint()
     if not base.startswith(evaluation.get("base", "")):
         parser.error(f"--evaluation: {args.evaluation} has the figures of another model (base {evaluation['base']}; this one is {base[:12]}). Evaluate this one.")
+    if evaluation.get("more_text"):
+        parser.error(f"--evaluation: {args.evaluation} was made with --more_text of {[*evaluation['more_text']]}, which the model does not hold. Evaluate it without.")
+    if foreign := [code for code in evaluation["languages"] if code not in model.languages]:
+        parser.error(f"--evaluation: {args.evaluation} has figures of {foreign}, and the model has {model.languages}. Evaluate it without --assembly.")
+    print("".join(f"{line}\n" for line in flattered(evaluation)), end="")
     facts = json.loads(args.facts.read_text(encoding="utf-8"))
     args.out.mkdir(parents=True, exist_ok=True)
     distances = gate_differences(model)

@@ -1,7 +1,7 @@
 """Builds a real multilingual corpus of recorded speech from Debian packages: 16 kHz FLAC and a JSONL manifest.
 
     python -m training.prepare_speech --out data                      # all seven languages, about 3 minutes
-    python -m training.prepare_speech --out data --languages es       # one of them
+    python -m training.prepare_speech --out data --languages es       # one of them: the manifest then has no others
 
 Needs Debian or Ubuntu (apt-get, dpkg-deb), no root. Telephone prompts (asterisk-core-sounds: en, es, fr CC BY-SA 3.0;
 it, ru CC BY 3.0) and acted dialogue (fillets-ng-data: cs, nl, GPL-2+). Splits are fixed by a hash of the text, so no two

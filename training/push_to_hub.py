@@ -53,6 +53,10 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     if args.base and not args.assembly:
         parser.error("--base names the base of an --assembly; a model is pushed to --repo.")
+    if args.language and not args.assembly:
+        parser.error("--language names one of an --assembly; a model is pushed whole.")
+    if args.card and args.assembly:
+        parser.error("--card is a model's; an --assembly's is made of its figures, and what people wrote in the repo's stays.")
     model = MasterASRForCTC.from_pretrained(args.model)
     print(push_assembly(model, args) if args.assembly else push_model(model, args))
 

@@ -57,7 +57,7 @@ def main(argv=None) -> int:
     parser.add_argument("--max_download_bytes", type=positive, default=MAX_DOWNLOAD_BYTES, help="what a URL may hold")
     args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever a redirected console speaks; file names that are not UTF-8
     try:
         asr = load(args.model, args.assembly)
         asr.model.config.check_language(args.language)

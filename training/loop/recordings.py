@@ -202,7 +202,7 @@ def seconds_of(path: Path) -> float:
         info = soundfile.info(str(path))
         if info.frames > 0:
             return info.duration
-    except (RuntimeError, TypeError):  # TypeError: a file called .raw
+    except (RuntimeError, TypeError, ValueError):  # TypeError: a file called .raw; ValueError: a name that is not UTF-8
         pass
     # CHOICE: decoded once more, not asked of the container: a webm from a browser declares no duration, and `decode_audio` is the one guarded way
     try:

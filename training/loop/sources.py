@@ -15,10 +15,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Optional
 
@@ -204,7 +206,7 @@ def read_data(
             raise ValueError(f"--data holds {source!r}, which names nothing. It takes files, folders and hub:owner/name.")
         budget = Budget(minutes, code, splits)
         shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb, download_timeout_s=download_timeout_s)
-        rows, named = 0, set()
+        rows, hashed, named = 0, 0, set()
         for row in tqdm(_rows(path, shelf, report, budget), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
             rows += 1
             language = _renamed(row, code, named) if code else _language(row, source)
@@ -215,11 +217,13 @@ def read_data(
             except LeftOut as error:
                 report.skip(language, error.reason, f"{row.where}: {error.about}" if error.about != "" else row.where)
                 continue
+            hashed += row.split is None
             budget.heard_s[row.split, language] += clip.duration_s
             clips.append(clip)
         if not rows:
             others = f" of {', '.join(sorted(splits))}; it has {', '.join(sorted(budget.unwanted))}" if budget.unwanted else ""
             raise ValueError(f"{path} holds no rows{others}.")
+        report.sources += [f"{path}: {hashed} clips of no named split, divided by a hash of their texts"] if hashed else []
         report.sources += budget.lines(path)
     return clips, report
 
@@ -259,15 +263,27 @@ def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[R
     shelf.folder = shelf.root = place.parent if place.is_file() else place
     if place.is_file() and place.suffix.lower() in TABLES:
         return _from_tables([place], shelf, report)
-    files = [place] if place.suffix.lower() == ".parquet" and place.is_file() else sorted(place.rglob("*.parquet"))
+    files = [place] if place.suffix.lower() == ".parquet" and place.is_file() else below(place, "*.parquet")
     if files:
         return _from_parquet(files, shelf, report, budget)
     if (place / "clips").is_dir():
         return _common_voice(place, shelf)
-    tables = sorted([*place.rglob("metadata.csv"), *place.rglob("metadata.jsonl")]) if place.is_dir() else []
+    tables = below(place, "metadata.csv", "metadata.jsonl")
     if tables:
         return _from_tables(tables, shelf, report)
     raise ValueError(f"{path} is no manifest (.jsonl, .csv), Common Voice folder (clips/), audiofolder (metadata.csv) or parquet file.")
+
+
+def below(folder: Path, *patterns: str) -> list[Path]:
+    """Files of these names in a folder and those below it, linked ones too, each of which is looked into once."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+    return sorted(found)
 
 
 def split_named(name: str) -> Optional[str]:
@@ -286,8 +302,7 @@ def _splits_of(files: list[Path], root: Path, report: Report) -> dict[Path, Opti
     splits = {}
     for file in files:
         of_names = map(split_named, [file.stem, *reversed(file.relative_to(root).parts[:-1])])
-        of_root = SPLITS.get(root.resolve().name.lower()) if file.stem == "metadata" or file.suffix == ".parquet" else None
-        splits[file] = next((split for split in of_names if split), of_root)
+        splits[file] = next((split for split in of_names if split), SPLITS.get(root.resolve().name.lower()))
     unknown = [str(file) for file, split in splits.items() if split is None]
     if unknown and len(unknown) < len(splits):
         raise ValueError(f"{unknown} is no split by name, and files beside it are; known are {list(SPLITS)}. Rename it, or name the files one by one.")

@@ -11,6 +11,7 @@ from modeling_master_asr.text_master_asr import build_vocab, normalize
 
 __all__ = ["beginning", "build_vocab", "letters_beside", "main_script", "normalize", "script_of", "without"]
 
+WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together
 
 
@@ -33,11 +34,16 @@ def beginning(sentences: Iterable[str], characters: int) -> list[str]:
 
 
 def without(sentences: Iterable[str], texts: Iterable[str], language: str) -> list[str]:
-    """The sentences but those that say one of `texts`, or hold one of three words or more."""
+    """The sentences but those that say one of `texts`, or hold one of three words or more; of six letters, where words are not divided."""
     texts = set(texts)
     long = [f" {text} " for text in texts if text.count(" ") >= 2]
-    written = ((sentence, normalize(sentence, language=language)) for sentence in sentences)
-    return [sentence for sentence, text in written if text not in texts and not any(held in f" {text} " for held in long)]
+    undivided = [joined for text in texts if len(joined := text.replace(" ", "")) >= 6 and main_script([text]) in WITHOUT_SPACES]
+
+    def says_one(text: str) -> bool:
+        joined = text.replace(" ", "")
+        return text in texts or any(held in f" {text} " for held in long) or any(held in joined for held in undivided)
+
+    return [sentence for sentence in sentences if not says_one(normalize(sentence, language=language))]
 
 
 def main_script(texts: Iterable[str]) -> Optional[str]:
