@@ -107,6 +107,15 @@ def test_a_delta_of_rank_1_moves_faster_than_others_unless_told_otherwise(settin
     assert adapt_language.learning_rates(config)["delta"] == rate
 
 
+@pytest.mark.parametrize("options, words", [
+    ({"preset": "paper", "rank": 4}, "--rank: got 4; allowed: none beside the parts .'mapping', 'head'., since it is of specialist and delta"),
+    ({"parts": ["mapping", "head", "specialist"], "targets": "all"}, "--targets: got 'all'; allowed: none beside the parts .*, since it is of delta"),
+])  # fmt: skip
+def test_a_setting_of_a_part_that_no_language_owns_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        AdaptConfig(model="m", data=["d"], language="es", out=Path("o"), **options)
+
+
 def test_a_default_that_is_not_loaded_is_refused_where_it_is_set_or_saved(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "m")

@@ -380,7 +380,8 @@ def test_watching_is_of_the_languages_that_train_however_many_others_there_are()
     figures, everyone = watching.mapping_figures(model, languages=["es"]), watching.mapping_figures(model)
     mapping = model.assemblies["es"].mapping.detach()
     assert figures["std_of_T"] == pytest.approx(float(mapping.std())) != everyone["std_of_T"]
-    assert figures["share_of_open_gates"] == pytest.approx(float((mapping > 0).float().mean()))
+    assert figures["share_of_open_gates"] == pytest.approx(float(watching.gates_of(mapping).float().mean()))
+    assert watching.gates_of(mapping).tolist() == [(row > 0).tolist() if bool((row > 0).any()) else [False, False, False, True] for row in mapping]
     sizes = watching.weights_a_layer(model)
     masks = first["masks"]
     pairs = [watching.share_of_differing_bits(masks["es"], mask, sizes) for code, mask in masks.items() if code != "es"]

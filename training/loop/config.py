@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
-from modeling_master_asr.configuration_master_asr import ALL_PARTS, DEFAULT_PRESET, PAPER_PARTS
+from modeling_master_asr.configuration_master_asr import ALL_PARTS, DEFAULT_PRESET, PAPER_PARTS, from_preset
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,10 @@ class PartsConfig(LoopConfig):
         super().__post_init__()
         if self.parts is not None and not set(PAPER_PARTS) <= set(self.parts):
             raise ValueError(f"--parts: got {self.parts}; allowed: {list(PAPER_PARTS)} and any of {[p for p in ALL_PARTS if p not in PAPER_PARTS]}.")
+        parts = from_preset(**self.owned())["parts"]
+        for name, of in (("rank", ("specialist", "delta")), ("targets", ("delta",))):
+            if getattr(self, name) is not None and not set(of) & set(parts):
+                raise ValueError(f"--{name}: got {getattr(self, name)!r}; allowed: none beside the parts {list(parts)}, since it is of {' and '.join(of)}.")
 
     def rates_of_parts(self) -> dict[str, float]:
         """`{part: learning rate}` of the parts beside mapping and head."""
