@@ -118,6 +118,9 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
         lambda: [*(-points for points in means(ahead("full"))), *means(ahead("full", best="assembly_best_taught"))],
     "a file of {:.0f} MB, and the other languages read {:.0f} points worse":
         lambda: [of_method("full", "es6")[0]["kilobytes"] / 1000, statistics.mean(run["old_languages_after"]["macro"]["cer"] - run["old_languages_before"]["macro"]["cer"] for run in of_method("full", "es6"))],
+    "than LoRA of rank 8 on attention ({:.1f} % for {:.1f} %), and on test as many ({:.1f} % for {:.1f} %), with a sixth of the bytes":
+        lambda: [statistics.mean(rates_of(run)[split] for run in of_method(name, "es6")) for split in (0, 1) for name in ("assembly_small", "lora")],
+    "LoRA on all layers, twelve times as large, makes fewer on test ({:.1f} %)": lambda: [mean("lora_all")],
     "is {:.1f} points behind `best` on validation and level on test": lambda: means(ahead("lora_all"))[:1],
     "ahead with {} of {} seeds on validation and {} of {} on test": seeds_ahead,
     "at {:.0f} times the cost of a request of three seconds": lambda: [request("Whisper-base with its decoder", "ratio")],
@@ -155,6 +158,9 @@ def test_the_words_beside_the_figures_have_their_direction():
     best = [run["test"]["macro"]["cer"] for run in of_method("assembly_best", "es6")]
     assert [rate > whisper("new_languages")["cer"] for rate in best].count(True) == 1 and len(best) == 3
     assert abs(means(ahead("lora_all"))[1]) < 0.05  # level on test
+    small, lora, lora_all = (of_method(name, "es6") for name in ("assembly_small", "lora", "lora_all"))
+    assert len(small) == len(lora) == 3 and mean("assembly_small") <= mean("lora") < mean("assembly_small") + 0.15  # as many
+    assert 5.5 < lora[0]["kilobytes"] / small[0]["kilobytes"] < 6.5 and 11.5 < lora_all[0]["kilobytes"] / small[0]["kilobytes"] < 12.6
     taught = of_method("assembly_best_taught", "es6")
     assert len(taught) == 3 and mean("assembly_best_taught", "wer", with_text=True) < whisper("new_languages")["wer"] and mean("assembly_best_taught") < mean("full")
     assert abs(mean("assembly_small", with_text=True) - mean("assembly_best", with_text=True)) < 0.1  # as many
