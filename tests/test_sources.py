@@ -466,3 +466,11 @@ def test_a_recording_whose_name_is_not_utf8_is_read_whatever_says_how_long_it_is
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio": name, "language": "en", "text": "ab"}))
     (clip,), _ = read_data([str(tmp_path / "m.jsonl")], tmp_path)
     assert clip.duration_s == 0.5
+
+
+@pytest.mark.parametrize("language", [["en"], {"en": 1}])
+def test_a_language_that_is_no_text_is_named_by_its_row_in_a_stream_too(language):
+    budget, row = sources.Budget(minutes=1.0), sources.Row("row 3", {"language": language}, None, "train")
+    assert not budget.spent(row)
+    with pytest.raises(ValueError, match="row 3: the language is .* a code is wanted"):
+        sources._language(row, "m.jsonl")

@@ -164,7 +164,7 @@ class Budget:
             return True
         if self.minutes is None or row.split is None:
             return False
-        key = row.split, self.code or row.fields["language"]
+        key = row.split, self.code or str(row.fields["language"]).strip()  # as `_language` will have it, or refuse it
         if self.heard_s[key] < 60 * self.of(row.split):
             return False
         self.cut.add(key)
