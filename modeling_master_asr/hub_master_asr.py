@@ -412,6 +412,7 @@ class HubMixin:
             save_kwargs: of `save_pretrained`: `max_shard_size`, `variant`.
 
         Raises:
+            TypeError: for a keyword that nothing reads.
             ValueError: if what would be uploaded holds a token or a path of this machine, or for `private` on a public repo; while an adapter
                 of Transformers' own is on.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.

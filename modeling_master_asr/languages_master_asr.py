@@ -41,7 +41,7 @@ def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, in
     """The sentences as an alphabet spells them, each once, without those that it cannot spell.
 
     Raises:
-        ValueError: if there are some and none is left; for one text in the place of several.
+        ValueError: if there are some and none is left; for one text in the place of several; for what is no text.
     """
     if isinstance(sentences, str):
         raise ValueError("sentences is one text; a list of texts is wanted, one a sentence: text.splitlines().")

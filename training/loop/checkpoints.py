@@ -48,10 +48,12 @@ def save(out: Path, step: int, parts: dict[str, object], facts: dict, keep: int 
             json.dump({"step": step, "facts": facts, "files": files}, opened, indent=1)
             _sync(opened)
         _sync_folder(part)
-        if target.exists():  # made before the run that is repeated now was killed: the same values, and there until these are whole
-            _set_aside(target)
+        # one that is there was made before the run that is repeated now was killed: the same values, and there until these are whole
+        before = _moved_aside(target) if target.exists() else None
         os.replace(part, target)
         _sync_folder(out)
+        if before:
+            shutil.rmtree(before, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in the words of torch.save
         shutil.rmtree(part, ignore_errors=True)
         whole = [path.name for path in listed(out)]
@@ -110,11 +112,20 @@ def _set_aside(checkpoint: Path) -> None:
     Raises:
         FileExistsError: see `_check_is_ours`.
     """
+    shutil.rmtree(_moved_aside(checkpoint), ignore_errors=True)
+
+
+def _moved_aside(checkpoint: Path) -> Path:
+    """The new place of a checkpoint of ours, under a name that is no checkpoint's.
+
+    Raises:
+        FileExistsError: see `_check_is_ours`.
+    """
     _check_is_ours(checkpoint)
     aside = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(checkpoint, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    return aside
 
 
 def _sync(opened) -> None:

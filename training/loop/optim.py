@@ -62,6 +62,9 @@ class Turns:
         mapping_rest: share of the steps, at the end, in which T no longer moves.
         average_last: share of the steps, at the end, whose weights `use_average` takes the mean of (T's gates stay the last ones).
         beta2: of Adam; 0.999 remembers CTC's first, largest gradients for a thousand steps.
+
+    Raises:
+        ValueError: for something that trains and has no rate in `learning_rates`; where nothing trains but T.
     """
 
     def __init__(

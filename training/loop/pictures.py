@@ -9,13 +9,17 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 
-from modeling_master_asr.artisan_master_asr import open_gates
+from modeling_master_asr.artisan_master_asr import open_gates_of_layers
+
+
+def gates_of(mapping: torch.Tensor) -> torch.Tensor:
+    """Which specialists select a language's masks, `(layers, K)` booleans, of its `(layers, K)` mapping."""
+    return torch.tensor(open_gates_of_layers(mapping))
 
 
 def gate_differences(model) -> np.ndarray:
     """Share of gates in which each pair of languages differs, `(L, L)`, 0 to 1."""
-    rows = [torch.tensor([open_gates(row) for row in model.assemblies[code].mapping]).flatten() for code in model.languages]
-    gates = torch.stack(rows).float()  # (L, layers * K)
+    gates = torch.stack([gates_of(model.assemblies[code].mapping).flatten() for code in model.languages]).float()  # (L, layers * K)
     return torch.cdist(gates, gates, p=1).div(gates.shape[1]).numpy()
 
 

@@ -110,4 +110,9 @@ class MasterASRTrainer(Trainer):
         return metrics
 
     def predict(self, *args, **kwargs):
+        """Not of this trainer, which reads clips.
+
+        Raises:
+            NotImplementedError: naming what does.
+        """
         raise NotImplementedError("A MasterASRTrainer scores clips: evaluate(clips). To read them: pipeline(\"automatic-speech-recognition\", ...), or training.transcribe.")

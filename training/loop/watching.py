@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from modeling_master_asr.artisan_master_asr import open_gates, open_gates_of_layers, pack_mask, select_mask, specialist_scores
+from modeling_master_asr.artisan_master_asr import open_gates, pack_mask, select_mask, specialist_scores
 from training.loop.metrics import evaluate_clips
-from training.loop.pictures import gate_differences, similarity_figure
+from training.loop.pictures import gate_differences, gates_of, similarity_figure
 from training.loop.sharding import is_sharded, whole
 
 MASKS_WATCHED = 20  # masks of so many languages are compared; of the others, the gates are
@@ -42,11 +42,6 @@ def share_of_differing_bits(some: list[torch.Tensor], others: list[torch.Tensor]
 def weights_a_layer(model) -> list[int]:
     """How many weights each Artisan layer masks."""
     return [math.prod(layer.specialists.shape[1:]) for layer in model.master_asr.artisan_layers]
-
-
-def gates_of(mapping: torch.Tensor) -> torch.Tensor:
-    """Which specialists select a language's masks, `(layers, K)` booleans."""
-    return torch.tensor(open_gates_of_layers(mapping))
 
 
 def mapping_figures(model, masks=None, languages: Optional[list[str]] = None) -> dict:
