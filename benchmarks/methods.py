@@ -12,7 +12,7 @@ presets are `training.adapt_language`. The result says what the method does to t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Literal
 
@@ -43,9 +43,16 @@ class MethodConfig(AdaptConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        defaults = {field.name: field.default for field in fields(self)}
         for name in ("refine", "finetune_steps"):
             if getattr(self, name):
                 raise ValueError(f"--{name}: got {getattr(self, name)}; allowed: none here, a method adds a language and trains once. With it: training.adapt_language.")
+        if self.method == "head" and self.method_learning_rate != defaults["method_learning_rate"]:
+            raise ValueError(f"--method_learning_rate: got {self.method_learning_rate}; allowed: none with --method head, which trains nothing in the encoder.")
+        idle = () if self.method == "mask" else ("mask_sparsity",) if self.teacher_steps else ("mask_sparsity", "preset", "parts", "rank", "targets")
+        for name in idle:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"--{name}: got {getattr(self, name)!r}; allowed: none with --method {self.method}, which trains none of it; with mask{'' if name == 'mask_sparsity' else ', or with --teacher_steps'}.")
 
 
 def train_head(model, config: MethodConfig) -> None:

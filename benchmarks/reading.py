@@ -20,13 +20,14 @@ from tqdm import tqdm
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import ngrams_master_asr as ngrams
 from modeling_master_asr.assembly_master_asr import text_kilobytes
-from modeling_master_asr.languages_master_asr import ngrams_of
+from modeling_master_asr.languages_master_asr import forget_ngrams
 from modeling_master_asr.trainer_utils import error_rates, macro
-from training.loop.data import Collator, Features, select, to_device
+from training.evaluate import check_languages, text_of
+from training.loop.data import Clip, Collator, Features, select, to_device
 from training.loop.models import processor_of
 from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_data
-from training.loop.text import beginning, normalize
+from training.loop.text import beginning, normalize, without
 
 SPLITS = ("validation", "test")
 TRIED = [  # none, then one of them changed at a time
@@ -86,27 +87,36 @@ def with_sentences(model, processor, heard: Heard, sentences: dict[str, list[str
     return {"kilobytes": kilobytes, **{split: rates(model, processor, found, split) for split in SPLITS}}
 
 
+def of_another_subject(given: dict[str, list[str]], clips: list[Clip]) -> dict[str, list[str]]:
+    """The first sentences of each file but those that held-out clips say, as `training.evaluate --more_text` has them."""
+    said = {code: [clip.text for clip in clips if clip.split in SPLITS and clip.language == code] for code in given}
+    return {code: beginning(without(lines, said[code], code), OTHER_TEXT) for code, lines in given.items()}
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--assembly", nargs="*", default=[])
     parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--other_text", nargs="*", default=[], help="LANGUAGE=FILE")
+    parser.add_argument("--other_text", type=text_of, nargs="*", default=[], metavar="LANGUAGE=FILE", help="a sentence a line")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
+    if len(dict(args.other_text)) < len(args.other_text):
+        parser.error(f"--other_text: got {[code for code, _ in args.other_text]}; allowed: a language once. Join its files.")
     model = MasterASRForCTC.from_pretrained(args.model, assemblies=args.assembly).eval()
+    check_languages(list(dict(args.other_text)), model, args.model)
     processor = processor_of(model, args.model)
     clips, _ = read_data(args.data, args.out.parent / "recordings")
+    other = of_another_subject(dict(args.other_text), clips)
     heard, own = hear(model, processor, clips), {code: model.config.text(code).splitlines() for code in model.languages}
     result = {**facts_of_run(model), "sentences": {"none": {split: rates(model, processor, heard, split, greedy=True) for split in SPLITS}}, "settings": []}
     for changed in tqdm(TRIED, desc="settings"):
-        ngrams_of.cache_clear()
+        forget_ngrams()
         with settings(changed):
             result["settings"].append({"changed": changed or {name: getattr(ngrams, name) for name in SETTINGS}, "validation": rates(model, processor, heard, "validation")})
-    ngrams_of.cache_clear()
+    forget_ngrams()
     half = {code: beginning(of, sum(map(len, of)) // 2) for code, of in own.items()}
     whole = {code: [clip.text for clip in select(clips, "train", [code])] for code in model.languages}
-    other = {code: beginning(Path(file).read_text(encoding="utf-8").splitlines(), OTHER_TEXT) for code, file in (of.split("=") for of in args.other_text)}
     for name, sentences in {
         "half of its own": half, "its own": own, "of all training clips": whole, "of another subject": other,
         "both": {code: [*own[code], *of] for code, of in other.items()},

@@ -15,6 +15,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import soundfile
@@ -52,10 +53,9 @@ def spoken(voice: str, sentences: list[str], folder: Path) -> list[Path]:
 
 
 def clips_of(voice: str, sentences: Iterator[str], minutes: float, folder: Path) -> Iterator[dict]:
-    """Clips of a voice for so many minutes, written beside the others."""
+    """Clips of a voice for so many minutes, or as long as there are sentences, written beside the others."""
     left_s, bar, count = minutes * 60, tqdm(total=round(minutes * 60), desc=voice, unit="s"), 0
-    while left_s > 0:
-        chosen = [next(sentences) for _ in range(AT_ONCE)]
+    while left_s > 0 and (chosen := list(islice(sentences, AT_ONCE))):
         with tempfile.TemporaryDirectory() as where:
             for sentence, path in zip(chosen, spoken(voice, chosen, Path(where))):
                 if left_s <= 0:
@@ -88,7 +88,10 @@ def main(argv=None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     made = [clip for voice in VOICES for clip in clips_of(voice, sentences, args.minutes / len(VOICES), folder)]
     args.out.write_text("".join(json.dumps(clip, ensure_ascii=False) + "\n" for clip in [*clips, *made]), encoding="utf-8")
-    print(f"{args.out}: {len(made)} clips of {len(VOICES)} synthetic voices, {sum(clip['duration_s'] for clip in made) / 60:.1f} min, beside {len(clips)} others")
+    minutes = sum(clip["duration_s"] for clip in made) / 60
+    print(f"{args.out}: {len(made)} clips of {len({clip['speaker'] for clip in made})} synthetic voices, {minutes:.1f} min, beside {len(clips)} others")
+    if minutes < args.minutes:
+        print(f"{args.text} has too few sentences: {args.minutes - minutes:.1f} of {args.minutes:g} min are missing.")
 
 
 if __name__ == "__main__":

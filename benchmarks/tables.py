@@ -19,6 +19,7 @@ from benchmarks import labels
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "RESULTS.md", "benchmarks/COMMANDS.md")
+LAST_STEP = "†"  # behind a figure of validation that is of another kind than the others of its table
 CODE = {"trainer"}  # what stands between these is a test's
 
 
@@ -30,6 +31,12 @@ def load(name: str) -> dict | None:
 def validation_of(run: dict) -> float:
     """Macro CER on validation: of what was tested, or in older files of the last step, before weights were averaged or rounded."""
     return (run.get("validation") or list(run["log"]["validation"].values())[-1])["macro"]["cer"]
+
+
+def whisper_on(code: str) -> dict | None:
+    """CER and WER of Whisper as it is on a new language."""
+    runs = [run["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru") if (run := load(name))]
+    return next((rates[code] for rates in runs if code in rates), None)
 
 
 def rates_of(run: dict) -> tuple[float, float]:
@@ -132,9 +139,8 @@ def text_table(series: str) -> list[str]:
             wer = " -> ".join(spread([run["test"]["macro"]["wer"] for run in of]) for of in (runs, read))
             above = "" if name == "assembly_best" else difference(read, best)
             lines.append(f"| {label} | {runs[0]['kilobytes'] + kilobytes:,.0f} | {kilobytes:.0f} | {rates[0]} | {rates[1]} | {above} | {wer} | {len(runs)} |")
-    zero_shot = load("zero_shot_new_languages")
-    if zero_shot:
-        rate = zero_shot["test"]["languages"]["es"]
+    rate = whisper_on(series[:2])
+    if rate:
         lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | {rate['cer']:.1f} on test | | | {rate['wer']:.1f} | |")
     return lines
 
@@ -183,16 +189,17 @@ def settings_table() -> list[str]:
 
 def pairs_table() -> list[str]:
     """How far the macro CERs of two models of the same data, steps and seed lie apart, and the mean over all pairs with its standard error."""
-    lines = [f"| macro CER, points, validation / test | {' | '.join(labels.BUDGETS)} | mean ± its standard error |", "|---" * (len(labels.BUDGETS) + 2) + "|"]
+    apart: dict[str, dict[str, list[float]]] = {label: {} for label in labels.PAIRS}
     for label, models in labels.PAIRS.items():
-        apart = {}
         for steps, name in labels.BUDGETS.items():
             runs = [load("stage1_" + name.format(model)) for model in models]
             if all(runs):
-                apart[steps] = [a - b for a, b in zip(*map(rates_of, runs))]
-        cells = [f"{apart[steps][0]:+.1f} / {apart[steps][1]:+.1f}" if steps in apart else "" for steps in labels.BUDGETS]
-        columns = list(zip(*apart.values()))
-        means = [f"{statistics.mean(of):+.2f} ± {statistics.stdev(of) / len(of) ** 0.5:.2f}" for of in columns]
+                apart[label][steps] = [a - b for a, b in zip(*map(rates_of, runs))]
+    budgets = [steps for steps in labels.BUDGETS if any(steps in of for of in apart.values())]
+    lines = [f"| macro CER, points, validation / test | {' | '.join(budgets)} | mean ± its standard error |", "|---" * (len(budgets) + 2) + "|"]
+    for label, of in apart.items():
+        cells = [f"{of[steps][0]:+.1f} / {of[steps][1]:+.1f}" if steps in of else "" for steps in budgets]
+        means = [f"{statistics.mean(points):+.2f}" + (f" ± {statistics.stdev(points) / len(points) ** 0.5:.2f}" if len(points) > 1 else "") for points in zip(*of.values())]
         lines.append(f"| {' | '.join([label, *cells, ' / '.join(means)])} |")
     return lines
 
@@ -231,17 +238,18 @@ def difference(runs: list[dict], others: list[dict]) -> str:
 
 
 def methods_table(series: str) -> list[str]:
+    if not any(of_method(name, series) for name in labels.METHODS):
+        return []
     best = of_method("assembly_best", series)
     compared = bool(difference(best, best))
-    steps = load("steps" if series == "es6" else "steps_five")
+    steps = load("steps" if series[2:].startswith("6") else "steps_five")
     columns = ["trainable", *(["a step, s"] if steps else []), "kept, KB*", "validation CER, %", "CER, %", *(["CER above best's, same seeds"] if compared else []), "WER, %", "seeds", "the languages from before, CER, %"]
     lines = [f"| {' | '.join([labels.SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for name, label in labels.METHODS.items():
         runs = of_method(name, series)
         if runs:
             lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None, steps)])} |")
-    zero_shot = [run["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru") if (run := load(name))]
-    rate = next((rates[series[:2]] for rates in zero_shot if series[:2] in rates), None)
+    rate = whisper_on(series[:2])
     if rate:
         cells = ["0", *([""] if steps else []), "0", "", f"{rate['cer']:.1f}", *([""] if compared else []), f"{rate['wer']:.1f}", "", "as they are"]
         lines.append(f"| {' | '.join(['Whisper-base as it is, zero-shot, its decoder, timestamps on', *cells])} |")
@@ -250,12 +258,15 @@ def methods_table(series: str) -> list[str]:
 
 def across_table() -> list[str]:
     """How many points of macro CER others lie above preset best, on each new language and base, and with how many seeds they do."""
-    lines = [f"| CER above best's, points, validation / test | {' | '.join(labels.ACROSS.values())} | best ahead, of all seeds |", "|---" * (len(labels.ACROSS) + 2) + "|"]
+    across = {series: label for series, label in labels.ACROSS.items() if of_method("assembly_best", series)}
+    if not across:
+        return []
+    lines = [f"| CER above best's, points, validation / test | {' | '.join(across.values())} | best ahead, of all seeds |", "|---" * (len(across) + 2) + "|"]
     for name in ("lora_all", "full"):
         cells, ahead = [], []
-        for series in labels.ACROSS:
+        for series in across:
             best = {run["config"]["seed"]: run for run in of_method("assembly_best", series)}
-            pairs = [(run, best[run["config"]["seed"]]) for run in of_method(name, series)]
+            pairs = [(run, best[run["config"]["seed"]]) for run in of_method(name, series) if run["config"]["seed"] in best]
             points = [tuple(a - b for a, b in zip(rates_of(run), rates_of(own))) for run, own in pairs]
             cells.append(" / ".join(f"{statistics.mean(of):+.1f}" for of in zip(*points)))
             ahead += points
@@ -264,12 +275,19 @@ def across_table() -> list[str]:
     return lines
 
 
+def fate_of_base(runs: list[dict]) -> str:
+    """What became of W and M, of which older files do not name both fingerprints, or neither."""
+    pairs = [(run.get("base"), run.get("base_after")) for run in runs]
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        return "CHANGED"
+    return "bit-equal" if all(None not in pair for pair in pairs) else "nothing of theirs trains; not measured"
+
+
 def method_row(name: str, runs: list[dict], best: list[dict] | None, steps: dict | None) -> list[str]:
     last = [validation_of(run) for run in runs]
     cer, wer = ([run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer"))
     old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
-    stands = all(run.get("base") == run.get("base_after") for run in runs)  # of W and M; older files do not name it
-    fate = " -> ".join(spread(values) for values in old) if old else "bit-equal" if stands else "CHANGED"
+    fate = " -> ".join(spread(values) for values in old) if old else fate_of_base(runs)
     compared = [] if best is None else ["" if name == "assembly_best" else difference(runs, best)]
     timed = steps["steps"].get(name) if steps else None
     step_s = [f"{timed['step_s']:.2f}" if timed else ""] if steps else []
@@ -277,17 +295,20 @@ def method_row(name: str, runs: list[dict], best: list[dict] | None, steps: dict
 
 
 def tried_table(tried: dict[str, str], steps: str) -> list[str]:
+    """A line a run; a mark stands where validation was read in the last step alone, which is not what was tested."""
     lines = [f"| es, 10 minutes, {steps} steps | validation CER, % | test CER, % | training loss at the end |", "|---|---|---|---|"]
     for name, label in tried.items():
         run = load(name)
         if run:
-            validation = validation_of(run)
+            validation = f"{validation_of(run):.1f}{'' if run.get('validation') else LAST_STEP}"
             loss = list(run["log"]["loss"].values())[-1]
-            lines.append(f"| {label} | {validation:.1f} | {run['test']['macro']['cer']:.1f} | {loss:.2f} |")
+            lines.append(f"| {label} | {validation} | {run['test']['macro']['cer']:.1f} | {loss:.2f} |")
             if "finetune_test" in run:
                 validation = list(run["finetune_log"]["validation"].values())[-1]["macro"]["cer"]
                 loss = list(run["finetune_log"]["loss"].values())[-1]
-                lines.append(f"| ... then + ft, 300 steps of all weights | {validation:.1f} | {run['finetune_test']['macro']['cer']:.1f} | {loss:.2f} |")
+                lines.append(f"| ... then + ft, 300 steps of all weights | {validation:.1f}{LAST_STEP} | {run['finetune_test']['macro']['cer']:.1f} | {loss:.2f} |")
+    if any(LAST_STEP in line for line in lines):
+        lines += ["", f"{LAST_STEP} of the last step, in the precision of training, before weights were averaged or rounded; without this mark, of what was tested."]
     return lines
 
 
@@ -429,7 +450,7 @@ def all_tables() -> dict[str, list[str]]:
         "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT),
         "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "pairs": pairs_table(), "refined": refined_table(),
         "methods": methods_table("es6"), "methods-five": methods_table("es"), "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"),
-        "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-ru": methods_table("ru"), "across": across_table(), "minutes": minutes_table(),
+        "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-cs6": methods_table("cs6"), "methods-ru": methods_table("ru"), "across": across_table(), "minutes": minutes_table(),
         "text": text_table("es6"), "text-five": text_table("estext"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),
         "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"),
         "tried": tried_table(labels.TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(labels.TRIED_LONG, "1,000"), "precision": precision_table(),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import welch
 
-from benchmarks.zero_shot import read_heard, spell_numbers
+from benchmarks.zero_shot import by_name, read_heard, spell_numbers
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.audio_master_asr import decode_audio
 from training.loop.data import Clip, Collator, Features, select
@@ -81,10 +81,9 @@ def worst(entries: list[dict], count: int) -> list[dict]:
     return chosen
 
 
-def add_facts(chosen: list[dict], clips: list[Clip]) -> None:
-    path_of = {(clip.language, clip.audio.name): clip.audio for clip in clips}
+def add_facts(chosen: list[dict], named: dict[tuple[str, str], Clip]) -> None:
     for entry in chosen:
-        entry["audio"] = audio_facts(decode_audio(path_of[entry["language"], entry["file"]], SAMPLING_RATE_HZ))
+        entry["audio"] = audio_facts(decode_audio(named[entry["language"], entry["file"]].audio, SAMPLING_RATE_HZ))
 
 
 def add_verdicts(chosen: list[dict], path: Path) -> None:
@@ -118,11 +117,11 @@ def main(argv=None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     clips = select(read_data(args.data, args.heard.parent / "recordings")[0], "test", args.languages)
-    heard = read_heard(args.heard)
+    named, heard = by_name(clips), read_heard(args.heard)
     whispers = [normalize(spell_numbers(heard[clip.language, clip.audio.name]["text"], clip.language), language=clip.language) for clip in clips]
     entries = [side_by_side(*texts) for texts in zip(clips, heard_by_us(args.model, clips), whispers)]
     chosen = worst(entries, args.count)
-    add_facts(chosen, clips)
+    add_facts(chosen, named)
     add_verdicts(chosen, args.verdicts)
     languages = summary(entries, chosen)
     write_json(args.out, {**facts_of_run(), "languages": languages, "clips": chosen})

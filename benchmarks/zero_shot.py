@@ -99,8 +99,23 @@ def read_heard(path: Path, by: Optional[dict] = None) -> dict[tuple[str, str], d
     return {(line["language"], line["audio"]): line for line in lines}
 
 
+def by_name(clips: list[Clip]) -> dict[tuple[str, str], Clip]:
+    """The clips by language and file name, as what was heard is kept.
+
+    Raises:
+        ValueError: for two of one language and name.
+    """
+    named: dict[tuple[str, str], Clip] = {}
+    for clip in clips:
+        other = named.setdefault((clip.language, clip.audio.name), clip)
+        if other is not clip:
+            raise ValueError(f"--data: got {other.audio} and {clip.audio}, both of {clip.language!r}; allowed: a file name once in a language, since what was heard is kept by it.")
+    return named
+
+
 def transcribe_all(folder: str, clips: list[Clip], path: Path, timestamps: bool = False) -> list[dict]:
     """A line a clip, in order, of which those that are in the file already are not heard again."""
+    by_name(clips)
     by = {"model": folder, "timestamps": timestamps}
     heard = read_heard(path, by)
     missing = [clip for clip in clips if (clip.language, clip.audio.name) not in heard]

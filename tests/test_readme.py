@@ -11,6 +11,7 @@ from benchmarks.tables import load, of_method, rates_of
 from modeling_master_asr import MasterASRConfig
 
 CHECKPOINT = tables.ROOT / "checkpoints/master-asr-whisper-base"
+MB_A_KB = 1024 / 1e6  # a KB of the files has 1,024 bytes, an MB of prose 10^6
 
 
 def macro(name: str, kind: str = "cer") -> float:
@@ -32,7 +33,7 @@ def mean(name: str, kind: str = "cer", with_text: bool = False) -> float:
 def ahead(name: str, series: str = "es6", best: str = "assembly_best") -> list[tuple[float, float]]:
     """How many points `best` is ahead of a method, on validation and test, a pair for each seed that both have."""
     best = {run["config"]["seed"]: rates_of(run) for run in of_method(best, series)}
-    return [tuple(a - b for a, b in zip(rates_of(run), best[run["config"]["seed"]])) for run in of_method(name, series)]
+    return [tuple(a - b for a, b in zip(rates_of(run), best[run["config"]["seed"]])) for run in of_method(name, series) if run["config"]["seed"] in best]
 
 
 def means(pairs: list[tuple[float, float]]) -> list[float]:
@@ -46,7 +47,7 @@ def kept_with_text(name: str, series: str = "es6") -> float:
 
 def with_all_sentences() -> float:
     """Megabytes of preset best and of the most sentences that were measured beside it."""
-    return (of_method("assembly_best", "es6")[0]["kilobytes"] + load("reading")["sentences"]["both"]["kilobytes"]["es"]) / 1000
+    return (of_method("assembly_best", "es6")[0]["kilobytes"] + load("reading")["sentences"]["both"]["kilobytes"]["es"]) * MB_A_KB
 
 
 def sentences_of_a_language() -> list[float]:
@@ -105,7 +106,7 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "So read, `small`, {:.0f} KB in all, makes {:.1f} % letter errors, as many as `best` with {:.0f} KB":
         lambda: [kept_with_text("assembly_small"), mean("assembly_small", with_text=True), kept_with_text("assembly_best")],
     "LoRA, with {:.0f} KB, and full tuning, with {:.0f} MB, make {:.1f} % and {:.1f} % with the same sentences":
-        lambda: [kept_with_text("lora_all"), kept_with_text("full") / 1000, *(mean(name, with_text=True) for name in ("lora_all", "full"))],
+        lambda: [kept_with_text("lora_all"), kept_with_text("full") * MB_A_KB, *(mean(name, with_text=True) for name in ("lora_all", "full"))],
     "`best` makes {:.1f} % letter errors greedily, fewer than full tuning ({:.1f} %); with its sentences {:.1f} %, and fewer wrong words than Whisper ({:.1f} %)":
         lambda: [mean("assembly_best_taught"), mean("full"), mean("assembly_best_taught", with_text=True), mean("assembly_best_taught", "wer", with_text=True)],
     "with {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
@@ -116,7 +117,7 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "Full tuning is ahead of `best` by {:.1f} points on validation and {:.1f} on test, and behind `best`, taught, by {:.1f} and {:.1f}":
         lambda: [*(-points for points in means(ahead("full"))), *means(ahead("full", best="assembly_best_taught"))],
     "a file of {:.0f} MB, and the other languages read {:.0f} points worse":
-        lambda: [of_method("full", "es6")[0]["kilobytes"] / 1000, statistics.mean(run["old_languages_after"]["macro"]["cer"] - run["old_languages_before"]["macro"]["cer"] for run in of_method("full", "es6"))],
+        lambda: [of_method("full", "es6")[0]["kilobytes"] * MB_A_KB, statistics.mean(run["old_languages_after"]["macro"]["cer"] - run["old_languages_before"]["macro"]["cer"] for run in of_method("full", "es6"))],
     "than LoRA of rank 8 on attention ({:.1f} % for {:.1f} %), and on test as many ({:.1f} % for {:.1f} %), with a sixth of the bytes":
         lambda: [statistics.mean(rates_of(run)[split] for run in of_method(name, "es6")) for split in (0, 1) for name in ("assembly_small", "lora")],
     "LoRA on all layers, twelve times as large, makes fewer on test ({:.1f} %)": lambda: [mean("lora_all")],
