@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,7 +145,8 @@ def show(demo: DemoConfig) -> None:
     print(f"The assembly: {demo.out / 'assembly'}. Logits of {sorted(others)} bit-equal to before: {same}")
     transcribe(demo.out / "model", clips)
     print(f"\nDone in {(time.time() - start_s) / 60:.1f} minutes.")
-    print(f"Next: python -m training.transcribe YOUR.mp3 --model {demo.out / 'model'} --language es --json")
+    python = ".venv/bin/python" if Path(sys.prefix).resolve() == (HERE.parent / ".venv").resolve() else "python"
+    print(f"Next: {python} -m training.transcribe YOUR.mp3 --model {demo.out / 'model'} --language es --json")
     if not same:
         raise SystemExit("Another language's logits changed: this is a bug, please report it.")
 

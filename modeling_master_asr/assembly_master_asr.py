@@ -354,7 +354,7 @@ def read_listed(path: Path) -> dict[str, dict]:
     if major > int(FORMAT_VERSION.split(".")[0]):
         raise ValueError(
             f"{path} has format version {version}; this release of modeling-master-asr reads up to {FORMAT_VERSION}. Update it: "
-            "pip install -U modeling-master-asr."
+            "git pull, in its clone."
         )
     if lacking or not listed:
         raise ValueError(f"{path} lacks {lacking or 'any language'}. Save the assembly again with model.save_assembly(...).")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +55,9 @@ INTEGERS = {"int16": (0, 1 << 15), "int32": (0, 1 << 31), "int8": (0, 1 << 7), "
 CONTAINERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,g722,gsm,matroska,webm,mov,mp4,m4a,mp3,mpeg,mpegts,ogg,tta,voc,w64,wav,wv"
 )  # fmt: skip
+# What libsndfile says of a WAV, AIFF or AU file that holds less than its header promises, and reads as if that were all.
+CUT_SHORT = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+UNKNOWN_BYTES = 0x7F000000  # sizes from here on are what recorders write that do not know them yet
 NAMED_BY_SUFFIX = {".g722": "g722", ".gsm": "gsm"}  # headerless: nothing in the bytes says what they are
 
 
@@ -108,6 +112,8 @@ def mono_floats(audio, name: str = "audio") -> np.ndarray:
         )
     if samples.dtype.name in INTEGERS:
         zero, scale = INTEGERS[samples.dtype.name]
+        if samples.dtype.name == "int32" and len(samples) and np.abs(samples).max() <= 1 << 15:
+            logger.warning_once(f"{name} holds int32 samples of at most 16 bits, which is next to silence. Are they int16 values? Pass audio.astype('int16').")
         return (samples.astype(np.float32) - np.float32(zero)) / np.float32(scale)
     if not len(samples) or samples.dtype.kind == "f":
         return samples.astype(np.float32)
@@ -252,7 +258,7 @@ def _opened(source, name: Optional[str]):
 
 
 def _with_soundfile(file, suffix: str, start) -> tuple[np.ndarray, float]:
-    """Samples, and the seconds that the file declares, or that its bytes amount to where they go on after that: mp3 or ogg files put together."""
+    """Samples, and the seconds that the file's header declares, or that its bytes amount to where they go on after that: mp3 or ogg files put together."""
     with soundfile.SoundFile(_nameless(file)) as sound:
         mono = start(sound.samplerate)
         frames = max(1, BLOCK_SAMPLES // sound.channels)
@@ -260,6 +266,8 @@ def _with_soundfile(file, suffix: str, start) -> tuple[np.ndarray, float]:
             mono.add(block)
         read_to, size = file.tell(), file.seek(0, io.SEEK_END)
         parts = size / read_to if sound.format in ("MP3", "OGG") and 0 < read_to < size else 1.0
+        if (sizes := CUT_SHORT.search(sound.extra_info)) and int(sizes[2]) < int(sizes[1]) < UNKNOWN_BYTES:
+            parts = int(sizes[1]) / max(int(sizes[2]), 1)
         return mono.finish(), parts * sound.frames / sound.samplerate
 
 

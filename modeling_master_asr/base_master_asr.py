@@ -215,6 +215,7 @@ class StoredMixin(UploadMixin):
         Raises:
             FileNotFoundError: for a folder that is not there.
             TypeError: for `assemblies` on the encoder alone.
+            NotImplementedError: for a `quantization_config`.
             ValueError: also if config.json and the weights disagree on which row belongs to which character, if what a language owns is
                 no number, for a weight file that was cut short.
         """
@@ -222,6 +223,11 @@ class StoredMixin(UploadMixin):
             raise TypeError(
                 f"assemblies= is a keyword of MasterASRForCTC.from_pretrained (AutoModelForCTC), not of {cls.__name__}'s. For the encoder alone with "
                 "further languages: AutoModelForCTC.from_pretrained(..., assemblies=...).master_asr."
+            )
+        if kwargs.get("quantization_config") is not None:
+            raise NotImplementedError(
+                f"quantization_config: got a {type(kwargs['quantization_config']).__name__}; allowed: none. Every language masks the weights that it would quantize "
+                "(some quantizers would pass them over and say nothing). Quantize one language: model.materialize(language), saved and loaded as its stock class."
             )
         dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
         if pretrained_model_name_or_path is None:  # a config and a state_dict given in memory

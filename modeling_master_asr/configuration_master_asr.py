@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections import Counter
@@ -295,7 +296,7 @@ class MasterASRConfig(PreTrainedConfig):
             if unknown := sorted(set(entry) - known):
                 raise ValueError(
                     f"The entry of {language!r} in assemblies holds {unknown}, which this version does not know; it takes {sorted(known)}. "
-                    "Update it: pip install -U modeling-master-asr."
+                    "Update it: git pull, in its clone."
                 )
         return assemblies
 
@@ -424,6 +425,23 @@ class MasterASRConfig(PreTrainedConfig):
         names = set(signature(self.add_assembly).parameters) - {"language", "shares_bank"}
         return {name: facts[name] for name in names if name in facts}
 
+    def with_assembly(self, language: str, entry: dict, source: str = "", replace: bool = False) -> MasterASRConfig:
+        """A copy in which a language is registered, perhaps in the place of the one that is there: what can be refused is, before anything changes.
+
+        Args:
+            entry, source: as `adding`.
+
+        Raises:
+            ValueError: as `add_assembly`.
+        """
+        config = copy.copy(self)
+        config.assemblies = {code: of for code, of in self.assemblies.items() if not (replace and code == language)}
+        try:
+            config.add_assembly(language, **entry)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source}: {error}" if source else str(error)) from error
+        return config
+
     @contextmanager
     def adding(self, language: str, entry: dict, source: str = "") -> Iterator[None]:
         """Registers a language for what is done inside; if that fails, it was never there.
@@ -435,10 +453,7 @@ class MasterASRConfig(PreTrainedConfig):
         Raises:
             ValueError: as `add_assembly`.
         """
-        try:
-            self.add_assembly(language, **entry)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{source}: {error}" if source else str(error)) from error
+        self.assemblies[language] = self.with_assembly(language, entry, source).assemblies[language]
         try:
             yield
         except BaseException:

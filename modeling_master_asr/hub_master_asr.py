@@ -127,10 +127,13 @@ def on_hub(name: Optional[str]) -> Optional[str]:
     return name if "/" in name and not is_path(name) else None
 
 
+def hub_codes(languages: Iterable[str]) -> list[str]:
+    """The languages of a card's metadata: without regions and scripts, in small letters, each once."""
+    return list(dict.fromkeys(re.split("[-_]", code)[0].lower() for code in languages))
+
+
 def card_data(languages: Iterable[str], **facts) -> ModelCardData:
-    return ModelCardData(
-        library_name="transformers", pipeline_tag=PIPELINE_TASK, language=list(dict.fromkeys(c.split("-")[0] for c in languages)), **facts
-    )
+    return ModelCardData(library_name="transformers", pipeline_tag=PIPELINE_TASK, language=hub_codes(languages), **facts)
 
 
 def with_tags(card: str, tags: list[str]) -> str:
@@ -160,7 +163,12 @@ def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
     lines += ["| language | parts | test CER, % | minutes | mapping, bits | head, KB | sentences, KB | whole, KB |", "|---|---|---|---|---|---|---|---|"]
     for language, facts in listed.items():
         cells = [code_span(language), code_span(" ".join(map(str, facts["parts"]))), *(figure(facts.get(name)) for name in ("cer", "minutes"))]
+        cells[2] += "*" * bool(facts.get("known"))
         lines += [f"| {' | '.join([*cells, *(str(facts.get(name, unsaid)) for name, unsaid in SIZES.items())])} |"]
+    if any(facts.get("text_kilobytes") for facts in listed.values()):
+        lines += ["", "A language that holds sentences was read with these in mind."]
+    if any(facts.get("known") for facts in listed.values()):
+        lines += ["", "\\* Some of its test clips say one of these sentences: the figure flatters."]
     revision = f", revision={json.dumps(first['base_revision'])}" if first.get("base_revision") else ""
     lines += [
         "", "```python", "from transformers import AutoModelForCTC", "",
@@ -185,7 +193,7 @@ def assembly_card(listed: dict[str, dict], repo_id: str, before: Optional[str] =
         return None
     start, end = before.index(BEGIN), before.rindex(END) + len(END)
     card = ModelCard(before[:start] + part + before[end:], ignore_metadata_errors=True)
-    card.data.language = list(dict.fromkeys(code.split("-")[0] for code in listed))
+    card.data.language = hub_codes(listed)
     return str(card)
 
 
@@ -299,13 +307,15 @@ class HubMixin:
         replaces = replace and language in self.assemblies
         if replaces:
             self.check_is_own(language, "makes place as one: peft_model.delete_adapter(name)")
-        with (self.config.replacing if replaces else self.config.adding)(language, self.config.entry_of(facts), source):
-            with torch.device("meta"):  # names and shapes alone, no memory
-                assembly = self.master_asr._new_assembly(language)
-            wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
-            check_base(facts, self.master_asr, source)
-            assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
-            self.assemblies[language] = assembly.to(device=self.device, dtype=torch.float32)
+        config = self.config.with_assembly(language, self.config.entry_of(facts), source, replaces)
+        with torch.device("meta"):  # names and shapes alone, no memory
+            assembly = self.master_asr._new_assembly(language, config)
+        wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
+        check_base(facts, self.master_asr, source)
+        assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
+        assembly = assembly.to(device=self.device, dtype=torch.float32)
+        self.assemblies[language] = assembly  # both at once, and not before all is there: others may be reading
+        self.config.assemblies[language] = config.assemblies[language]
         if replaces:
             self.master_asr._masks.forget()
         return language

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import unicodedata
+from collections import OrderedDict
 from collections.abc import Iterable
 from copy import deepcopy
-from functools import lru_cache
 from typing import Optional, Union
 
 import torch
@@ -37,8 +38,11 @@ def nearest_of(losses: dict[str, float]) -> str:
     return nearest
 
 
-def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, int]) -> list[str]:
+def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, int], raw: bool = True) -> list[str]:
     """The sentences as an alphabet spells them, each once, without those that it cannot spell.
+
+    Args:
+        raw: False for sentences that were normalised already, whose apostrophes are all letters.
 
     Raises:
         ValueError: if there are some and none is left; for one text in the place of several; for what is no text.
@@ -50,7 +54,7 @@ def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, in
         raise ValueError(f"sentences: got {strange[0]!r} among them; allowed: texts.")
     known = {character for token in vocab if token not in SPECIAL_TOKENS for character in token} | {" "}
     for sentence in sentences:
-        written = " ".join(spelled(sentence, known, language).split())
+        written = " ".join(spelled(sentence, known, language, raw).split())
         if written and known.issuperset(written) and all(token in vocab for token in tokens_of(written, vocab)):
             kept[written] = None
     if sentences and not kept:
@@ -60,14 +64,36 @@ def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, in
     return list(kept)
 
 
-@lru_cache(maxsize=32)  # languages: 4 MB each from 10,000 characters, 26 from 200,000; those beyond are counted again
+KEPT_CHARACTERS = 10_000_000  # of sentences whose n-grams are kept: 50 languages of 200,000, 26 MB each, or 1,000 of 10,000, 4 MB each
+_KEPT: OrderedDict[tuple[str, tuple[str, ...]], Ngrams] = OrderedDict()  # the last used are the last
+_LOCK = threading.Lock()
+
+
 def ngrams_of(text: str, tokens: tuple[str, ...]) -> Ngrams:
-    """What is counted in a language's sentences.
+    """What is counted in a language's sentences: once, and anew where more than `KEPT_CHARACTERS` of others were read since.
 
     Args:
         text: a line a sentence, as `config.text`.
         tokens: of the alphabet, in the order of their ids.
     """
+    with _LOCK:
+        kept = _KEPT.get((text, tokens))
+    kept = _counted(text, tokens) if kept is None else kept
+    with _LOCK:
+        _KEPT[text, tokens] = kept
+        _KEPT.move_to_end((text, tokens))
+        while len(_KEPT) > 1 and sum(len(of) for of, _ in _KEPT) > KEPT_CHARACTERS:
+            _KEPT.popitem(last=False)
+    return kept
+
+
+def forget_ngrams() -> None:
+    """Drops all that is kept."""
+    with _LOCK:
+        _KEPT.clear()
+
+
+def _counted(text: str, tokens: tuple[str, ...]) -> Ngrams:
     vocab = {token: i for i, token in enumerate(tokens)}
     sentences = [[vocab.get(token, vocab[UNK_TOKEN]) for token in tokens_of(line, vocab)] for line in text.splitlines()]
     return Ngrams(sentences, len(vocab), vocab[PAD_TOKEN])
@@ -172,31 +198,36 @@ class LanguageMixin:
         if source is not None:
             own = self.assemblies[source].head
             weight, bias = own.weight, own.bias  # of a head that shares the bank each is a gather of all its rows
-            known |= {token: (weight[i], bias[i]) for token, i in self.config.vocab(source).items()}
+            known |= {token: (weight[i], bias[i]) for token, i in self.config.vocab(source).items() if i < len(bias)}  # of itself, its alphabet may have grown
         for token, row in vocab.items():
             start = known.get(token) or known.get(unicodedata.normalize("NFD", token)[:1])
             if start is not None:
                 head.weight[row], head.bias[row] = start
 
     def give_parts(
-        self, language: str, preset: str = DEFAULT_PRESET, parts: Optional[Iterable[str]] = None, rank: Optional[int] = None, targets: Optional[str] = None
-    ) -> LanguageAssembly:
+        self, language: str, preset: str = DEFAULT_PRESET, parts: Optional[Iterable[str]] = None, rank: Optional[int] = None, targets: Optional[str] = None,
+        vocab: Optional[dict[str, int]] = None,
+    ) -> LanguageAssembly:  # fmt: skip
         """Gives a loaded language further parts, and a head that is its own where it shared the bank's; it reads as before until they train.
 
         Args:
             preset, parts, rank, targets: what it owns then, see `add_language`: no less than now.
+            vocab: its alphabet then, where it grows: the one that it has, and further tokens, whose rows start as a new language's do.
 
         Raises:
             KeyError: if it is not loaded.
-            ValueError: where it would lose something that it owns, or while a PEFT adapter is on it, or it.
+            ValueError: where it would lose something that it owns, or a token of its alphabet, or while a PEFT adapter is on it, or it.
         """
         self.check_is_own(language, "has the parts of its own config: AssemblyConfig(..., preset=...)")
         before, old = self.config.assemblies[language], self.assemblies[language]
         owned = from_preset(preset, parts, rank, targets)
         check_nothing_is_lost(language, before, owned)
+        vocab = vocab or before["vocab"]
+        if moved := [token for token, i in before["vocab"].items() if vocab.get(token) != i]:
+            raise ValueError(f"vocab: {moved} of {language!r} would be lost or get other ids; allowed: its alphabet as it is, and further tokens behind.")
         if is_adapted(old):
             raise ValueError(f"A PEFT adapter is on {language!r}. Take it off first: peft_model.unload().")
-        with self.config.replacing(language, {"vocab": before["vocab"], "text": self.config.text(language), **owned}):
+        with self.config.replacing(language, {"vocab": vocab, "text": self.config.text(language), **owned}):
             assembly = self._start(language, source=language)
         self.master_asr._masks.forget()
         return assembly

@@ -121,8 +121,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         self._is_sharded = False
         self.post_init()
 
-    def _new_assembly(self, language: str) -> LanguageAssembly:
-        return LanguageAssembly(self.config, language, self.layout, self.family.hidden_size(self.config.backbone_config), self).float()
+    def _new_assembly(self, language: str, config: Optional[MasterASRConfig] = None) -> LanguageAssembly:
+        return LanguageAssembly(config or self.config, language, self.layout, self.family.hidden_size(self.config.backbone_config), self).float()
 
     @property
     def artisan_layers(self) -> list[ArtisanLinear]:
@@ -144,7 +144,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             language = config.default_language or (config.languages[0] if len(config.languages) == 1 else None)
         if language is None:
             raise ValueError(
-                f"Which language? Loaded: {config.languages}. Pass language=... with the call, or model.set_language(...)."
+                f"Which language? Loaded: {config.languages}. Pass language=... with the call, or model.set_language(...). "
+                "Transformers' own pipeline hands no language on: MasterASRPipeline(model)(audio, language=...) does."
             )
         if not hasattr(language, "__iter__"):
             raise TypeError(f"language is {language!r}; one code, or a list of one for each clip, is wanted.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Optional
 
 import numpy as np
@@ -51,21 +51,21 @@ class Ngrams:
         self._kinds: Counter[str] = Counter(gram[:-1] for gram in self._counts)
         for gram, count in self._counts.items():
             self._totals[gram[:-1]] += count
-        self._log_prob_after = lru_cache(maxsize=1 << 16)(self._log_prob_after)  # texts of a beam ask for the same again and again
+        counted = partial(_log_prob_after, self._counts, self._kinds, self._totals, 1 / size)  # without `self`: a circle would outlive its last user
+        self._log_prob_after = lru_cache(maxsize=1 << 16)(counted)  # texts of a beam ask for the same again and again
 
     def log_prob(self, history: str, token: str) -> float:
         """log p(token | the end of history)."""
         return self._log_prob_after(history[1 - ORDER :], token)
 
-    def _log_prob_after(self, history: str, token: str) -> float:
-        prob = 1 / self.size
-        for start in range(len(history), -1, -1):
-            seen = history[start:]
-            if seen not in self._totals:
-                break
-            kinds = self._kinds[seen]
-            prob = (self._counts[seen + token] + kinds * prob) / (self._totals[seen] + kinds)
-        return math.log(prob)
+
+def _log_prob_after(counts: Counter, kinds: Counter, totals: Counter, prob: float, history: str, token: str) -> float:
+    for start in range(len(history), -1, -1):
+        seen = history[start:]
+        if seen not in totals:
+            break
+        prob = (counts[seen + token] + kinds[seen] * prob) / (totals[seen] + kinds[seen])
+    return math.log(prob)
 
 
 def path(log_probs: np.ndarray, ngrams: Ngrams, blank: int, silent: Iterable[int]) -> np.ndarray:

@@ -257,13 +257,14 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         is_batch = isinstance(model_inputs["is_last"], list)
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())] if is_batch else [model_inputs]
         self._read([item for item in items if item["error"] is None], on_error)
-        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "trim", "place", "error")} for item in items]
+        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "alphabet", "trim", "place", "error")} for item in items]
         return {name: [output[name] for output in outputs] for name in outputs[0]} if is_batch else outputs[0]
 
     def _read(self, items: list[dict], on_error: str) -> None:
         """Gives every item its `logits` `(kept frames, V)`; where the model refuses a batch, item by item, so that one is to blame."""
         if not items:
             return
+        alphabets = [self.model.config.vocab(item["language"]) for item in items]
         if self.model.training:
             self.model.eval()  # and it stays so, as a model does that a pipeline loads: after `trainer.train()` it would drop parts of what it hears
         try:
@@ -272,9 +273,9 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             batch[name] = batch[name].to(self.model.dtype)
             logits = self.model(**batch, language=[item["language"] for item in items]).logits
             counts = self.model.master_asr.frame_counts(batch[name], batch["attention_mask"]).tolist()
-            for item, of_clip, frames in zip(items, logits, counts):
+            for item, of_clip, frames, alphabet in zip(items, logits, counts, alphabets):
                 first, last = item["kept"]
-                item["logits"] = of_clip[first : min(last, frames)].cpu()
+                item["logits"], item["alphabet"] = of_clip[first : min(last, frames)].cpu(), alphabet
         except ValueError as error:
             if len(items) == 1:
                 items[0]["error"] = _named(error, items[0]["place"], on_error)
@@ -289,6 +290,9 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         if errors:
             return {"text": None, "error": errors[0]}
         language, (left, right), place = (model_outputs[0][name] for name in ("language", "trim", "place"))
+        if any(output["alphabet"] != self.model.config.vocab(language) for output in model_outputs):
+            error = ValueError(f"{language!r} was replaced while this was read: its text would be in the wrong alphabet. Ask again.")
+            return {"text": None, "error": _named(error, place, on_error)}
         logits = torch.cat([output["logits"].flatten(0, -2) for output in model_outputs])  # (T, V): one text, however it was cut
         try:
             tokens = self.model.paths(logits[None, left : len(logits) - right], language)[0]

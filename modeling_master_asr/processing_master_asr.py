@@ -7,7 +7,8 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Optional, Union
 
@@ -21,7 +22,7 @@ from transformers import (
 from transformers import Wav2Vec2CTCTokenizer as StockTokenizer
 from transformers.utils import logging
 
-from .audio_master_asr import MAX_DURATION_S, check_audio, clips_of, is_recording, read_audio
+from .audio_master_asr import MAX_DURATION_S, MIN_SAMPLES, check_audio, clips_of, is_recording, read_audio
 from .backbone_master_asr import family_of, family_reading
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
 from .text_master_asr import spelled, tokens_of
@@ -180,8 +181,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         Raises:
             ValueError: for a clip so short that nothing can be normalised.
         """
-        with np.errstate(invalid="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # the variance of a single frame, refused below
+        with np.errstate(invalid="ignore"), without_warnings() if len(samples) < 2 * MIN_SAMPLES else nullcontext():
             features = family_reading(self.feature_extractor).features(self.feature_extractor, samples)
         if not np.isfinite(features).all():
             raise ValueError(f"{len(samples)} samples are too short for a {type(self.feature_extractor).__name__}: its features are not numbers.")
@@ -287,15 +287,18 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         said = None if isinstance(clip, (str, os.PathLike)) else name  # a path names itself
         return read_audio(clip, self.sampling_rate_hz, said, max_duration_s)
 
-    def encode(self, texts: list[str], language: Union[str, list[str], None]) -> torch.Tensor:
-        """Label ids `(B, longest)` of normalised texts, -100 where padded.
+    def encode(self, texts: list[str], language: Union[str, list[str], None], raw: bool = True) -> torch.Tensor:
+        """Label ids `(B, longest)` of texts, -100 where padded.
+
+        Args:
+            raw: False for texts that were normalised already, whose apostrophes are all letters.
 
         Raises:
             ValueError: for a text without a letter.
         """
-        return pad_rows(self.encode_rows(texts, language), 0, -100)[0]
+        return pad_rows(self.encode_rows(texts, language, raw), 0, -100)[0]
 
-    def encode_rows(self, texts: list[str], language: Union[str, list[str], None]) -> list[np.ndarray]:
+    def encode_rows(self, texts: list[str], language: Union[str, list[str], None], raw: bool = True) -> list[np.ndarray]:
         """Label ids `(L,)` of each text; characters outside the alphabet become [UNK] and are named in one warning.
 
         Raises:
@@ -305,7 +308,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         for text, code in zip(texts, self._codes(language, len(texts))):
             alphabet = self.vocabs[self._known(code)]
             known = {character for token in alphabet if token not in SPECIAL_TOKENS for character in token}
-            tokens = tokens_of(spelled(text, known | {" "}, code), alphabet)
+            tokens = tokens_of(spelled(text, known | {" "}, code, raw), alphabet)
             if not tokens:
                 raise ValueError(f"Empty transcript (language {code!r}): CTC has nothing to learn from it. Drop the clip.")
             unknown.update((code, token) for token in tokens if token not in alphabet)
@@ -383,10 +386,28 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 class Wav2Vec2CTCTokenizer(StockTokenizer):
     """The stock tokenizer, which answers in its first alphabet when there are several and nobody named one: this one refuses.
 
-    It bears the stock class's name because that is what is saved with it: whoever loads the folder gets Transformers' own.
+    It bears the stock class's name because that is what is saved with it: whoever loads the folder gets Transformers' own, but with
+    `trust_remote_code=True` this one.
     """
 
     _named = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self._holds_several:
+            self._named = False
+            self._auto_map = {"AutoTokenizer": ["processing_master_asr.Wav2Vec2CTCTokenizer", None]}  # slow, fast
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in Transformers, plus the code files remote loading needs where there are several alphabets."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        if self._holds_several:
+            copy_code(save_directory)
+        return saved
+
+    @property
+    def _holds_several(self) -> bool:
+        return is_nested(self.vocab) and len(self.vocab) > 1
 
     def set_target_lang(self, target_lang: str) -> None:
         super().set_target_lang(target_lang)
@@ -397,7 +418,7 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
             raise ValueError(
                 f"Which language? This tokenizer holds the alphabets of {list(self.vocab)}. Use processor.decode(ids, language=...) and "
                 "processor(text=..., language=...), or tokenizer.set_target_lang(...). "
-                "In a pipeline: pipeline(..., pipeline_class=MasterASRPipeline), and language=... with the call."
+                "In a pipeline: MasterASRPipeline(model), and language=... with the call."
             )
 
     def _tokenize(self, text, **kwargs):
@@ -428,8 +449,15 @@ def nested_tokenizer(vocabs: dict[str, dict[str, int]], default: Optional[str] =
             str(path), pad_token=PAD_TOKEN, unk_token=UNK_TOKEN, word_delimiter_token=SPACE_TOKEN,
             bos_token=None, eos_token=None, target_lang=first, do_lower_case=False,
         )  # fmt: skip
-    tokenizer._named = len(vocabs) <= 1
     return tokenizer
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """For a clip of a frame or two, whose variance NumPy warns of and which is refused: the filters are the process's, not the thread's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def as_list(items) -> list:

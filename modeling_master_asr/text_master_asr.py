@@ -10,7 +10,7 @@ from typing import Optional
 
 from .configuration_master_asr import SPACE_TOKEN, SPECIAL_TOKENS
 
-APOSTROPHES = "'\u2018\u2019\u02bc\u02b9\u00b4`"
+APOSTROPHES = "'\u2018\u2019\u02bc\u02bb\u02b9\u00b4`"  # CHOICE: the letters ʼ and ʻ too: who lacks them types ', and one sound is one token
 QUOTES = "'\u2018\u2019\u201a\u00b4`"  # those of them that are no letters, and the low one, which is never an apostrophe
 # Unicode's default ignorables that are no format characters (category Cf): letters and marks by category, and nothing to be seen or heard
 INVISIBLE = frozenset(
@@ -81,18 +81,24 @@ def _in_word(character: str) -> bool:
     return unicodedata.category(character or " ")[0] in "LMN"
 
 
-def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") -> str:
+def with_one_apostrophe(text: str) -> str:
+    for apostrophe in APOSTROPHES:
+        text = text.replace(apostrophe, "'")
+    return text
+
+
+def normalize(text: str, dropped: Optional[Counter] = None, language: str = "", raw: bool = True) -> str:
     """Lower-cased NFKC text of letters, their marks (Indic vowel signs are marks), apostrophes and single spaces.
 
     Args:
         dropped: counts every character that is left out, if given.
         language: its code; a few languages have capitals of their own.
+        raw: whether apostrophes in pairs may be quotation marks; in a text that was normalised before they are letters ('ashdla').
     """
-    text = without_pairs(CATALAN_LL.sub("", text.translate(L_WITH_DOT)))
-    for apostrophe in APOSTROPHES:
-        text = text.replace(apostrophe, "'")
+    text = CATALAN_LL.sub("", text.translate(L_WITH_DOT))
+    text = with_one_apostrophe(without_pairs(text) if raw else text)
     kept = []
-    small = lowered(unicodedata.normalize("NFKC", text), language)
+    small = lowered(with_one_apostrophe(unicodedata.normalize("NFKC", text)), language)  # once more: ŉ is taken apart
     for character in unicodedata.normalize("NFKC", small):  # again: a small letter and its mark may be one where the capital's were two
         kind = unicodedata.category(character)
         without_gap = stands_inside_words(character)
@@ -107,7 +113,7 @@ def normalize(text: str, dropped: Optional[Counter] = None, language: str = "") 
     return without_quotes(unicodedata.normalize("NFKC", "".join(kept)))  # once more: what stood between two marks is gone
 
 
-def spelled(text: str, known: set[str], language: str = "") -> str:
+def spelled(text: str, known: set[str], language: str = "", raw: bool = True) -> str:
     """`text` as an alphabet spells it: what it knows stays as it stands but for quotation marks in pairs, other letters are lower-cased, or capitals
     where it has only those; other punctuation is a gap.
 
@@ -115,6 +121,7 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
 
     Args:
         known: the alphabet's characters, and the space.
+        raw: as in `normalize`.
 
     Returns:
         "" for a text without anything that is known, and without a letter.
@@ -122,7 +129,8 @@ def spelled(text: str, known: set[str], language: str = "") -> str:
     marked = []
     text = text.replace("\u00b4", "'").replace("|", " ")  # of the first NFKC would make a space and a mark; the second is the token of a space
     text = composed(text.translate(L_WITH_DOT) if "\u0140" not in known else text, known)
-    for character in without_pairs(text if "\u00b7" in known else CATALAN_LL.sub("", text)):
+    text = text if "\u00b7" in known else CATALAN_LL.sub("", text)
+    for character in without_pairs(text) if raw else text:
         if character not in known and character in APOSTROPHES:
             character = next((mark for mark in APOSTROPHES if mark in known), "'")
         if character not in known:

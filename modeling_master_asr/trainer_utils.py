@@ -11,7 +11,7 @@ from .audio_master_asr import read_audio
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN
 from .ngrams_master_asr import with_gaps
 
-METRICS_HINT = 'CER and WER need evaluate and jiwer: pip install "modeling-master-asr[train]".'
+METRICS_HINT = 'CER and WER need evaluate and jiwer: pip install -e ".[train]" in a clone of the project.'
 
 
 class ClipCollator:
@@ -61,6 +61,8 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
 
     def compute(prediction) -> dict[str, float]:
         ids, frames = prediction.predictions
+        if np.ndim(ids) == 3:
+            raise ValueError("compute_metrics got logits in the place of ids. Give the Trainer preprocess_logits_for_metrics=greedy_ids, too: it keeps no logits.")
         codes = [language] * len(ids) if isinstance(language, str) else list(language)
         heard = [heard_in(processor, row[: int(end)], code) for row, end, code in zip(ids, frames, codes)]
         said = [spell(processor, row, code) for row, code in zip(prediction.label_ids, codes)]

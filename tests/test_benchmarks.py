@@ -304,7 +304,7 @@ def test_a_figure_of_the_last_step_is_marked_where_others_are_of_what_was_tested
     monkeypatch.setattr(tables, "load", runs.get)
     of_both = tables.tried_table({"old": "old", "new": "new"}, "3")
     assert of_both[2:5] == ["| old | 9.0† | 7.0 | 0.50 |", "| new | 8.0 | 7.0 | 0.50 |", "| ... then + ft, 300 steps of all weights | 9.0† | 6.0 | 0.50 |"]
-    assert of_both[5] == "" and of_both[6].startswith("†of the last step")
+    assert of_both[5] == "" and of_both[6].startswith("† of the last step")
     del runs["new"]["finetune_test"]
     assert len(tables.tried_table({"new": "new"}, "3")) == 3
 

@@ -18,7 +18,7 @@ import torch
 from conftest import tiny_model
 
 from modeling_master_asr import MasterASRProcessor
-from modeling_master_asr.audio_master_asr import decode_audio, download, read_audio
+from modeling_master_asr.audio_master_asr import decode_audio, download, mono_floats, read_audio
 from training import transcribe
 from training.train_multilingual import MultilingualConfig, build
 
@@ -199,6 +199,31 @@ def test_integers_are_scaled_alike_at_any_rate(kind):
     processor = MasterASRProcessor.from_model(tiny_model())
     values = processor(audio=scaled, sampling_rate=16_000).input_values
     assert (values - processor(audio=TONE, sampling_rate=16_000).input_values).abs().max() < 0.05
+
+
+def test_int16_values_in_wider_numbers_are_warned_of(caplog):
+    samples = mono_floats((TONE * 32767).astype(np.int32), "the clip")
+    assert np.abs(samples).max() < 1e-4 and "the clip holds int32 samples of at most 16 bits" in caplog.text and "audio.astype('int16')" in caplog.text
+
+
+@pytest.mark.parametrize("container", ["WAV", "WAVEX", "AIFF", "AU"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_recording_that_holds_less_than_its_header_says_is_not_read_as_whole(container, share, caplog):
+    whole = encoded(np.tile(TONE, 4), format=container)
+    cut = whole[: int(share * len(whole))]
+    assert len(decode_audio(whole)) == 4 * len(TONE) and not caplog.text
+    if share < 0.5:
+        with pytest.raises(ValueError, match=r"the audio bytes is damaged or cut short: \d\.\d+ s of the \d\.\d+ s that it declares"):
+            decode_audio(cut)
+    else:
+        assert len(decode_audio(cut)) < 0.71 * 4 * len(TONE) and "damaged or cut short: only" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_whose_recorder_did_not_know_its_length_is_whole(size, caplog):
+    whole = encoded(TONE, format="WAV")
+    place = whole.index(b"data") + 4
+    assert len(decode_audio(whole[:place] + size.to_bytes(4, "little") + whole[place + 4 :])) == len(TONE) and not caplog.text
 
 
 # ---------------------------------------------------------------------- limits

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import VOCABS, tiny_backbone_config, tiny_model
 from safetensors.torch import load_file, save_file
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import AutoModelForCTC, BitsAndBytesConfig, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRModel, MasterASRProcessor
 
@@ -219,3 +219,10 @@ def test_the_shipped_checkpoint_says_how_its_alphabets_and_its_bank_were_saved()
     assert raw["character_bank_sha256"] == config["character_bank_sha256"]
     of_file, of_code = ({code: entry.get("vocab_sha256") for code, entry in whole["assemblies"].items()} for whole in (raw, config))
     assert of_file == of_code and all(of_file.values())
+
+
+def test_a_model_is_not_loaded_quantized_since_every_language_masks_its_weights(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    for load in (AutoModelForCTC.from_pretrained, MasterASRForCTC.from_pretrained):
+        with pytest.raises(NotImplementedError, match=r"quantization_config: got a BitsAndBytesConfig; allowed: none. .* Quantize one language: model.materialize"):
+            load(tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))

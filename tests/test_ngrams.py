@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import tiny_model
 from peft import PeftModel, get_peft_model
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import languages_master_asr as languages
 from modeling_master_asr import ngrams_master_asr as ngrams
 from modeling_master_asr.assembly_master_asr import text_kilobytes
 from modeling_master_asr.languages_master_asr import ngrams_of
@@ -367,14 +369,28 @@ def test_new_sentences_are_read_at_once():
     assert vocab[c] in model.paths(logits, "en", greedy=True)
 
 
-def test_whoever_serves_many_languages_keeps_the_n_grams_of_a_few():
-    model = tiny_model()
-    vocab = model.config.vocab("en")
-    letters = [token for token in vocab if len(token) == 1 and token != "|"]
-    for sentence in itertools.product(letters, repeat=3):
-        model.set_text("en", ["".join(sentence)])
-        model.paths(logits_of(model, "".join(sentence)), "en")
-    assert len(letters) ** 3 > 32 >= ngrams_of.cache_info().currsize
+def test_n_grams_are_counted_once_for_as_many_languages_as_there_is_room_for_and_those_last_read_stay(monkeypatch):
+    model, counted = tiny_model(), []
+    monkeypatch.setattr(languages, "Ngrams", lambda *args: (counted.append(args), Ngrams(*args))[1])
+    letters = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"]
+    texts = ["".join(sentence) for sentence in itertools.product(letters, repeat=3)][:50]
+    tokens = tuple(model.config.vocab("en"))
+    languages.forget_ngrams()
+    for _ in range(2):
+        assert [ngrams_of(text, tokens) for text in texts] == [ngrams_of(text, tokens) for text in texts]
+    assert len(counted) == len(texts) == 50
+    monkeypatch.setattr(languages, "KEPT_CHARACTERS", 3 * 10)
+    ngrams_of(texts[0], tokens)
+    assert [text for text, _ in languages._KEPT] == [*texts[41:], texts[0]]
+    languages.forget_ngrams()
+
+
+def test_n_grams_that_are_dropped_leave_the_memory_at_once():
+    ngrams = Ngrams([[3, 4, 5]], 6, 0)
+    ngrams.log_prob("ab", "c")
+    seen = weakref.ref(ngrams)
+    del ngrams  # and no collector of circles ran
+    assert seen() is None
 
 
 def test_frames_past_a_clips_own_are_no_part_of_a_path():

@@ -11,10 +11,10 @@ import soundfile
 import torch
 import transformers
 from conftest import tiny_model, vocab
-from transformers import AutoTokenizer, pipeline
+from transformers import AutomaticSpeechRecognitionPipeline, AutoTokenizer, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor, hub_master_asr
 
 RNG = np.random.default_rng(0)
 CLIPS = [RNG.standard_normal(n).astype(np.float32) * 0.1 for n in (16_000, 9_000, 12_345)]
@@ -268,8 +268,66 @@ def test_transformers_own_pipeline_refuses_to_read_every_language_with_the_first
     processor = MasterASRProcessor.from_model(model)
     stock = pipeline("automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
     if not isinstance(stock, MasterASRPipeline):
-        with pytest.raises(ValueError, match=r"Which language\? This tokenizer holds the alphabets of \['en', 'fr', 'ru'\].*pipeline_class=MasterASRPipeline"):
+        with pytest.raises(ValueError, match=r"Which language\? This tokenizer holds the alphabets of \['en', 'fr', 'ru'\].*MasterASRPipeline\(model\)"):
             stock(CLIPS[0])
+
+
+def test_the_tokenizer_of_a_folder_that_is_trusted_refuses_to_read_every_language_with_the_first_alphabet(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    processor = MasterASRProcessor.from_model(model)
+    processor.save_pretrained(tmp_path / "model")
+    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for folder in ("model", "tokenizer"):
+        trusted = AutoTokenizer.from_pretrained(tmp_path / folder, trust_remote_code=True)
+        stock = AutomaticSpeechRecognitionPipeline(model=model, tokenizer=trusted, feature_extractor=processor.feature_extractor)
+        model.set_language("ru")
+        with pytest.raises(ValueError, match=r"Which language\? This tokenizer holds the alphabets of"):
+            stock(CLIPS[0])
+        trusted.set_target_lang("ru")
+        assert stock(CLIPS[0])["text"] == processor.decode(model(**processor(audio=CLIPS[0], sampling_rate=16_000)).logits[0].argmax(-1), "ru")
+        trusted.save_pretrained(tmp_path / f"{folder}_again")
+        assert AutoTokenizer.from_pretrained(tmp_path / f"{folder}_again", trust_remote_code=True)._named is False
+    processor.tokenizer_of("ru").save_pretrained(tmp_path / "ru")  # beside a materialized model: no code of ours
+    assert not list((tmp_path / "ru").glob("*.py")) and "auto_map" not in (tmp_path / "ru/tokenizer_config.json").read_text()
+
+
+def test_a_language_that_is_replaced_while_it_is_read_is_never_read_with_the_new_alphabet(tmp_path, monkeypatch):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
+    model.add_language("es", vocab("zyxwvutsrq"))
+    model.save_assembly("es", tmp_path / "new")
+    model.remove_language("es")
+    model.add_language("es", vocab("qrstuvwxyz"))
+    asr, forward = MasterASRPipeline(model), model.forward
+
+    def replaced(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        model.load_assembly(tmp_path / "new", replace=True)
+        return out
+
+    monkeypatch.setattr(model, "forward", replaced)
+    with pytest.raises(ValueError, match="'es' was replaced while this was read"):
+        asr(CLIPS[0], language="es")
+    monkeypatch.undo()
+    assert isinstance(asr(CLIPS[0], language="es")["text"], str)
+
+
+def test_a_language_that_is_replaced_is_there_all_the_while(tmp_path, monkeypatch):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
+    model.save_assembly("fr", tmp_path / "new")
+    before, read = (model.config.assemblies["fr"], model.assemblies["fr"]), hub_master_asr.read_tensors
+
+    def watched(*args):
+        assert (model.config.assemblies["fr"], model.assemblies["fr"]) == before and model.config.assemblies["fr"] is before[0]
+        return read(*args)
+
+    monkeypatch.setattr(hub_master_asr, "read_tensors", watched)
+    model.load_assembly(tmp_path / "new", "fr", replace=True)
+    assert model.config.assemblies["fr"] is not before[0] and model.assemblies["fr"] is not before[1] and model.languages == ["en", "fr", "ru"]
 
 
 def test_transformers_own_tokenizer_of_a_folder_reads_in_the_models_default_language(tmp_path):

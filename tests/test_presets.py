@@ -113,6 +113,21 @@ def test_a_language_given_parts_reads_as_before_in_its_old_place_and_so_do_the_o
         assert same.languages == languages and all(torch.equal(same(**inputs, language=code).logits, before[code]) for code in languages)
 
 
+@torch.no_grad()
+def test_an_alphabet_that_grows_keeps_the_rows_of_its_letters_and_new_ones_start_from_their_base_letter():
+    model = tiny_model().eval()
+    inputs, vocab = inputs_for(model), dict(model.config.vocab("fr"))
+    before = model(**inputs, language="fr").logits
+    others = {code: model(**inputs, language=code).logits for code in ("en", "ru")}
+    with pytest.raises(ValueError, match=r"vocab: \['b'\] of 'fr' would be lost or get other ids"):
+        model.give_parts("fr", preset="small", vocab={token: i for token, i in vocab.items() if token != "b"})
+    assert model.config.vocab("fr") == vocab
+    model.give_parts("fr", preset="small", vocab={**vocab, "ç": len(vocab), "ж": len(vocab) + 1})
+    after = model(**inputs, language="fr").logits
+    assert torch.allclose(after[..., : len(vocab)], before, atol=1e-6) and torch.allclose(after[..., vocab["c"]], after[..., len(vocab)], atol=1e-6)
+    assert all(torch.equal(model(**inputs, language=code).logits, logits) for code, logits in others.items())
+
+
 def test_what_was_given_trains_and_moves_no_bit_of_what_others_use(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "model")

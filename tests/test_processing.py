@@ -319,7 +319,7 @@ def test_the_trainers_parts_are_installed_and_say_which_extra_is_missing(process
     assert list(batch)[-1] == "language" and batch["labels"].tolist() == [[3, 4, 2, 5]] * 4
     torch.testing.assert_close(batch["input_values"], batch["input_values"][:1].expand(4, -1), atol=1e-2, rtol=0)
     monkeypatch.setitem(sys.modules, "modeling_master_asr.error_rates", None)  # as where evaluate is not installed
-    with pytest.raises(ImportError, match=r'CER and WER need evaluate and jiwer: pip install "modeling-master-asr\[train\]"'):
+    with pytest.raises(ImportError, match=r'CER and WER need evaluate and jiwer: pip install -e "\.\[train\]" in a clone'):
         ctc_metrics(processor, "en")
 
 

@@ -14,6 +14,7 @@ from transformers import Wav2Vec2ForCTC, pipeline
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.text_master_asr import build_vocab
 from training import compact_checkpoint, model_card, push_to_hub
+from training.loop import record
 from training.loop.pictures import gate_differences
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints/master-asr-whisper-base"
@@ -46,7 +47,10 @@ def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path, 
     assert found["fr", "cer"] == 12.35 and len(found) == 6 and card.data.base_model == "someone/wav2vec2"
     assert "| `fr` | 12.3 | 40.0 | 3.0 |" in card.text
     assert (tmp_path / "card/language_similarity.png").stat().st_size > 5_000
-    for wrong, words in (({"more_text": {"fr": 3}}, "was made with --more_text of ['fr']"), ({"languages": {"es": rate}}, "has figures of ['es'], and the model has")):
+    mine = record.digests_of(model, model.languages, with_text=False)
+    stale = {"greedy": True, "assemblies": {**mine, "fr": "0" * 12}}
+    for wrong, words in ((stale, "has figures of ['fr'] that were read with other values"), ({"greedy": False}, "was read with sentences in mind, of which the model has none"),
+                         ({"more_text": {"fr": 3}}, "was made with --more_text of ['fr']"), ({"languages": {"es": rate}}, "has figures of ['es'], and the model has")):
         (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, **wrong}))
         with pytest.raises(SystemExit):
             model_card.main(["--model", str(tmp_path / "model"), "--evaluation", str(tmp_path / "evaluation.json"), "--facts",
@@ -172,8 +176,8 @@ def test_a_card_names_no_folder_as_its_base(tmp_path):
     assert ModelCard(str(card)).data.model_name == "T: x"
 
 
-def test_a_card_names_a_language_once_that_is_there_in_two_scripts():
-    model = tiny_model(vocabs={"pa-IN": vocab("ab"), "pa-PK": vocab("ac")})
+def test_a_card_names_a_language_once_that_is_there_in_two_scripts_and_as_the_hub_writes_it():
+    model = tiny_model(vocabs={"pa-IN": vocab("ab"), "pa_PK": vocab("ac"), "PA": vocab("ad")})
     rate = {"cer": 12.345, "wer": 40.0}
     evaluation = {"split": "test", "languages": dict.fromkeys(model.languages, rate), "macro": rate, "minutes": dict.fromkeys(model.languages, 3.0)}
     facts = {"title": "T", "repo": "me/t", "license": "mit", "dataset": "D", "training_data": "X", "limits": "Y", "licences": "Z"}

@@ -28,6 +28,7 @@ from training.loop import checkpoints, folder, steps, watching
 from training.loop.config import LoopConfig
 from training.loop.data import Clip, Collator, Features, bucket_of_step, read_manifest, select
 from training.loop.optim import Turns, tri_stage
+from training.loop.stopping import StopRequest
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,22 +166,50 @@ def test_resuming_before_the_first_checkpoint_starts_at_step_0_and_says_so(corpu
         run_stage_1(corpus, tmp_path, "--resume", "checkpoint-00000002")
 
 
-def test_sigterm_saves_and_stops_and_the_resumed_run_reports_the_whole(corpus, tmp_path, monkeypatch, capsys):  # noqa: F811
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, though these tests themselves may run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_saves_and_stops_and_the_resumed_run_reports_the_whole(corpus, tmp_path, monkeypatch, capsys, heard, number, name):  # noqa: F811
     options = ("--steps", "24", "--evaluate_every", "8")
     whole = run_stage_1(corpus, tmp_path / "whole", *options)
-    before, begin = signal.getsignal(signal.SIGTERM), Turns.begin
+    before, begin = signal.getsignal(number), Turns.begin
     with monkeypatch.context() as patch:
-        patch.setattr(Turns, "begin", lambda self, step: (os.kill(os.getpid(), signal.SIGTERM) if step == 12 else None, begin(self, step)))
+        patch.setattr(Turns, "begin", lambda self, step: (os.kill(os.getpid(), number) if step == 12 else None, begin(self, step)))
         with pytest.raises(SystemExit) as stopped:
             run_stage_1(corpus, tmp_path / "cut", *options)
-    assert stopped.value.code == 0 and signal.getsignal(signal.SIGTERM) == before
-    assert "Stopped at step 13 on SIGTERM. Go on with the same command and --resume." in capsys.readouterr().out
+    assert stopped.value.code == 0 and signal.getsignal(number) == before
+    assert f"Stopped at step 13 on {name}. Go on with the same command and --resume." in capsys.readouterr().out
     resumed = run_stage_1(corpus, tmp_path / "cut", *options, "--resume")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     one, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "cut"))
     assert one["log"] == other["log"] and set(one["log"]["loss"]) == {"0", "20"}  # the mean at 20 is over steps of both halves
     assert one["log"]["mapping"]["24"]["share_of_changed_mask_bits"] > 0 and one["test"] == other["test"]
+
+
+def test_a_second_ctrl_c_ends_at_once_and_one_that_is_ignored_stays_ignored(heard):
+    with pytest.raises(KeyboardInterrupt), StopRequest(SimpleNamespace(num_processes=1, device="cpu"), None) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason() == "on Ctrl-C"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest(SimpleNamespace(num_processes=1, device="cpu"), None) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason() is None
+
+
+def test_minutes_that_are_left_out_and_letters_that_they_alone_hold_are_said(capsys):
+    clips = [Clip(Path(f"{i}.wav"), "es", text, 30.0, "train") for i, text in enumerate(("ola", "gola", "ala"))]
+    steps.say_what_is_left(SimpleNamespace(print=print), [clips[0]], clips)
+    steps.say_what_is_left(SimpleNamespace(print=print), clips, clips)
+    assert capsys.readouterr().out == "es: 1.0 minutes of training clips are left out (--minutes, --minutes_per_language). Letters that they alone hold: g\n"
 
 
 def test_a_resumed_run_draws_the_dropout_that_an_uninterrupted_one_draws(corpus, tmp_path):  # noqa: F811
@@ -289,7 +318,7 @@ def test_without_a_test_clip_only_the_figure_is_missing(corpus, base, tmp_path, 
 @pytest.mark.parametrize("says_s", [1.5, 25.0])
 def test_a_recording_that_is_longer_or_shorter_than_it_says_is_named_and_costs_that_clip(corpus, tmp_path, says_s):  # noqa: F811
     """One that is shorter may have been cut, under the whole of its text."""
-    soundfile.write(tmp_path / "long.wav", np.zeros(16_000 * 20), 16_000)
+    soundfile.write(tmp_path / "long.wav", np.full(16_000 * 20, 0.1), 16_000)
     processor = MasterASRProcessor.from_model(tiny_model(vocabs={"en": vocab("ab")}))
     long = Clip(tmp_path / "long.wav", "en", "ab", says_s, "train")
     good = [clip for clip in read_manifest(corpus / "manifest.jsonl") if clip.language == "en" and clip.split == "train"]
@@ -431,8 +460,11 @@ def test_a_language_that_is_there_and_an_unknown_start_are_refused_before_data_i
     options = ["--model", str(base), "--data", "nowhere.jsonl", "--out", str(tmp_path)]
     with pytest.raises(ValueError, match=r"--language: got 'fr'; allowed: one that .* does not have. It has \['en', 'fr'\]. To give it more of its own: --refine. To measure it: python -m training.evaluate --model .* --languages fr"):
         adapt_language.main([*options, "--language", "fr"])
-    with pytest.raises(ValueError, match=r"--refine: .* has no 'es'; it has \['en', 'fr'\]. Without --refine the language is added."):
+    with pytest.raises(ValueError, match=r"--refine: .* has no 'es'; it has \['en', 'fr'\]. One that you trained: --assembly FOLDER. Without --refine the language is added."):
         adapt_language.main([*options, "--language", "es", "--refine"])
+    with pytest.raises(SystemExit):
+        adapt_language.main([*options, "--language", "es", "--assembly", str(base)])
+    assert "--assembly: got" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         adapt_language.main([*options, "--language", "fr", "--refine", "--init", "en"])
     assert "--init: got 'en'; allowed: none beside --refine" in capsys.readouterr().err

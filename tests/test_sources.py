@@ -474,3 +474,104 @@ def test_a_language_that_is_no_text_is_named_by_its_row_in_a_stream_too(language
     assert not budget.spent(row)
     with pytest.raises(ValueError, match="row 3: the language is .* a code is wanted"):
         sources._language(row, "m.jsonl")
+
+
+def manifest_of(folder, *rows, name="m.jsonl"):
+    (folder / name).write_text("\n".join(json.dumps({"language": "it", "split": "train", **row}, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return folder / name
+
+
+@pytest.mark.parametrize("header, rows, torn", [
+    ("audio\ttext", ['0.wav\t"prima riga', 'seconda riga"', "1.wav\tciao", "2.wav\tbene"], [2, 3]),
+    ("text\taudio", ['"prima riga', 'seconda riga"\t0.wav', "ciao\t1.wav", "bene\t2.wav"], [2, 3]),
+    ("audio\ttext", ["1.wav\tciao", '0.wav\t"prima', "", "e", 'seconda"', "2.wav\tbene"], [3, 5, 6]),
+    ("audio\ttext\tsplit", ['1.wav\tciao\ttrain', '0.wav\t"prima', 'seconda"\ttrain', "2.wav\tbene\ttrain"], [3, 4]),
+    ("audio\ttext", ["1.wav\tciao\t", "0.wav\tun\ttab", "2.wav\tbene\t\t"], [3]),
+    ("audio\ttext\t", ["1.wav\tciao", "2.wav\tbene\t"], []),
+    ("audio\ttext", ['1.wav\t"ciao', "2.wav\tbene"], []),  # a lone quote is part of the sentence
+])  # fmt: skip
+def test_a_transcript_over_several_lines_of_a_table_with_tabs_is_left_out_whole_and_counted(tmp_path, header, rows, torn):
+    for i in range(3):
+        record(tmp_path / f"{i}.wav")
+    path = tmp_path / "m.tsv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    clips, report = read_data([f"it={path}"], tmp_path / "cache")
+    assert [clip.text for clip in clips] == ["ciao", "bene"]
+    said = [line for line in report.lines(clips) if "over several lines" in line]
+    assert said == ([f"skipped {len(torn)} lines: another number of fields than the header has, or beside one: a text over several lines? (such as {path}, line {torn[0]})"] if torn else [])
+
+
+def test_a_manifest_that_has_to_be_whole_holds_no_text_over_several_lines(tmp_path):
+    record(tmp_path / "a.wav")
+    (tmp_path / "m.tsv").write_text('audio\tlanguage\ttext\na.wav\tit\tciao\na.wav\tit\t"prima\nseconda"\n')
+    with pytest.raises(ValueError, match="m.tsv, line 3: another number of fields .* a text over several lines.. Mend or drop the line"):
+        sources.read_manifest(tmp_path / "m.tsv")
+
+
+def test_a_table_with_tabs_of_which_no_row_fits_its_header_is_refused(tmp_path):
+    (tmp_path / "m.tsv").write_text("audio\ttext\tlanguage\n1.wav\tciao\n2.wav\tbene\n")
+    with pytest.raises(ValueError, match="m.tsv, line 2 has 2 fields, the header 3, and no other row fits it either"):
+        read_data([f"it={tmp_path / 'm.tsv'}"], tmp_path / "cache")
+
+
+def test_an_audiofolder_may_keep_its_recordings_in_a_folder_called_clips(tmp_path):
+    record(tmp_path / "clips/a.wav")
+    (tmp_path / "metadata.csv").write_text("file_name,text,language\nclips/a.wav,ciao,it\n")
+    assert [clip.text for clip in read_data([str(tmp_path)], tmp_path / "cache")[0]] == ["ciao"]
+    (tmp_path / "train.tsv").write_text("path\tsentence\tlocale\na.wav\taddio\tit\n")  # now it is Common Voice's
+    assert [clip.text for clip in read_data([str(tmp_path)], tmp_path / "cache")[0]] == ["addio"]
+
+
+def test_the_same_recording_with_the_same_text_is_counted_and_kept(tmp_path):
+    for name in ("a", "b"):
+        record(tmp_path / f"{name}.wav", 3.0)
+    record(tmp_path / "c.wav", 2.0)
+    rows = [*({"audio": f"{name}.wav", "text": "ciao"} for name in "aab"), {"audio": "a.wav", "text": "altro"}, {"audio": "c.wav", "text": "ciao"},
+            {"audio": "b.wav", "text": "ciao", "split": "test"}]  # fmt: skip
+    path = manifest_of(tmp_path, *rows)
+    clips, report = read_data([str(path)], tmp_path / "cache")
+    said = [line for line in report.lines(clips) if "count again" in line]
+    assert len(clips) == 6 and said == [
+        f"    WARNING: 2 of 5 train clips are said twice: the same recording with the same text, 0.1 minutes that count again (such as {clips[1].audio}). Keep one of each"
+    ]
+    again = f"{tmp_path}/../{tmp_path.name}/m.jsonl"
+    clips, report = read_data([str(path), again], tmp_path / "cache")
+    assert "WARNING: 7 of 10 train clips are said twice" in "\n".join(report.lines(clips))
+
+
+def test_clips_that_lose_a_digit_or_a_symbol_are_counted(tmp_path):
+    record(tmp_path / "a.wav")
+    texts = ["nel 1998 ero qui", "il 5% di €", "io & te", "ciao, \"bello\"! ❤", "l'una", "12"]
+    clips, report = read_data([str(manifest_of(tmp_path, *({"audio": "a.wav", "text": text} for text in texts)))], tmp_path / "cache")
+    (said,) = (line for line in report.lines(clips) if "dropped characters" in line)
+    assert said.endswith("; 3 clips lose a digit or a symbol that is spoken (such as 'nel 1998 ero qui'): spell them as they are said"), said
+
+
+@pytest.mark.parametrize("on_disk, named", [
+    ("n\u0303andu\u0301.wav", "\u00f1and\u00fa.wav"), ("\u00f1and\u00fa.wav", "n\u0303andu\u0301.wav"), ("clips/a.wav", r"clips\a.wav"),
+    ("clips/n\u0303.wav", "clips\\\u00f1.wav"), (r"clips\a.wav", r"clips\a.wav"),
+])  # fmt: skip
+def test_a_name_from_another_system_finds_its_recording(tmp_path, on_disk, named):
+    record(tmp_path / on_disk)
+    (clip,), _ = read_data([str(manifest_of(tmp_path, {"audio": named, "text": "ab"}))], tmp_path / "cache")
+    assert clip.audio == tmp_path / on_disk
+
+
+def test_a_name_with_backslashes_leads_nowhere_else_and_its_folders_are_splits_too(tmp_path):
+    record(tmp_path / "private.wav")
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match="line 1 names .*private.wav.*not below"):
+        read_data([str(manifest_of(tmp_path / "set", {"audio": r"..\private.wav", "text": "ab"}))], tmp_path / "cache")
+    for split in ("train", "test"):
+        record(tmp_path / f"folder/{split}/a.wav")
+    (tmp_path / "folder/metadata.csv").write_text("file_name,text\ntrain\\a.wav,a\ntest\\a.wav,b\n")
+    assert [clip.split for clip in read_data([f"es={tmp_path / 'folder'}"], tmp_path / "cache")[0]] == ["train", "test"]
+
+
+@pytest.mark.parametrize("samples", [np.zeros(8000), np.full(8000, 5e-5), np.random.default_rng(0).standard_normal((8000, 1)) * [[0.1, -0.1]]])
+def test_a_silent_recording_is_left_out_and_named(tmp_path, samples):
+    soundfile.write(tmp_path / "silent.wav", samples, 16_000, subtype="FLOAT")
+    processor = MasterASRProcessor.from_model(tiny_model())
+    good, silent = Clip(record(tmp_path / "a.wav"), "en", "ab", 0.5, "train"), Clip(tmp_path / "silent.wav", "en", "ba", 0.5, "train")
+    collator = Collator(Features(processor), processor, spares=[silent, good])
+    assert collator([silent])["labels"].tolist() == [[3, 4]] and "silent.wav is silent: its peak is" in collator.broken[silent.audio]

@@ -266,6 +266,9 @@ def test_rates_are_counted_in_each_clips_own_alphabet():
     labels = torch.tensor([[3, 4], [3, 4]]).numpy()
     prediction = SimpleNamespace(predictions=(ids, torch.tensor([3, 3]).numpy()), label_ids=labels)
     assert ctc_metrics(processor, ["en", "fr"])(prediction)["cer"] == 0
+    logits = SimpleNamespace(predictions=(np.zeros((2, 5, 7)), np.array([5, 5])), label_ids=prediction.label_ids)
+    with pytest.raises(ValueError, match="got logits in the place of ids. Give the Trainer preprocess_logits_for_metrics=greedy_ids"):
+        ctc_metrics(processor, ["en", "fr"])(logits)
     spoiled = SimpleNamespace(predictions=(ids, torch.tensor([3, 4]).numpy()), label_ids=labels)
     assert ctc_metrics(processor, ["en", "fr"])(spoiled)["cer_fr"] == 50  # "aéa" for "aé": a frame of padding was read
 

@@ -22,6 +22,8 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
 from modeling_master_asr.configuration_master_asr import PRESETS
+from modeling_master_asr.languages_master_asr import spell_sentences
+from modeling_master_asr.text_master_asr import build_vocab, normalize, spelled
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.loop import checkpoints, steps
 from training.loop.config import LoopConfig
@@ -129,12 +131,24 @@ def keep_text(model, language, config, texts, held_out=(), more=(), monkeypatch=
     steps.keep_text(SimpleNamespace(print=print), model, language, steps.Splits(clips, [], tested), config, more)
 
 
+def test_a_letter_that_is_written_as_an_apostrophe_is_kept_at_both_ends_of_a_word_by_labels_sentences_and_scores():
+    text = normalize("ʼAshdlaʼ, ‘dó’ ʼhaʼ")
+    vocab = build_vocab([text])
+    assert text == "'ashdla' dó 'ha'" == normalize(text, raw=False) == spelled(text, {*text}, raw=False) == spell_sentences([text], "nv", vocab, raw=False)[0]
+    model = tiny_model(vocabs={"nv": vocab})
+    processor = MasterASRProcessor.from_model(model)
+    assert processor.decode(processor.encode([text], "nv", raw=False)[0], "nv") == text
+    keep_text(model, "nv", SimpleNamespace(text="transcripts"), [text], more=["'dó' had"])
+    keep_text(model, "nv", SimpleNamespace(text="transcripts"), [text])  # once more: what was kept is spelled
+    assert model.config.text("nv").splitlines() == [text, "dó had"]
+
+
 def test_a_language_that_is_refined_keeps_the_sentences_that_it_had_unless_it_is_to_have_none(capsys):
     model = tiny_model()
     a, b = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"][:2]
     model.set_text("en", [a, a * 2])
     keep_text(model, "en", SimpleNamespace(text="transcripts"), [b, a])
-    assert model.config.text("en").splitlines() == [a, a * 2, b]
+    assert model.config.text("en").splitlines() == [b, a, a * 2]  # what it trains on first, should there be too many
     keep_text(model, "en", SimpleNamespace(text="none"), [b])
     assert model.config.text("en") == "" and "The 3 sentences that 'en' had are gone (--text none)" in capsys.readouterr().out
     model.set_text("en", [a])
@@ -252,6 +266,21 @@ def test_a_language_is_refined_in_its_place_and_the_others_keep_every_bit(corpus
     assert capsys.readouterr().out
 
 
+def test_an_assembly_is_trained_on_with_further_recordings_whose_letters_it_lacks(corpus, tmp_path, capsys):
+    run_stage_1(corpus, tmp_path / "stage1")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "stage1/model")
+    model.add_language("es", {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}, preset="paper")
+    model.save_assembly("es", tmp_path / "first")
+    adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--assembly", str(tmp_path / "first"), "--data", str(corpus / "manifest.jsonl"), "--language", "es",
+                         "--refine", "--preset", "small", "--out", str(tmp_path / "es"), "--steps", "2", "--evaluate_every", "2"])  # fmt: skip
+    letters = build_vocab(clip.text for clip in select(read_manifest(corpus / "manifest.jsonl"), "train", ["es"]))
+    grown = sorted(letters.keys() - {"[PAD]", "[UNK]", "|", "a"})
+    assert f"The alphabet of 'es' grows by {grown}." in capsys.readouterr().out
+    model.remove_language("es")
+    model.load_assembly(tmp_path / "es/assembly")
+    assert list(model.config.vocab("es")) == ["[PAD]", "[UNK]", "|", "a", *grown]
+
+
 def test_stage_1_trains_the_parts_that_every_language_owns_and_a_new_one_starts_from_the_nearest_ones(corpus, tmp_path):
     model = run_stage_1(corpus, tmp_path / "stage1", "--preset", "best")
     for code in ("en", "fr"):
@@ -291,7 +320,7 @@ def test_every_command_says_which_extra_is_missing(tmp_path, way):
         if way == "as a module":
             run = f"sys.path[0] = {str(folder.parent)!r}; runpy.run_module('training.{command}', run_name='__main__')"
         done = subprocess.run([sys.executable, "-c", hide + run], capture_output=True, text=True, cwd=tmp_path)
-        assert 'training/ needs accelerate, jiwer: pip install "modeling-master-asr[train]"' in done.stderr, (command, done.stderr[-500:])
+        assert 'training/ needs accelerate, jiwer: pip install -e ".[train]" in this clone' in done.stderr, (command, done.stderr[-500:])
 
 
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(corpus, tmp_path, monkeypatch):
@@ -449,8 +478,21 @@ def test_budgets_are_minutes_and_depend_on_the_seed_alone(corpus):
     chosen = select(clips, "train", ["en"], minutes=0.05, seed=1)
     assert 0 < sum(c.duration_s for c in chosen) <= 3
     assert chosen == select(clips, "train", ["en"], minutes=0.05, seed=1)
-    with pytest.raises(ValueError, match=r"no train clips of 'sr'. It has the languages \['en', 'es', 'fr'\]"):
+    with pytest.raises(ValueError, match=r"no train clips of 'sr'; it has clips of \['en', 'es', 'fr'\]\. Pass the code"):
         select(clips, "train", ["sr"])
+
+
+def test_a_language_without_clips_of_a_split_says_what_to_do_and_ends_a_script_without_a_traceback(tmp_path):
+    clips = [Clip(Path(f"{i}.wav"), "es", "a", 1.0, "train") for i in range(3)]
+    program = ("from pathlib import Path; from training.loop.data import Clip, select; "
+               "select([Clip(Path('a.wav'), 'es', 'a', 1.0, 'train')] * 3, 'validation', ['es'])")  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert ended.returncode == 1 and ended.stderr == (
+        "The data has no validation clips of 'es'; its 3 clips are all in train. Mark some as validation in a column split, or name no split at all: "
+        "texts are then divided by a hash, a tenth each to validation and test, which may miss a few clips: record more, or mark some.\n"
+    )
+    with pytest.raises(ValueError, match="No train clip of 'es' fits into 0.001 minutes; the shortest lasts 1.0 s"):
+        select(clips, "train", ["es"], minutes=0.001)
 
 
 def test_a_clip_that_no_longer_fits_into_the_minutes_leaves_the_place_to_shorter_ones():

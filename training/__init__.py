@@ -5,4 +5,4 @@ from importlib.util import find_spec
 NEEDED = ("accelerate", "av", "datasets", "evaluate", "filelock", "jinja2", "jiwer", "matplotlib", "num2words", "scipy", "tqdm")
 
 if missing := [name for name in NEEDED if find_spec(name) is None]:
-    raise ImportError(f'training/ needs {", ".join(missing)}: pip install "modeling-master-asr[train]" (in a clone: pip install -e ".[train]").')
+    raise ImportError(f'training/ needs {", ".join(missing)}: pip install -e ".[train]" in this clone.')

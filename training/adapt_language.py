@@ -27,8 +27,9 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
-from modeling_master_asr.configuration_master_asr import from_preset
+from modeling_master_asr.configuration_master_asr import SPECIAL_TOKENS, from_preset
 from modeling_master_asr.languages_master_asr import nearest_of
+from modeling_master_asr.text_master_asr import spelled
 from training.loop import checkpoints
 from training.loop.config import (
     EVALUATE_EVERY,
@@ -43,7 +44,7 @@ from training.loop.config import (
     parse,
 )
 from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
-from training.loop.models import resolve_model
+from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
@@ -62,6 +63,7 @@ class AdaptConfig(PartsConfig):
     model: str = HfArg(help="folder or hub id of a Master-ASR model")
     language: str = HfArg(help="code of the new language, as the data has it")
     refine: bool = HfArg(default=False, help="the model has the language: it is given the preset's parts, and all that it owns trains on")
+    assembly: Optional[str] = HfArg(default=None, help="with --refine: folder or hub id of the language's assembly, where it is no part of --model")
     minutes: Positive = HfArg(default=10.0, help="of training audio, at most")
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
     more_text: Optional[Path] = HfArg(default=None, help="a file of further sentences that the language keeps, one a line; nobody has to have said them")
@@ -89,6 +91,8 @@ class AdaptConfig(PartsConfig):
         super().__post_init__()
         if self.refine and self.init != "nearest":
             raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
+        if self.assembly and not self.refine:
+            raise ValueError(f"--assembly: got {self.assembly!r}; allowed: beside --refine, which trains it on.")
 
 
 def further_sentences(config: AdaptConfig) -> list[str]:
@@ -118,7 +122,7 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
         ValueError: if it cannot get this one, or start it so.
     """
     source = resolve_model(config.model)
-    model = MasterASRForCTC.from_pretrained(source).to(accelerator.device)
+    model = MasterASRForCTC.from_pretrained(source, assemblies=[config.assembly] if config.assembly else []).to(accelerator.device)
     if config.language in model.languages and not config.refine:
         raise ValueError(
             f"--language: got {config.language!r}; allowed: one that {config.model} does not have. It has {model.languages}. To give it more of its own: "
@@ -126,11 +130,11 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
             f"--out {config.out}.json. A run of yours that was stopped goes on with its own --model and --resume."
         )
     if config.refine and config.language not in model.languages:
-        raise ValueError(f"--refine: {config.model} has no {config.language!r}; it has {model.languages}. Without --refine the language is added.")
+        raise ValueError(f"--refine: {config.model} has no {config.language!r}; it has {model.languages}. One that you trained: --assembly FOLDER. Without --refine the language is added.")
     starts = ["nearest", "random", *model.languages]
     if config.init not in starts:
         raise ValueError(f"--init: got {config.init!r}; allowed: one of {starts}.")
-    return model, MasterASRProcessor.from_pretrained(source)
+    return model, processor_of(model, source)
 
 
 def nearest(model, processor, features, training, vocab, config: AdaptConfig) -> str:
@@ -150,13 +154,17 @@ def add_language(model, processor, features, training, config: AdaptConfig) -> N
     model.freeze_except(config.language)
 
 
-def give_parts(model, training, config: AdaptConfig) -> None:
-    """Gives the language, which the model has, the parts of the preset, and freezes the rest."""
-    unknown = set(build_vocab(clip.text for clip in training)) - set(model.config.vocab(config.language))
-    if unknown:
-        print(f"Not in the alphabet of {config.language!r}, so never written: {sorted(unknown)}.")
-    model.give_parts(config.language, **config.owned())
-    model.freeze_except(config.language)
+def give_parts(model, processor, training, config: AdaptConfig) -> None:
+    """Gives the language, which the model has, the parts of the preset and the letters that it lacks, and freezes the rest."""
+    code, vocab = config.language, model.config.vocab(config.language)
+    known = {" "}.union(*(token for token in vocab if token not in SPECIAL_TOKENS))
+    if new := sorted({letter for clip in training for letter in spelled(clip.text, known, code, raw=False)} - known):
+        print(f"The alphabet of {code!r} grows by {new}.")
+        vocab = vocab | {letter: len(vocab) + i for i, letter in enumerate(new)}
+        processor.remove_language(code)
+        processor.add_language(code, vocab)
+    model.give_parts(code, **config.owned(), vocab=vocab)
+    model.freeze_except(code)
 
 
 def announce(model, config: AdaptConfig, training, dropped) -> dict:
@@ -224,7 +232,7 @@ def taught_first(accelerator, config: AdaptConfig, model, processor, features, s
 def save(accelerator, config: AdaptConfig, model, splits: Splits, test: Optional[dict] = None) -> None:
     """Writes the assembly: before it is tested, and with its figures afterwards."""
     if accelerator.is_main_process:
-        figures = {"cer": test["macro"]["cer"], "wer": test["macro"]["wer"]} if test else {}
+        figures = {"cer": test["macro"]["cer"], "wer": test["macro"]["wer"], **({"known": known} if (known := test.get("known")) else {})} if test else {}
         model.save_assembly(config.language, config.out / "assembly", **figures, minutes=minutes_of(splits.training))
         if not test:
             print(f"Trained: {config.out / 'assembly'}.")
@@ -271,7 +279,7 @@ def main(argv=None) -> None:
         splits = load_splits(accelerator, config, [config.language], config.minutes)
         features = Features(processor, config.features_cache)
         if config.refine:
-            give_parts(model, splits.training, config)
+            give_parts(model, processor, splits.training, config)
         else:
             add_language(model, processor, features, splits.training, config)
         splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)

@@ -23,11 +23,12 @@ from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.configuration_master_asr import MAX_TEXT
 from modeling_master_asr.languages_master_asr import spell_sentences
-from training.loop.config import positive
+from modeling_master_asr.text_master_asr import without_pairs
+from training.loop.config import positive, speak_any_script
 from training.loop.data import Collator, Features, minutes_of, select
 from training.loop.metrics import error_rates, evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
-from training.loop.record import facts_of_run, write_json
+from training.loop.record import digests_of, facts_of_run, write_json
 from training.loop.sources import read_data
 from training.loop.text import beginning, without
 from training.loop.watching import mapping_figures
@@ -82,13 +83,14 @@ def read_with_more(model, more: list[tuple[str, list[str]]], clips) -> dict[str,
     for code, lines in more:
         own = model.config.text(code).splitlines()
         allowed = without(lines, (clip.text for clip in clips if clip.split != "train" and clip.language == code), code)
-        fitting = beginning(spell_sentences([*own, *allowed], code, model.config.vocab(code)), MAX_TEXT)
+        fitting = beginning(spell_sentences([*own, *map(without_pairs, allowed)], code, model.config.vocab(code), raw=False), MAX_TEXT)
         model.config.set_text(code, "\n".join(fitting))  # as they are spelled already
         added[code] = len(fitting) - len(own)
     return added
 
 
 def main(argv=None) -> None:
+    speak_any_script()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
     parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages, or of some in the place of the model's")
@@ -131,7 +133,8 @@ def main(argv=None) -> None:
     if not accelerator.is_main_process:
         return
     scored = [clip for clip in clips if str(clip.audio) not in rates.get("left_out", ())]
-    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": greedy, **({"more_text": added} if added else {}), **rates, "mapping": mapping_figures(model)}
+    result = {**facts_of_run(model), "split": args.split, "minutes": minutes_of(scored), "greedy": greedy, **({"more_text": added} if added else {}), **rates,
+              "assemblies": digests_of(model, rates["languages"], with_text=not greedy), "mapping": mapping_figures(model)}
     if args.row_swap:
         result["row_swap_cer"] = row_swap(model, processor, features, clips, rates.get("left_out", ()), greedy)
     for language, rate in rates["languages"].items():

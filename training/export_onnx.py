@@ -58,7 +58,7 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError('Exporting needs onnx, onnxscript and onnxruntime: pip install "modeling-master-asr[onnx]".') from error
+        raise ImportError('Exporting needs onnx, onnxscript and onnxruntime: pip install -e ".[onnx]" in a clone of the project.') from error
 
     plain = model.materialize(language)
     plain.set_attn_implementation("eager")

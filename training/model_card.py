@@ -25,6 +25,7 @@ from modeling_master_asr.hub_master_asr import card_data, code_span, on_hub
 from training.loop.metrics import flattered
 from training.loop.models import model_argument
 from training.loop.pictures import gate_differences, similarity_figure
+from training.loop.record import digests_of
 
 TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
 READING = {True: "Greedy, no language model", False: "Each language read with the sentences that it keeps in mind (character n-grams)"}  # by an evaluation's "greedy"
@@ -79,6 +80,12 @@ def main(argv=None) -> None:
         parser.error(f"--evaluation: {args.evaluation} was made with --more_text of {[*evaluation['more_text']]}, which the model does not hold. Evaluate it without.")
     if foreign := [code for code in evaluation["languages"] if code not in model.languages]:
         parser.error(f"--evaluation: {args.evaluation} has figures of {foreign}, and the model has {model.languages}. Evaluate it without --assembly.")
+    greedy = evaluation.get("greedy", True)
+    now = digests_of(model, evaluation["languages"], with_text=not greedy)
+    if changed := [code for code, digest in evaluation.get("assemblies", now).items() if digest != now[code]]:
+        parser.error(f"--evaluation: {args.evaluation} has figures of {changed} that were read with other values or sentences than the model's now. Evaluate it once more.")
+    if not greedy and not any(map(model.config.text, evaluation["languages"])):  # also of files that name no assemblies yet
+        parser.error(f"--evaluation: {args.evaluation} was read with sentences in mind, of which the model has none. Evaluate it once more.")
     print("".join(f"{line}\n" for line in flattered(evaluation)), end="")
     facts = json.loads(args.facts.read_text(encoding="utf-8"))
     args.out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from transformers import pipeline
 from modeling_master_asr import MasterASRForCTC, MasterASRPipeline
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, MAX_DOWNLOAD_BYTES, MAX_DURATION_S
 from modeling_master_asr.pipeline_master_asr import LIMITS
-from training.loop.config import positive
+from training.loop.config import positive, speak_any_script
 from training.loop.models import folder_or_id, processor_of, resolve_model
 
 
@@ -56,8 +56,7 @@ def main(argv=None) -> int:
     parser.add_argument("--download_timeout_s", type=positive, default=DOWNLOAD_TIMEOUT_S, help="in which a URL has to arrive")
     parser.add_argument("--max_download_bytes", type=positive, default=MAX_DOWNLOAD_BYTES, help="what a URL may hold")
     args = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever a redirected console speaks; file names that are not UTF-8
+    speak_any_script()
     try:
         asr = load(args.model, args.assembly)
         asr.model.config.check_language(args.language)

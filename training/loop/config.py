@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import operator
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_type_hints
@@ -207,8 +208,16 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """The description as it is written, and every default."""
 
 
+def speak_any_script() -> None:
+    """Whatever encoding a redirected console has, letters of other scripts are written, and what cannot be (file names that are not UTF-8) is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has none
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def parse(kind: type[Config], description: str, argv: Optional[list[str]] = None) -> Config:
     """A command line as the config it stands for; one that is refused ends with the reason."""
+    speak_any_script()
     parser = HfArgumentParser(kind, description=description, formatter_class=_Help)
     settings = vars(parser.parse_args(argv))
     try:

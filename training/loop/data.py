@@ -30,21 +30,25 @@ MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops:
 
 DURATION_SLACK, DURATION_SLACK_S = 0.1, 0.5  # by which a recording and its entry may differ: rounding, an encoder's padding
 DIGEST_BYTES = 32
+SILENT_PEAK = 1e-4  # below it nothing was recorded, or the channels of a stereo recording cancel each other
 HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is not heard
+
+
+class NothingToRead(SystemExit, ValueError):
+    """A ValueError of the data, which ends a script with its words alone."""
 
 
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:
     """The clips of a split, at most `minutes` of audio a language, chosen by the seed among those that come, in their order.
 
     Raises:
-        ValueError: if a language has none, or none that short.
+        NothingToRead: if a language has none, or none that short.
     """
     chosen = []
     for language in dict.fromkeys(languages):
         of_language = [clip for clip in clips if clip.language == language and clip.split == split]
         if not of_language:
-            known = sorted({clip.language for clip in clips})
-            raise ValueError(f"The manifest has no {split} clips of {language!r}. It has the languages {known}.")
+            raise NothingToRead(_why_none(clips, split, language))
         random.Random(f"{seed}-{language}").shuffle(of_language)
         total_s = 0.0
         for clip in of_language:
@@ -54,8 +58,20 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
             chosen.append(clip)
         if total_s == 0:
             shortest_s = min(clip.duration_s for clip in of_language)
-            raise ValueError(f"No {split} clip of {language!r} fits into {minutes} minutes; the shortest lasts {shortest_s} s.")
+            raise NothingToRead(f"No {split} clip of {language!r} fits into {minutes} minutes; the shortest lasts {shortest_s} s.")
     return chosen
+
+
+def _why_none(clips: list[Clip], split: str, language: str) -> str:
+    """What to do about a language without clips of a split."""
+    splits = Counter(clip.split for clip in clips if clip.language == language)
+    if not splits:
+        known = sorted({clip.language for clip in clips})
+        return f"The data has no {split} clips of {language!r}; it has clips of {known}. Pass the code that its rows name, or name it for the source: --data {language}=PATH."
+    return (
+        f"The data has no {split} clips of {language!r}; its {splits.total()} clips are all in {' and '.join(sorted(splits))}. Mark some as {split} in a column split, or "
+        "name no split at all: texts are then divided by a hash, a tenth each to validation and test, which may miss a few clips: record more, or mark some."
+    )
 
 
 def having(clips: list[Clip], split: str, languages: list[str]) -> list[str]:
@@ -94,7 +110,7 @@ class Features:
         """Features of one clip, `(samples,)` or `(mels, frames)`, played at `speed` times its rate.
 
         Raises:
-            ValueError, OSError: if the recording cannot be read, or is longer than the clip says.
+            ValueError, OSError: if the recording cannot be read, is silent, or is longer than the clip says.
         """
         if self.cache is not None:
             return self._from_cache(clip, speed)
@@ -128,6 +144,8 @@ class Features:
         shorter_s, longer_s = sorted((lasts_s, clip.duration_s))
         if longer_s > shorter_s * (1 + DURATION_SLACK) + DURATION_SLACK_S:  # cut short, or a part of a recording: not what the text says
             raise ValueError(f"{clip.audio} lasts {lasts_s:.1f} s, and its entry in the data says {clip.duration_s:.1f} s.")
+        if (peak := float(np.abs(samples).max())) < SILENT_PEAK:
+            raise ValueError(f"{clip.audio} is silent: its peak is {peak:.1g}, at least {SILENT_PEAK:g} is needed. Record it again, or keep one channel alone.")
         longest_s = self.longest_s()
         if lasts_s >= longest_s + HOP_S:
             raise ValueError(f"{clip.audio} lasts {lasts_s:.1f} s, and this encoder hears {longest_s:g} s at once. Cut it.")
@@ -291,7 +309,7 @@ class Collator:
             features.append(feature)
         batch = dict(self.processor.pad(features))
         languages = [clip.language for clip in read]
-        batch["labels"] = self.processor.encode([clip.text for clip in read], languages)
+        batch["labels"] = self.processor.encode([clip.text for clip in read], languages, raw=False)
         batch["language"] = languages
         return batch
 

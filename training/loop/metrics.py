@@ -44,7 +44,7 @@ def transcribe_clips(
         ids = model.paths(logits, codes[0], frames, greedy)
         texts = processor.batch_decode(ids, codes[0], frames=frames, skip_special_tokens=True)
         for clip, text in zip(batch, texts):
-            found[position[id(clip)]] = None if clip.audio in collator.broken else normalize(text, language=codes[0])
+            found[position[id(clip)]] = None if clip.audio in collator.broken else normalize(text, language=codes[0], raw=False)
     for share in gather_object([found]) if world > 1 else []:
         found |= share
     return [found[i] for i in range(len(clips))]

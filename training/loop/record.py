@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,8 @@ from pathlib import Path
 import accelerate
 import torch
 import transformers
+
+from modeling_master_asr.configuration_master_asr import vocab_digest
 
 
 def facts_of_run(model=None) -> dict:
@@ -34,6 +37,18 @@ def facts_of_run(model=None) -> dict:
         "date": time.strftime("%Y-%m-%d"),
         **({} if model is None else {"base": model.master_asr.base_fingerprint()[:12]}),
     }
+
+
+def digests_of(model, languages, with_text: bool) -> dict[str, str]:
+    """`{language: the beginning of a SHA-256}` of what each is read with: its assembly's values, and the sentences that it has in mind."""
+    digests = {}
+    for code in languages:
+        digest = hashlib.sha256(f"{vocab_digest(model.config.vocab(code))} {model.config.text(code) if with_text else ''}".encode())
+        for name, value in sorted(model.assemblies[code].content_of_file().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digests[code] = digest.hexdigest()[:12]
+    return digests
 
 
 def write_json(path: str | Path, content: dict) -> None:

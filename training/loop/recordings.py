@@ -8,6 +8,8 @@ import hashlib
 import os
 import re
 import threading
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,20 +95,20 @@ class Shelf:
         return self._local(audio, where) if self.repo is None else self._keep(self._own_file(audio), audio)
 
     def _local(self, name: str, where: str) -> Path:
-        path = self.folder / name
-        try:
-            inside = self.allow_outside or path.resolve().is_relative_to(self.root.resolve())
-            there = path.is_file()
-        except (OSError, ValueError) as error:  # a name that no file can have
-            raise LeftOut("no recording", name[:100]) from error
-        if not inside:
-            raise ValueError(
-                f"{where} names {name!r}, which is not below {self.root} (links resolved): data from others may open no other file. "
-                "If it is yours, pass --allow_outside (allow_outside=True), or move the recordings."
-            )
-        if not there:
-            raise LeftOut("no recording", path)
-        return path
+        for path in (self.folder / spelling for spelling in _spellings(name)):
+            try:
+                inside = self.allow_outside or path.resolve().is_relative_to(self.root.resolve())
+                there = path.is_file()
+            except (OSError, ValueError) as error:  # a name that no file can have
+                raise LeftOut("no recording", name[:100]) from error
+            if not inside:
+                raise ValueError(
+                    f"{where} names {name!r}, which is not below {self.root} (links resolved): data from others may open no other file. "
+                    "If it is yours, pass --allow_outside (allow_outside=True), or move the recordings."
+                )
+            if there:
+                return path
+        raise LeftOut("no recording", self.folder / name)
 
     def _own_file(self, name: str) -> bytes:
         """Bytes of a file of this data set: `hf://datasets/owner/name[@revision]/file`, or `file` alone."""
@@ -187,6 +189,12 @@ class Shelf:
         return path
 
 
+def _spellings(name: str) -> list[str]:
+    """A file's name as it is written, and as another system may have it: macOS takes letters and accents apart, Windows writes `\\`."""
+    names = list(dict.fromkeys([name, name.replace("\\", "/")]))
+    return list(dict.fromkeys([*names, *(unicodedata.normalize(form, each) for each in names for form in ("NFC", "NFD"))]))
+
+
 def content_name(path: Path) -> Optional[str]:
     """The name of a recording that a run received and named by its bytes; None of others."""
     return path.name if path.parent.name == "recordings" and re.fullmatch(r"[0-9a-f]{24}", path.stem) else None
@@ -218,6 +226,21 @@ def copies(paths: list[Path], others: list[Path]) -> list[Path]:
         both = {keys[path] for path in paths} & {keys[path] for path in others}
         paths, others = ([path for path in side if keys[path] in both] for side in (paths, others))
     return paths
+
+
+def repeats(paths: list[Path]) -> list[Path]:
+    """Those of `paths` whose bytes are also in one before them."""
+    groups = [paths]
+    for key in (_size, _tail, _digest):
+        groups = [same for group in groups if len(group) > 1 for same in _divided(group, key)]
+    return [path for group in groups for path in group[1:]]
+
+
+def _divided(paths: list[Path], key: Callable[[Path], object]) -> list[list[Path]]:
+    groups = defaultdict(list)
+    for path in paths:
+        groups[key(path)].append(path)
+    return list(groups.values())
 
 
 def _size(path: Path) -> int:

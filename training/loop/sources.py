@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,9 @@ from typing import Optional
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
-from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, seconds_of
-from training.loop.tables import COLUMNS, TABLES, pick, read_table
+from modeling_master_asr.text_master_asr import SPOKEN
+from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, repeats, seconds_of
+from training.loop.tables import COLUMNS, TABLES, TORN, pick, read_table
 from training.loop.text import build_vocab, letters_beside, main_script, normalize
 
 SPLITS = {
@@ -37,6 +39,7 @@ SPLITS = {
     # CHOICE: "eval" is what Trainer calls it; some mean test by it. Held out from training either way
     "eval": "validation", "evaluation": "validation",
 }  # fmt: skip
+VOICE_TABLES = ("train", "dev", "test", "validated")  # of a Common Voice folder
 CODE = r"\w[\w-]*"  # of a language
 HELD_OUT_MINUTES = 30.0  # of validation and of test, which a stream gives at least if it has them
 FORMS = ("parquet", "arrow", "csv", "json")  # of the Hub's data sets: tables; `datasets` itself opens files that rows of other forms name
@@ -71,6 +74,8 @@ class Report:
     noted: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # the same of clips that were kept
     examples: dict[str, str] = field(default_factory=dict)  # reason -> one clip
     dropped_characters: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
+    unspelled: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # language -> texts that lost what is spoken
+    torn: list[str] = field(default_factory=list)  # lines of tables that may be parts of one row
     sources: list[str] = field(default_factory=list)  # a line about a whole source
 
     def skip(self, language: str, reason: str, name: str) -> None:
@@ -84,6 +89,8 @@ class Report:
     def lines(self, clips: list[Clip]) -> list[str]:
         """A line a language: hours and clips a split, alphabet; then what was dropped, skipped, noted, and what train shares with test."""
         out = list(self.sources)
+        if self.torn:
+            out.append(f"skipped {len(self.torn)} lines: {TORN} (such as {printable(self.torn[0])})")
         for language in sorted({clip.language for clip in clips} | set(self.skipped)):
             mine = [clip for clip in clips if clip.language == language]
             amounts = []
@@ -94,7 +101,10 @@ class Report:
             letters = "".join(token for token in build_vocab(clip.text for clip in mine) if len(token) == 1 and token != "|") if mine else ""
             out.append(f"{language}: {', '.join(amounts) or 'nothing'}; alphabet {letters}")
             if self.dropped_characters[language]:
-                out.append(f"    dropped characters {dict(self.dropped_characters[language].most_common(12))}")
+                lost = self.unspelled[language]
+                example = printable(lost[0]) if lost else ""
+                spell = f"; {len(lost)} clips lose a digit or a symbol that is spoken (such as {example!r}): spell them as they are said" if lost else ""
+                out.append(f"    dropped characters {dict(self.dropped_characters[language].most_common(12))}{spell}")
             for word, counts in (("skipped", self.skipped), ("noted", self.noted)):
                 for reason, count in counts[language].items():
                     out.append(f"    {word} {count}: {reason} (such as {printable(self.examples[reason])})")
@@ -115,7 +125,9 @@ def _second_scripts(clips: list[Clip]) -> Iterator[str]:
 
 
 def _shared(clips: list[Clip]) -> Iterator[str]:
-    """What a language's splits share: figures on it would flatter. And recordings of which two texts are said to be what is heard."""
+    """What a language's splits share: figures on it would flatter. And recordings that are there twice, or of which two texts are said to
+    be what is heard.
+    """
     of_split = {split: [clip for clip in clips if clip.split == split] for split in ("train", "validation", "test")}
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         held_out, known = of_split[split], {clip.text for clip in of_split[other]}
@@ -124,11 +136,25 @@ def _shared(clips: list[Clip]) -> Iterator[str]:
             if same:
                 example = printable(same[0]) if what == "recordings" else repr(same[0])
                 yield f"WARNING: {len(same)} of {len(held_out)} {split} {what} are also in {other} (such as {example})"
+    yield from _said_twice(of_split)
     said: dict[Path, set[str]] = defaultdict(set)
     for clip in clips:
         said[clip.audio].add(clip.text)
     if unsure := [audio for audio, texts in said.items() if len(texts) > 1]:
         yield f"WARNING: {len(unsure)} recordings have several texts (such as {printable(unsure[0])}: {sorted(said[unsure[0]])})"
+
+
+def _said_twice(of_split: dict[str, list[Clip]]) -> Iterator[str]:
+    """Recordings that a split has more than once with the same text; kept: a corpus stays what its figures were measured on."""
+    for split, clips in of_split.items():
+        by_text = defaultdict(list)
+        for clip in clips:
+            by_text[clip.text].append(clip.audio)
+        duration_s = {clip.audio: clip.duration_s for clip in clips}
+        if again := [audio for paths in by_text.values() for audio in repeats(paths)]:
+            minutes = sum(duration_s[audio] for audio in again) / 60
+            yield (f"WARNING: {len(again)} of {len(clips)} {split} clips are said twice: the same recording with the same text, {minutes:.1f} minutes that count "
+                   f"again (such as {printable(again[0])}). Keep one of each")  # fmt: skip
 
 
 class Budget:
@@ -241,6 +267,8 @@ def read_manifest(path: str | Path) -> list[Clip]:
             clips.append(_clip(row, _language(row, str(path)), report))
         except LeftOut as error:
             raise ValueError(f"{row.where}: {error}. Mend or drop the line.") from error
+    if report.torn:
+        raise ValueError(f"{report.torn[0]}: {TORN}. Mend or drop the line.")
     if not clips:
         raise ValueError(f"{path} holds no rows.")
     return clips
@@ -266,11 +294,12 @@ def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[R
     files = [place] if place.suffix.lower() == ".parquet" and place.is_file() else below(place, "*.parquet")
     if files:
         return _from_parquet(files, shelf, report, budget)
-    if (place / "clips").is_dir():
-        return _common_voice(place, shelf)
     tables = below(place, "metadata.csv", "metadata.jsonl")
-    if tables:
+    has_clips = (place / "clips").is_dir()
+    if tables and not (has_clips and any((place / f"{name}.tsv").is_file() for name in VOICE_TABLES)):
         return _from_tables(tables, shelf, report)
+    if has_clips:
+        return _common_voice(place, shelf, report)
     raise ValueError(f"{path} is no manifest (.jsonl, .csv), Common Voice folder (clips/), audiofolder (metadata.csv) or parquet file.")
 
 
@@ -315,7 +344,7 @@ def _from_tables(tables: list[Path], shelf: Shelf, report: Report) -> Iterator[R
     for table in tables:
         own = replace(shelf, folder=table.parent)
         of_folders = _splits_of_recordings(table, report) if splits[table] is None and table.stem == "metadata" else {}
-        for where, raw in read_table(table):
+        for where, raw in read_table(table, report.torn):
             yield _row(where, raw, own, splits[table] or of_folders.get(where))
 
 
@@ -327,11 +356,11 @@ def _splits_of_recordings(table: Path, report: Report) -> dict[str, str]:
         ValueError: if some lie in such folders and others do not.
     """
     splits, elsewhere = {}, None
-    for where, raw in read_table(table):
+    for where, raw in read_table(table, []):  # torn lines are counted where the clips are read
         fields = pick(raw, where)
         if not isinstance(fields["audio"], str) or fields["split"] is not None:
             continue
-        path = Path(fields["audio"])
+        path = Path(fields["audio"].replace("\\", "/"))  # as Windows writes it
         folders = (path.relative_to(table.parent) if path.is_relative_to(table.parent) else path).parts[:-1]
         split = None if Path(*folders).is_absolute() else next((SPLITS[name.lower()] for name in reversed(folders) if name.lower() in SPLITS), None)
         if split:
@@ -360,12 +389,12 @@ def _row(where: str, raw: dict, shelf: Shelf, split: Optional[str]) -> Row:
     return Row(where, fields, shelf, split)
 
 
-def _common_voice(folder: Path, shelf: Shelf) -> Iterator[Row]:
+def _common_voice(folder: Path, shelf: Shelf, report: Report) -> Iterator[Row]:
     shelf.folder = folder / "clips"
     durations = {}
     listed = folder / "clip_durations.tsv"
     if listed.is_file():
-        for _, row in read_table(listed):
+        for _, row in read_table(listed, []):
             name, milliseconds = [*row.values(), None][:2]
             durations[name] = int(milliseconds) / 1000 if str(milliseconds).isdecimal() else None
     tables = {name: folder / f"{name}.tsv" for name in ("train", "dev", "test") if (folder / f"{name}.tsv").is_file()}
@@ -374,7 +403,7 @@ def _common_voice(folder: Path, shelf: Shelf) -> Iterator[Row]:
     for name, table in tables.items():
         if not table.is_file():
             raise ValueError(f"{folder} has clips/, but neither train.tsv nor validated.tsv beside it.")
-        for where, raw in read_table(table):
+        for where, raw in read_table(table, report.torn):
             row = _row(where, raw, shelf, split_named(name))
             row.fields["language"] = row.fields["language"] or folder.resolve().name
             row.fields["duration_s"] = row.fields["duration_s"] or durations.get(row.fields["audio"])
@@ -497,9 +526,13 @@ def _clip(row: Row, language: str, report: Report) -> Clip:
     raw = row.fields["text"]
     if raw is not None and not isinstance(raw, str):  # CHOICE: refused: digits are no letters, and nobody knows how they were spoken
         raise LeftOut(f"the transcript is {kind(raw)}, not text", audio)
-    text = normalize(raw or "", report.dropped_characters[language], language)
+    dropped: Counter = Counter()
+    text = normalize(raw or "", dropped, language)
+    report.dropped_characters[language].update(dropped)
     if not text:
         raise LeftOut("empty transcript", audio)
+    if any(map(_is_spoken, dropped)):
+        report.unspelled[language].append(raw)
     declared = row.fields["duration_s"]
     duration_s = _seconds(declared)
     if duration_s is None:
@@ -507,6 +540,11 @@ def _clip(row: Row, language: str, report: Report) -> Clip:
         if declared is not None:
             report.note(language, "a declared duration that is no number of seconds, measured", f"{row.where}: {declared!r}")
     return Clip(audio, language, text, duration_s, row.split or split_of(text))
+
+
+def _is_spoken(character: str) -> bool:
+    """Whether a character that is no letter is a word, or part of one, when it is read aloud: digits, `%`, `€`, `+`; not an emoji."""
+    return unicodedata.category(character) in ("Nd", "No", "Sc", "Sm") or character in SPOKEN or character == "°"
 
 
 def _seconds(declared: object) -> Optional[float]:

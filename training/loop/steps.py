@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.assembly_master_asr import text_kilobytes
 from modeling_master_asr.languages_master_asr import spell_sentences
+from modeling_master_asr.text_master_asr import without_pairs
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
 from training.loop.data import Clip, Collator, bucket_of_step, having, minutes_of, select, to_device
@@ -113,26 +114,38 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     left = minutes_of([clip for clip in clips if clip.split != "train" and clip.language in languages and id(clip) not in kept])
     for code, minutes_left in left.items():
         accelerator.print(f"{code}: {minutes_left} minutes of validation and test are left out (--held_out_minutes).")
-    return Splits(select(clips, "train", languages, minutes, config.seed), *held_out)
+    training = select(clips, "train", languages, minutes, config.seed)
+    say_what_is_left(accelerator, training, [clip for clip in clips if clip.split == "train" and clip.language in languages])
+    return Splits(training, *held_out)
+
+
+def say_what_is_left(accelerator, training: list[Clip], there: list[Clip]) -> None:
+    """Names the minutes that `--minutes` leaves out, and the letters that nobody trains then."""
+    chosen = {id(clip) for clip in training}
+    left = [clip for clip in there if id(clip) not in chosen]
+    for code, minutes_left in minutes_of(left).items():
+        letters = [{letter for clip in of if clip.language == code for letter in clip.text} for of in (left, training)]
+        lost = f" Letters that they alone hold: {''.join(sorted(letters[0] - letters[1]))}" if letters[0] - letters[1] else ""
+        accelerator.print(f"{code}: {minutes_left} minutes of training clips are left out (--minutes, --minutes_per_language).{lost}")
 
 
 def keep_text(accelerator, model, language: str, splits: Splits, config, more: Iterable[str] = ()) -> None:
-    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says: those that it had, what it trained
-    on and further ones, `KEPT_TEXT` characters of them.
+    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says: what it trained on, those
+    that it had and further ones, `KEPT_TEXT` characters of them.
 
     Args:
         more: further ones, of which those stay out that validation or test clips say.
     """
     before, more = model.config.text(language).splitlines(), list(more)
     transcripts = [clip.text for clip in splits.training if clip.language == language]
-    kept = [*before, *transcripts] if config.text == "transcripts" else []
+    kept = [*transcripts, *before] if config.text == "transcripts" else []
     if before and not kept:
         model.config.set_text(language, "")
         accelerator.print(f"The {len(before)} sentences that {language!r} had are gone (--text none).")
     allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
-    given = list(dict.fromkeys([*kept, *allowed]))  # what is refined has many twice
+    given = list(dict.fromkeys([*kept, *map(without_pairs, allowed)]))  # what is refined has many twice
     try:
-        written = spell_sentences(given, language, model.config.vocab(language))
+        written = spell_sentences(given, language, model.config.vocab(language), raw=False)
         fitting = beginning(written, KEPT_TEXT)
         model.config.set_text(language, "\n".join(fitting))  # as they are spelled already
     except ValueError as error:  # what was trained is saved, whatever its sentences

@@ -1,4 +1,4 @@
-"""SIGTERM, or `--max_minutes` that are over: a run is asked to stop, and does so at the same step in every process."""
+"""SIGTERM, Ctrl-C, or `--max_minutes` that are over: a run is asked to stop, and does so at the same step in every process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class StopRequest:
-    """A context in which SIGTERM, what clusters send, asks for a stop instead of ending the process.
+    """A context in which SIGTERM, what clusters send, and the first Ctrl-C ask for a stop instead of ending the process.
 
     Args:
         max_minutes: ask for a stop after so long; None: never.
@@ -20,28 +20,33 @@ class StopRequest:
 
     def __init__(self, accelerator, max_minutes: Optional[float]):
         self.accelerator, self.max_minutes = accelerator, max_minutes
-        self.started_s, self.terminated = time.monotonic(), False
+        self.started_s, self.asked = time.monotonic(), {signal.SIGTERM: False, signal.SIGINT: False}
 
     def __enter__(self) -> StopRequest:
         self.handles = threading.current_thread() is threading.main_thread()  # Python allows signal handlers nowhere else
         if self.handles:
-            self.previous = signal.signal(signal.SIGTERM, self._terminate)
+            # a shell starts what it leaves in the background with Ctrl-C ignored: so it stays
+            self.previous = {number: signal.signal(number, self._ask) for number in self.asked if signal.getsignal(number) != signal.SIG_IGN}
         return self
 
     def __exit__(self, kind, *_) -> None:
         if self.handles:
-            signal.signal(signal.SIGTERM, self.previous)
-            if self.terminated and kind is None:  # it came too late for a step to answer it
-                os.kill(os.getpid(), signal.SIGTERM)
+            for number, previous in self.previous.items():
+                signal.signal(number, previous)
+            for number in (number for number, asked in self.asked.items() if asked and kind is None):  # it came too late for a step to answer it
+                os.kill(os.getpid(), number)
 
-    def _terminate(self, *_) -> None:
-        self.terminated = True
+    def _ask(self, number: int, _) -> None:
+        self.asked[number] = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
+            print("\nThe run ends after this step, with a checkpoint. Ctrl-C once more: at once, without.", flush=True)
 
     def reason(self) -> Optional[str]:
         """Why to stop, or None; all processes have to ask, and all get the same answer."""
         late = self.max_minutes is not None and time.monotonic() - self.started_s > 60 * self.max_minutes
-        asked = torch.tensor([float(self.terminated), float(late)], device=self.accelerator.device)
+        asked = torch.tensor([*map(float, self.asked.values()), float(late)], device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
             asked = self.accelerator.reduce(asked, "sum")
-        terminated, late = (asked > 0).tolist()
-        return "on SIGTERM" if terminated else "since --max_minutes are over" if late else None
+        terminated, interrupted, late = (asked > 0).tolist()
+        return "on SIGTERM" if terminated else "on Ctrl-C" if interrupted else "since --max_minutes are over" if late else None

@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
 
 TABLES = (".jsonl", ".csv", ".tsv")
 COLUMNS = {
@@ -19,16 +18,20 @@ MARKS = (  # UTF-32's begins like UTF-16's, so it comes first
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+TORN = "another number of fields than the header has, or beside one: a text over several lines?"
 
 
-def read_table(path: Path) -> Iterator[tuple[str, dict]]:
+def read_table(path: Path, torn: list[str]) -> Iterator[tuple[str, dict]]:
     """`("x.csv, line 3", {column: value})` of every row; columns are lower-cased.
+
+    Args:
+        torn: gets the lines of a table with tabs that are left out, since they may be parts of one row (`TORN`).
 
     Raises:
         ValueError: naming the file, the line and the cause, where it is not plain what is meant.
     """
     text = read_text(path)
-    for number, row in _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text):
+    for number, row in _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, torn):
         yield f"{path}, line {number}", row
 
 
@@ -82,23 +85,43 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
         yield number, {_column(name): value for name, value in row.items()}
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
-    names: Optional[list[str]] = None
-    for number, row in _records(path, text):
-        if names is None:
-            names = [_column(name) for name in row]
-            twice = next((name for name in names if name and names.count(name) > 1), None)
-            if twice:
-                raise ValueError(f"{path} has the column {twice!r} twice. Rename one of them.")
-        elif len(row) > len(names):
-            raise ValueError(f"{path}, line {number} has {len(row)} fields, the header {len(names)}. Put texts that hold the delimiter into quotes.")
-        else:
-            yield number, {name: value.strip() for name, value in zip(names, row)} | dict.fromkeys(names[len(row) :])
-
-
-def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of every record that is not blank."""
+def _csv_rows(path: Path, text: str, torn: list[str]) -> Iterator[tuple[int, dict]]:
     delimiter = _delimiter(path, text)
+    records = _records(path, text, delimiter)
+    names = [_column(name) for name in next(records, (0, []))[1]]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{path} has the column {twice!r} twice. Rename one of them.")
+    for number, row in _whole(path, records, names, torn) if delimiter == "\t" else records:
+        if len(row) > len(names):
+            raise ValueError(f"{path}, line {number} has {len(row)} fields, the header {len(names)}. Put texts that hold the delimiter into quotes.")
+        yield number, {name: value.strip() for name, value in zip(names, row)} | dict.fromkeys(names[len(row) :])
+
+
+def _whole(path: Path, records: Iterator[tuple[int, list[str]]], names: list[str], torn: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a table without quoting that have the header's fields; the others go to `torn`, and with them a row just before or after
+    one that opens, or closes, a quote: the rest of a text that a spreadsheet has put over several lines.
+
+    Raises:
+        ValueError: if no row has them.
+    """
+    rows, wanted = list(records), len("\t".join(names).rstrip("\t").split("\t"))
+    fits = [len(row) >= wanted and not any(value.strip() for value in row[len(names) :]) for _, row in rows]
+    if rows and not any(fits):
+        number, row = rows[0]
+        raise ValueError(f"{path}, line {number} has {len(row)} fields, the header {wanted}, and no other row fits it either. Mend the header.")
+    for i, (number, row) in enumerate(rows):
+        lone = [value.strip() for value in row if value.count('"') % 2]
+        opens = i + 1 < len(rows) and not fits[i + 1] and any(value.startswith('"') for value in lone)
+        closes = i > 0 and not fits[i - 1] and any(value.endswith('"') for value in lone)
+        if fits[i] and not opens and not closes:
+            yield number, row[: len(names)]
+        else:
+            torn.append(f"{path}, line {number}")
+
+
+def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of every record that is not blank."""
     # Common Voice's tsv files quote nothing: a lone " is part of the sentence
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
