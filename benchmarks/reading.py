@@ -59,7 +59,7 @@ def rates(model, processor, heard: Heard, split: str, greedy: bool = False) -> d
     of_languages, frames, start_s = {}, 0, time.process_time()
     for code, splits in heard.items():
         read = [processor.decode(model.paths(logits[None], code, greedy=greedy)[0], code, skip_special_tokens=True) for logits, _ in splits[split]]
-        of_languages[code] = error_rates([normalize(text, language=code) for text in read], [said for _, said in splits[split]])
+        of_languages[code] = error_rates([normalize(text, language=code, raw=False) for text in read], [said for _, said in splits[split]])
         frames += sum(len(logits) for logits, _ in splits[split])
     seconds = frames * model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
     return {"languages": of_languages, "macro": macro(of_languages), "ms_a_second": round(1000 * (time.process_time() - start_s) / seconds, 2)}

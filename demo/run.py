@@ -78,7 +78,7 @@ def adapt(model, processor, features, clips, config: AdaptConfig, test_minutes: 
     trained(Accelerator(cpu=True), config, model, processor, features, splits)
     kilobytes = parameter_kilobytes(model.assemblies[LANGUAGE].content_of_file())
     greedy = evaluate_clips(model, processor, features, test)["macro"]["cer"]
-    model.set_text(LANGUAGE, (clip.text for clip in training))
+    model.set_text(LANGUAGE, (clip.text for clip in training), raw=False)
     after = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     return {"before": before, "greedy": greedy, "after": after, "kilobytes": kilobytes, "text_kilobytes": text_kilobytes(model.config.text(LANGUAGE))}
 

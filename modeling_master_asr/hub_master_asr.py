@@ -165,7 +165,7 @@ def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
         cells = [code_span(language), code_span(" ".join(map(str, facts["parts"]))), *(figure(facts.get(name)) for name in ("cer", "minutes"))]
         cells[2] += "*" * bool(facts.get("known"))
         lines += [f"| {' | '.join([*cells, *(str(facts.get(name, unsaid)) for name, unsaid in SIZES.items())])} |"]
-    if any(facts.get("text_kilobytes") for facts in listed.values()):
+    if any(facts.get("text_kilobytes") and facts.get("greedy") is False for facts in listed.values()):
         lines += ["", "A language that holds sentences was read with these in mind."]
     if any(facts.get("known") for facts in listed.values()):
         lines += ["", "\\* Some of its test clips say one of these sentences: the figure flatters."]

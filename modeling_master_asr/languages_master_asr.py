@@ -64,7 +64,8 @@ def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, in
     return list(kept)
 
 
-KEPT_CHARACTERS = 10_000_000  # of sentences whose n-grams are kept: 50 languages of 200,000, 26 MB each, or 1,000 of 10,000, 4 MB each
+KEPT_CHARACTERS = 12_500_000  # of sentences whose n-grams are kept: 50 languages of 200,000, 26 MB each, or 350 of 10,000, 4 MB each
+OF_EACH = 25_000  # characters that a language takes beside its own: what is remembered while it reads
 _KEPT: OrderedDict[tuple[str, tuple[str, ...]], Ngrams] = OrderedDict()  # the last used are the last
 _LOCK = threading.Lock()
 
@@ -82,7 +83,7 @@ def ngrams_of(text: str, tokens: tuple[str, ...]) -> Ngrams:
     with _LOCK:
         _KEPT[text, tokens] = kept
         _KEPT.move_to_end((text, tokens))
-        while len(_KEPT) > 1 and sum(len(of) for of, _ in _KEPT) > KEPT_CHARACTERS:
+        while len(_KEPT) > 1 and sum(len(of) + OF_EACH for of, _ in _KEPT) > KEPT_CHARACTERS:
             _KEPT.popitem(last=False)
     return kept
 
@@ -259,7 +260,7 @@ class LanguageMixin:
 
     # ------------------------------------------------------------------ what is written
 
-    def set_text(self, language: str, sentences: Iterable[str]) -> int:
+    def set_text(self, language: str, sentences: Iterable[str], raw: bool = True) -> int:
         """Gives a loaded language sentences, in the place of those it had, and returns how many it keeps: wherever it is read (`paths`,
         pipelines, scripts), letters that stand together in them weigh more (`ngrams_master_asr`). None at all: it is read greedily.
 
@@ -274,7 +275,7 @@ class LanguageMixin:
             ValueError: if all are left out, or those that are kept are too long together; while it is a PEFT adapter.
         """
         self.check_is_own(language, "has the sentences of its own config: AssemblyConfig(..., sentences=[...])")
-        kept = spell_sentences(sentences, language, self.config.vocab(language))
+        kept = spell_sentences(sentences, language, self.config.vocab(language), raw)
         self.config.set_text(language, "\n".join(kept))
         return len(kept)
 

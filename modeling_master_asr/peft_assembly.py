@@ -263,7 +263,7 @@ class AssemblyModel(BaseTuner):
         language, init, entries = peft_config.language, peft_config.init, model.config.assemblies
         if peft_config.fingerprint is not None and init not in entries:
             init = "random"  # an adapter from a file: its values follow
-        sentences = spell_sentences(peft_config.sentences or [], language, peft_config.vocab)
+        sentences = spell_sentences(peft_config.sentences or [], language, peft_config.vocab, raw=peft_config.fingerprint is None)  # a file's are spelled
         text = check_text("\n".join(sentences), language, peft_config.vocab)  # refused before anything has changed
         served = isinstance(model.assemblies, AssemblyAdapters) and model.assemblies._adapter_of(language) is not None
         earlier = entries.pop(language) if served else None
@@ -353,7 +353,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
     check_base(facts, base.master_asr, source)
     config = AssemblyConfig(
         language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"),
-        sentences=facts.get("text", "").splitlines(),
+        sentences=facts.get("text", "").splitlines(), num_specialists=facts["num_specialists"], sparsity=facts["sparsity"], fingerprint=facts["fingerprint"],
     )  # fmt: skip
     if had_adapters := isinstance(model, PeftModel):
         adapter_name = adapter_name or usable_name(language)

@@ -21,10 +21,11 @@ class ClipCollator:
 
     Args:
         processor: a `MasterASRProcessor`.
+        raw: False for texts that `normalize` has seen already, as those of `read_manifest`: their apostrophes are all letters.
     """
 
-    def __init__(self, processor):
-        self.processor = processor
+    def __init__(self, processor, raw: bool = True):
+        self.processor, self.raw = processor, raw
 
     def __call__(self, examples: list[dict]) -> dict:
         """The batch: the model's inputs, `labels` `(B, L)`, -100 where padded, and each clip's `language`.
@@ -40,7 +41,7 @@ class ClipCollator:
             )
         clips = [self.processor.features(read_audio(example["audio"], self.processor.sampling_rate_hz)) for example in examples]
         languages = [example["language"] for example in examples]
-        labels = self.processor.encode([example["text"] for example in examples], languages)
+        labels = self.processor.encode([example["text"] for example in examples], languages, self.raw)
         return {**self.processor.pad(clips), "labels": labels, "language": languages}
 
 

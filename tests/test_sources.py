@@ -487,7 +487,7 @@ def manifest_of(folder, *rows, name="m.jsonl"):
     ("audio\ttext", ["1.wav\tciao", '0.wav\t"prima', "", "e", 'seconda"', "2.wav\tbene"], [3, 5, 6]),
     ("audio\ttext\tsplit", ['1.wav\tciao\ttrain', '0.wav\t"prima', 'seconda"\ttrain', "2.wav\tbene\ttrain"], [3, 4]),
     ("audio\ttext", ["1.wav\tciao\t", "0.wav\tun\ttab", "2.wav\tbene\t\t"], [3]),
-    ("audio\ttext\t", ["1.wav\tciao", "2.wav\tbene\t"], []),
+    ("audio\ttext\t", ["1.wav\tciao", "2.wav\tbene\t"], []), ("audio\ttext\tup_votes\tsegment", ["1.wav\tciao\t2", "2.wav\tbene"], []),
     ("audio\ttext", ['1.wav\t"ciao', "2.wav\tbene"], []),  # a lone quote is part of the sentence
 ])  # fmt: skip
 def test_a_transcript_over_several_lines_of_a_table_with_tabs_is_left_out_whole_and_counted(tmp_path, header, rows, torn):
@@ -509,7 +509,7 @@ def test_a_manifest_that_has_to_be_whole_holds_no_text_over_several_lines(tmp_pa
 
 
 def test_a_table_with_tabs_of_which_no_row_fits_its_header_is_refused(tmp_path):
-    (tmp_path / "m.tsv").write_text("audio\ttext\tlanguage\n1.wav\tciao\n2.wav\tbene\n")
+    (tmp_path / "m.tsv").write_text("audio\tlanguage\ttext\n1.wav\tciao\n2.wav\tbene\n")
     with pytest.raises(ValueError, match="m.tsv, line 2 has 2 fields, the header 3, and no other row fits it either"):
         read_data([f"it={tmp_path / 'm.tsv'}"], tmp_path / "cache")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from modeling_master_asr.configuration_master_asr import PRESETS
 from modeling_master_asr.languages_master_asr import spell_sentences
 from modeling_master_asr.text_master_asr import build_vocab, normalize, spelled
 from training import adapt_language, evaluate, train_multilingual, transcribe
+from training.adapt_language import give_parts, letters_beyond
 from training.loop import checkpoints, steps
 from training.loop.config import LoopConfig
 from training.loop.data import Clip, bucket, bucket_of_step, read_manifest, select
@@ -279,6 +281,17 @@ def test_an_assembly_is_trained_on_with_further_recordings_whose_letters_it_lack
     model.remove_language("es")
     model.load_assembly(tmp_path / "es/assembly")
     assert list(model.config.vocab("es")) == ["[PAD]", "[UNK]", "|", "a", *grown]
+    processor = MasterASRProcessor.from_model(MasterASRForCTC.from_pretrained(tmp_path / "stage1/model"))
+    clips, config = [Clip(Path("a.wav"), "en", "ж", 1.0, "train")], adapt_language.AdaptConfig(model="m", data=["d"], out=tmp_path, language="en", refine=True)
+    before = MasterASRForCTC.from_pretrained(tmp_path / "stage1/model")
+    give_parts(before, processor, clips, config)
+    assert processor.languages == before.languages and "ж" in processor.vocabs["en"] and processor.tokenizer.target_lang == before.languages[0]
+
+
+def test_letters_beyond_an_alphabet_are_what_no_token_writes_in_the_case_that_it_has():
+    alphabet = {"[PAD]": 0, "[UNK]": 1, "|": 2}
+    assert letters_beyond({**alphabet, "ch": 3, "a": 4}, ["cha ca"], "es") == ["c"]
+    assert letters_beyond({**alphabet, "A": 3, "B": 4}, ["ab d"], "es") == ["D"] and letters_beyond({**alphabet, "a": 3, "B": 4}, ["ab d"], "es") == ["d"]
 
 
 def test_stage_1_trains_the_parts_that_every_language_owns_and_a_new_one_starts_from_the_nearest_ones(corpus, tmp_path):
@@ -484,13 +497,15 @@ def test_budgets_are_minutes_and_depend_on_the_seed_alone(corpus):
 
 def test_a_language_without_clips_of_a_split_says_what_to_do_and_ends_a_script_without_a_traceback(tmp_path):
     clips = [Clip(Path(f"{i}.wav"), "es", "a", 1.0, "train") for i in range(3)]
-    program = ("from pathlib import Path; from training.loop.data import Clip, select; "
-               "select([Clip(Path('a.wav'), 'es', 'a', 1.0, 'train')] * 3, 'validation', ['es'])")  # fmt: skip
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert ended.returncode == 1 and ended.stderr == (
+    said = (
         "The data has no validation clips of 'es'; its 3 clips are all in train. Mark some as validation in a column split, or name no split at all: "
-        "texts are then divided by a hash, a tenth each to validation and test, which may miss a few clips: record more, or mark some.\n"
+        "texts are then divided by a hash, a tenth each to validation and test, which may miss a few clips: record more, or mark some."
     )
+    with pytest.raises(ValueError, match=re.escape(said)):  # in a notebook
+        select(clips, "validation", ["es"])
+    with pytest.raises(SystemExit) as ended, steps.opened(LoopConfig(out=tmp_path / "run", data=["m.jsonl"], steps=1, evaluate_every=1)):  # in a script
+        select(clips, "validation", ["es"])
+    assert ended.value.code == said and not isinstance(ended.value, ValueError)
     with pytest.raises(ValueError, match="No train clip of 'es' fits into 0.001 minutes; the shortest lasts 1.0 s"):
         select(clips, "train", ["es"], minutes=0.001)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import SPECIAL_TOKENS, from_preset
 from modeling_master_asr.languages_master_asr import nearest_of
-from modeling_master_asr.text_master_asr import spelled
+from modeling_master_asr.text_master_asr import spelled, tokens_of
 from training.loop import checkpoints
 from training.loop.config import (
     EVALUATE_EVERY,
@@ -157,14 +158,21 @@ def add_language(model, processor, features, training, config: AdaptConfig) -> N
 def give_parts(model, processor, training, config: AdaptConfig) -> None:
     """Gives the language, which the model has, the parts of the preset and the letters that it lacks, and freezes the rest."""
     code, vocab = config.language, model.config.vocab(config.language)
-    known = {" "}.union(*(token for token in vocab if token not in SPECIAL_TOKENS))
-    if new := sorted({letter for clip in training for letter in spelled(clip.text, known, code, raw=False)} - known):
+    if new := letters_beyond(vocab, (clip.text for clip in training), code):
         print(f"The alphabet of {code!r} grows by {new}.")
         vocab = vocab | {letter: len(vocab) + i for i, letter in enumerate(new)}
-        processor.remove_language(code)
-        processor.add_language(code, vocab)
     model.give_parts(code, **config.owned(), vocab=vocab)
     model.freeze_except(code)
+    processor.tokenizer = MasterASRProcessor.from_model(model, processor.feature_extractor).tokenizer
+
+
+def letters_beyond(vocab: dict[str, int], texts: Iterable[str], language: str) -> list[str]:
+    """What is in normalised texts that no token of an alphabet writes, in capitals where it has those alone."""
+    known = {" "}.union(*(token for token in vocab if token not in SPECIAL_TOKENS))
+    tokens = {token for text in texts for token in tokens_of(spelled(text, known, language, raw=False), vocab)} - vocab.keys()
+    if any(map(str.isupper, vocab.keys() - set(SPECIAL_TOKENS))) and not any(map(str.islower, vocab)):
+        tokens = {token.upper() for token in tokens}
+    return sorted(tokens)
 
 
 def announce(model, config: AdaptConfig, training, dropped) -> dict:
@@ -232,7 +240,7 @@ def taught_first(accelerator, config: AdaptConfig, model, processor, features, s
 def save(accelerator, config: AdaptConfig, model, splits: Splits, test: Optional[dict] = None) -> None:
     """Writes the assembly: before it is tested, and with its figures afterwards."""
     if accelerator.is_main_process:
-        figures = {"cer": test["macro"]["cer"], "wer": test["macro"]["wer"], **({"known": known} if (known := test.get("known")) else {})} if test else {}
+        figures = {"cer": test["macro"]["cer"], "wer": test["macro"]["wer"], "greedy": False, **({"known": known} if (known := test.get("known")) else {})} if test else {}
         model.save_assembly(config.language, config.out / "assembly", **figures, minutes=minutes_of(splits.training))
         if not test:
             print(f"Trained: {config.out / 'assembly'}.")

@@ -34,8 +34,8 @@ SILENT_PEAK = 1e-4  # below it nothing was recorded, or the channels of a stereo
 HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is not heard
 
 
-class NothingToRead(SystemExit, ValueError):
-    """A ValueError of the data, which ends a script with its words alone."""
+class NothingToRead(ValueError):
+    """Data that a run cannot be made of: it ends a script with its words alone (`training.loop.steps.opened`)."""
 
 
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:
@@ -126,7 +126,7 @@ class Features:
     def _from_cache(self, clip: Clip, speed: float) -> np.ndarray:
         about = clip.audio.stat()
         recording = content_name(clip.audio) or f"{clip.audio.resolve()}|{about.st_size}|{about.st_mtime_ns}"
-        key = f"{recording}|{clip.duration_s}|{speed}|{self._settings}"
+        key = f"{recording}|{clip.duration_s}|{speed}|{self._settings}|{SILENT_PEAK}"
         path = Path(self.cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.features"
         features = read_array(path)
         if features is None:

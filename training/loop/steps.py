@@ -21,7 +21,7 @@ from modeling_master_asr.languages_master_asr import spell_sentences
 from modeling_master_asr.text_master_asr import without_pairs
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
-from training.loop.data import Clip, Collator, bucket_of_step, having, minutes_of, select, to_device
+from training.loop.data import Clip, Collator, NothingToRead, bucket_of_step, having, minutes_of, select, to_device
 from training.loop.folder import claimed
 from training.loop.metrics import evaluate_clips, flattered
 from training.loop.optim import allowed_to_skip
@@ -63,10 +63,14 @@ def opened(config: LoopConfig) -> Iterator[Accelerator]:
 
     Raises:
         RuntimeError, FileExistsError: see `training.loop.folder.claimed`.
+        SystemExit: for data that no run can be made of.
     """
     accelerator = make_accelerator(config)
     with claimed(config.out, config.resume) if accelerator.is_main_process else nullcontext():
-        yield accelerator
+        try:
+            yield accelerator
+        except NothingToRead as error:
+            raise SystemExit(str(error)) from error
         accelerator.wait_for_everyone()
         accelerator.end_training()
 

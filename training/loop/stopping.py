@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import Optional
 
 import torch
@@ -34,13 +34,14 @@ class StopRequest:
             for number, previous in self.previous.items():
                 signal.signal(number, previous)
             for number in (number for number, asked in self.asked.items() if asked and kind is None):  # it came too late for a step to answer it
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
 
     def _ask(self, number: int, _) -> None:
         self.asked[number] = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
-            print("\nThe run ends after this step, with a checkpoint. Ctrl-C once more: at once, without.", flush=True)
+            with suppress(OSError, RuntimeError):  # whoever read it may be gone by the same Ctrl-C (| tee), or a line be half written
+                print("\nThe run ends after this step, with a checkpoint. Ctrl-C once more: at once, without.", flush=True)
 
     def reason(self) -> Optional[str]:
         """Why to stop, or None; all processes have to ask, and all get the same answer."""

@@ -99,25 +99,31 @@ def _csv_rows(path: Path, text: str, torn: list[str]) -> Iterator[tuple[int, dic
 
 
 def _whole(path: Path, records: Iterator[tuple[int, list[str]]], names: list[str], torn: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Rows of a table without quoting that have the header's fields; the others go to `torn`, and with them a row just before or after
+    """Rows of a table without quoting that have the header's fields, but for empty ones at the end; the others go to `torn`, and with them a row just before or after
     one that opens, or closes, a quote: the rest of a text that a spreadsheet has put over several lines.
 
     Raises:
         ValueError: if no row has them.
     """
     rows, wanted = list(records), len("\t".join(names).rstrip("\t").split("\t"))
-    fits = [len(row) >= wanted and not any(value.strip() for value in row[len(names) :]) for _, row in rows]
+    needed = 1 + max((i for i, name in enumerate(names) if name in (*COLUMNS["audio"], *COLUMNS["text"])), default=wanted - 1)
+    whole = [len(row) >= wanted or (len(row) >= needed and not any(_lone_quotes(row))) for _, row in rows]
+    fits = [is_whole and not any(value.strip() for value in row[len(names) :]) for is_whole, (_, row) in zip(whole, rows)]
     if rows and not any(fits):
         number, row = rows[0]
         raise ValueError(f"{path}, line {number} has {len(row)} fields, the header {wanted}, and no other row fits it either. Mend the header.")
     for i, (number, row) in enumerate(rows):
-        lone = [value.strip() for value in row if value.count('"') % 2]
+        lone = _lone_quotes(row)
         opens = i + 1 < len(rows) and not fits[i + 1] and any(value.startswith('"') for value in lone)
         closes = i > 0 and not fits[i - 1] and any(value.endswith('"') for value in lone)
         if fits[i] and not opens and not closes:
             yield number, row[: len(names)]
         else:
             torn.append(f"{path}, line {number}")
+
+
+def _lone_quotes(row: list[str]) -> list[str]:
+    return [value.strip() for value in row if value.count('"') % 2]
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
