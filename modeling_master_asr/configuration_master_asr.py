@@ -6,8 +6,7 @@ import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from inspect import signature
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -429,7 +428,8 @@ class MasterASRConfig(PreTrainedConfig):
         """A copy in which a language is registered, perhaps in the place of the one that is there: what can be refused is, before anything changes.
 
         Args:
-            entry, source: as `adding`.
+            entry: arguments of `add_assembly`.
+            source: where they come from, for the message.
 
         Raises:
             ValueError: as `add_assembly`.
@@ -441,41 +441,3 @@ class MasterASRConfig(PreTrainedConfig):
         except (ValueError, TypeError) as error:
             raise ValueError(f"{source}: {error}" if source else str(error)) from error
         return config
-
-    @contextmanager
-    def adding(self, language: str, entry: dict, source: str = "") -> Iterator[None]:
-        """Registers a language for what is done inside; if that fails, it was never there.
-
-        Args:
-            entry: arguments of `add_assembly`.
-            source: where they come from, for the message.
-
-        Raises:
-            ValueError: as `add_assembly`.
-        """
-        self.assemblies[language] = self.with_assembly(language, entry, source).assemblies[language]
-        try:
-            yield
-        except BaseException:
-            del self.assemblies[language]
-            raise
-
-    @contextmanager
-    def replacing(self, language: str, entry: dict, source: str = "") -> Iterator[None]:
-        """Registers a language anew, in its place among the others, for what is done inside; if that fails, nothing has changed.
-
-        Args:
-            entry, source: as `adding`.
-
-        Raises:
-            ValueError: as `add_assembly`.
-        """
-        before = after = dict(self.assemblies)
-        del self.assemblies[language]
-        try:
-            with self.adding(language, entry, source):
-                yield
-            after = {code: self.assemblies[code] for code in before}
-        finally:
-            self.assemblies.clear()
-            self.assemblies.update(after)

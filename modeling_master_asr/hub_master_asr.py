@@ -313,9 +313,7 @@ class HubMixin:
         wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
         check_base(facts, self.master_asr, source)
         assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
-        assembly = assembly.to(device=self.device, dtype=torch.float32)
-        self.assemblies[language] = assembly  # both at once, and not before all is there: others may be reading
-        self.config.assemblies[language] = config.assemblies[language]
+        self._register(language, assembly.to(device=self.device, dtype=torch.float32), config)
         if replaces:
             self.master_asr._masks.forget()
         return language

@@ -17,7 +17,15 @@ from transformers.utils import logging
 from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import Assemblies, LanguageAssembly, is_adapted
 from .backbone_master_asr import keep_frozen_parts_still
-from .configuration_master_asr import DEFAULT_PRESET, PAD_TOKEN, SPACE_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, from_preset
+from .configuration_master_asr import (
+    DEFAULT_PRESET,
+    PAD_TOKEN,
+    SPACE_TOKEN,
+    SPECIAL_TOKENS,
+    UNK_TOKEN,
+    MasterASRConfig,
+    from_preset,
+)
 from .ngrams_master_asr import Ngrams, read
 from .text_master_asr import spelled, tokens_of
 
@@ -171,20 +179,24 @@ class LanguageMixin:
                 raise ValueError('init="nearest" needs batches=... of the new language to rank the loaded ones on.')
             init = nearest_of(self.rank_assemblies(batches, vocab))
         source = None if init == "random" else self.config.check_language(init)
-        with self.config.adding(language, {"vocab": vocab, **from_preset(preset, parts, rank, targets)}):
-            return self._start(language, source)
+        return self._start(language, source, self.config.with_assembly(language, {"vocab": vocab, **from_preset(preset, parts, rank, targets)}))
+
+    def _register(self, language: str, assembly: LanguageAssembly, config: MasterASRConfig) -> None:
+        """Puts an assembly into its place, with its entry in `config`: both at once, and when all of it is there, since others may be reading."""
+        self.assemblies[language] = assembly
+        self.config.assemblies[language] = config.assemblies[language]
 
     @torch.no_grad()
-    def _start(self, language: str, source: Optional[str]) -> LanguageAssembly:
-        """A new assembly of the language's entry in the config, in its place in the model, started from the assembly of `source`."""
-        assembly = self.master_asr._new_assembly(language)
+    def _start(self, language: str, source: Optional[str], config: MasterASRConfig) -> LanguageAssembly:
+        """A new assembly of the language's entry in `config`, in its place in the model, started from the assembly of `source`."""
+        assembly = self.master_asr._new_assembly(language, config)
         for module in assembly.modules():
             self._init_weights(module)
         if source is not None:
             assembly.start_from(self.assemblies[source])
-        self._start_head(assembly.head, self.config.vocab(language), source)
+        self._start_head(assembly.head, config.vocab(language), source)
         has_values = assembly.mapping.device.type != "meta"  # PEFT's low_cpu_mem_usage: the file's values follow
-        self.assemblies[language] = assembly.to(self.device) if has_values else assembly
+        self._register(language, assembly.to(self.device) if has_values else assembly, config)
         return assembly
 
     def _start_head(self, head: nn.Linear, vocab: dict[str, int], source: Optional[str]) -> None:
@@ -199,7 +211,7 @@ class LanguageMixin:
         if source is not None:
             own = self.assemblies[source].head
             weight, bias = own.weight, own.bias  # of a head that shares the bank each is a gather of all its rows
-            known |= {token: (weight[i], bias[i]) for token, i in self.config.vocab(source).items() if i < len(bias)}  # of itself, its alphabet may have grown
+            known |= {token: (weight[i], bias[i]) for token, i in self.config.vocab(source).items()}
         for token, row in vocab.items():
             start = known.get(token) or known.get(unicodedata.normalize("NFD", token)[:1])
             if start is not None:
@@ -228,8 +240,8 @@ class LanguageMixin:
             raise ValueError(f"vocab: {moved} of {language!r} would be lost or get other ids; allowed: its alphabet as it is, and further tokens behind.")
         if is_adapted(old):
             raise ValueError(f"A PEFT adapter is on {language!r}. Take it off first: peft_model.unload().")
-        with self.config.replacing(language, {"vocab": vocab, "text": self.config.text(language), **owned}):
-            assembly = self._start(language, source=language)
+        config = self.config.with_assembly(language, {"vocab": vocab, "text": self.config.text(language), **owned}, replace=True)
+        assembly = self._start(language, language, config)
         self.master_asr._masks.forget()
         return assembly
 

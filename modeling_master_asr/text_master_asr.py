@@ -82,6 +82,7 @@ def _in_word(character: str) -> bool:
 
 
 def with_one_apostrophe(text: str) -> str:
+    """`text` with ' for whatever is written as an apostrophe."""
     for apostrophe in APOSTROPHES:
         text = text.replace(apostrophe, "'")
     return text

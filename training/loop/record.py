@@ -15,6 +15,7 @@ import accelerate
 import torch
 import transformers
 
+from modeling_master_asr.base_master_asr import fingerprint
 from modeling_master_asr.configuration_master_asr import vocab_digest
 
 
@@ -43,11 +44,8 @@ def digests_of(model, languages, with_text: bool) -> dict[str, str]:
     """`{language: the beginning of a SHA-256}` of what each is read with: its assembly's values, and the sentences that it has in mind."""
     digests = {}
     for code in languages:
-        digest = hashlib.sha256(f"{vocab_digest(model.config.vocab(code))} {model.config.text(code) if with_text else ''}".encode())
-        for name, value in sorted(model.assemblies[code].content_of_file().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        digests[code] = digest.hexdigest()[:12]
+        values, letters = fingerprint(model.assemblies[code].content_of_file()), vocab_digest(model.config.vocab(code))
+        digests[code] = hashlib.sha256(f"{values} {letters} {model.config.text(code) if with_text else ''}".encode()).hexdigest()[:12]
     return digests
 
 
