@@ -51,6 +51,7 @@ from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
 from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, tested, train
 from training.loop.text import build_vocab
+from training.loop.untranscribed import beside, written_down
 
 RATE_OF_TRAINED_HEAD = 1e-3
 RATE_OF_TEACHER = 1e-4  # of its matrices
@@ -65,6 +66,9 @@ class AdaptConfig(PartsConfig):
     language: str = HfArg(help="code of the new language, as the data has it")
     refine: bool = HfArg(default=False, help="the model has the language: it is given the preset's parts, and all that it owns trains on")
     assembly: Optional[str] = HfArg(default=None, help="with --refine: folder or hub id of the language's assembly, where it is no part of --model")
+    untranscribed: Optional[list[str]] = HfArg(
+        default=None, help="with --refine: recordings of the language, and folders of them, that nobody transcribed: it writes them down first, and trains on them too"
+    )
     minutes: Positive = HfArg(default=10.0, help="of training audio, at most")
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
     more_text: Optional[Path] = HfArg(default=None, help="a file of further sentences that the language keeps, one a line; nobody has to have said them")
@@ -94,6 +98,9 @@ class AdaptConfig(PartsConfig):
             raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
         if self.assembly and not self.refine:
             raise ValueError(f"--assembly: got {self.assembly!r}; allowed: beside --refine, which trains it on.")
+        if self.untranscribed and not self.refine:
+            raise ValueError(f"--untranscribed: got {self.untranscribed}; allowed: beside --refine, since a language has to read before it writes. Train it on what is "
+                             "transcribed first, then: --refine --assembly THAT_RUN/assembly.")  # fmt: skip
 
 
 def further_sentences(config: AdaptConfig) -> list[str]:
@@ -286,17 +293,19 @@ def main(argv=None) -> None:
         model, processor = load(accelerator, config)
         splits = load_splits(accelerator, config, [config.language], config.minutes)
         features = Features(processor, config.features_cache)
+        written, of_untranscribed = written_down(accelerator, config, model, processor, features, splits)
         if config.refine:
             give_parts(model, processor, splits.training, config)
         else:
             add_language(model, processor, features, splits.training, config)
         splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
         result = {**facts_of_run(model), "config": as_record(config), "minutes": minutes_of(splits.training)}
-        result |= announce(model, config, splits.training, dropped)
-        teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, started_s)
+        result |= announce(model, config, splits.training, dropped) | of_untranscribed
+        heard = replace(splits, training=beside(splits.training, written))
+        teacher, of_teacher = taught_first(accelerator, config, model, processor, features, heard, started_s)
         result |= of_teacher
         rest = replace(config, max_minutes=minutes_left(config, started_s))
-        model, result["log"] = trained(accelerator, rest, model, processor, features, splits, teacher)
+        model, result["log"] = trained(accelerator, rest, model, processor, features, heard, teacher)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
         keep_text(accelerator, model, config.language, splits, config, more)
@@ -305,7 +314,7 @@ def main(argv=None) -> None:
         if result["test"]:
             save(accelerator, config, model, splits, result["with_text"]["test"])
         if config.finetune_steps:
-            model, result["finetune_log"] = finetuned(accelerator, config, model, processor, features, splits, started_s)
+            model, result["finetune_log"] = finetuned(accelerator, config, model, processor, features, heard, started_s)
             result["finetune_test"] = tested(accelerator, model, processor, features, splits.test, greedy=True)
         if accelerator.is_main_process:
             report(config, result)

@@ -309,7 +309,8 @@ class Collator:
             features.append(feature)
         batch = dict(self.processor.pad(features))
         languages = [clip.language for clip in read]
-        batch["labels"] = self.processor.encode([clip.text for clip in read], languages, raw=False)
+        if any(clip.text for clip in read):  # what nobody transcribed has none
+            batch["labels"] = self.processor.encode([clip.text for clip in read], languages, raw=False)
         batch["language"] = languages
         return batch
 

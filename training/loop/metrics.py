@@ -34,7 +34,7 @@ def transcribe_clips(
         # every process runs as many batches, since sharded weights are gathered by all of them at once
         batch = batches[min(first + rank, len(batches) - 1)]
         inputs = to_device(collator(batch), model.device)
-        inputs.pop("labels")
+        inputs.pop("labels", None)
         codes = inputs.pop("language")
         if encoded_as is None:
             logits = model(**inputs, language=codes[0]).logits

@@ -50,12 +50,17 @@ def digests_of(model, languages, with_text: bool) -> dict[str, str]:
 
 
 def write_json(path: str | Path, content: dict) -> None:
+    """See `write_text`."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
     """Writes beside and renames, so a stopped run leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)

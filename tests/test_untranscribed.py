@@ -1,0 +1,156 @@
+"""Recordings without transcripts: the language writes them down, trains on with them, and keeps of them nothing else."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tiny_model
+from test_processes import one, two
+from test_runs import base  # noqa: F401  the fixture
+from test_training import corpus  # noqa: F401  the fixture
+
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from training import adapt_language
+from training.loop import checkpoints, untranscribed
+from training.loop.data import Clip, NothingToRead
+from training.loop.optim import Turns
+from training.loop.sources import read_data
+from training.loop.untranscribed import Written, beside, recordings, trusted
+
+OPTIONS = ("--language", "fr", "--refine", "--parts", "mapping", "head", "delta", "--rank", "1", "--steps", "4", "--evaluate_every", "2", "--batch_s", "3", "--beta", "2")
+
+
+@pytest.fixture(scope="module")
+def unheard(corpus):  # noqa: F811
+    """A folder of four recordings that nobody transcribed, and of what is none."""
+    folder, rng = corpus / "unheard", np.random.default_rng(1)
+    (folder / "deep").mkdir(parents=True)
+    for i, name in enumerate(["a.wav", "b.WAV", "deep/c.flac", "d.wav"]):
+        soundfile.write(folder / name, rng.standard_normal(int(16_000 * (0.6 + 0.1 * i))) * 0.1, 16_000)
+    soundfile.write(folder / "short.wav", np.ones(160) * 0.1, 16_000)
+    shutil.copy(folder / "a.wav", folder / "deep/again.wav")
+    for held_out in ("train", "validation", "test"):
+        shutil.copy(corpus / f"fr-{held_out}-0.wav", folder / f"{held_out}.wav")
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    (folder / "notes.txt").write_text("é")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reader(corpus, base):  # noqa: F811
+    """The base, whose French reads letters in any noise, others with its sentences in mind than without."""
+    folder = corpus / "reader"
+    shutil.copytree(base, folder)
+    model = MasterASRForCTC.from_pretrained(base)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        bank = model.master_asr.character_bank
+        bank.weight.normal_(0, 3)
+        bank.bias[model.assemblies["fr"].head.rows[0]] -= 3  # of the blank
+    model.save_pretrained(folder)
+    return folder
+
+
+def refine(corpus, base, out, unheard, *extra):  # noqa: F811
+    adapt_language.main(["--model", str(base), "--data", str(corpus / "manifest.jsonl"), "--untranscribed", str(unheard), "--out", str(out), *OPTIONS, *extra])
+    return json.loads((out / "run.json").read_text())
+
+
+def rows_of(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "untranscribed.jsonl").read_text().splitlines()]
+
+
+def test_recordings_that_are_transcribed_twice_there_too_short_or_broken_are_left_out_and_counted(corpus, unheard):  # noqa: F811
+    known = [Clip(corpus / f"fr-{split}-0.wav", "fr", "é", 0.6, split) for split in ("train", "validation", "test")]
+    found, left = recordings([str(unheard), str(unheard / "a.wav")], known, "fr", 0.2, 30.0)
+    assert [str(clip.audio.relative_to(unheard)) for clip in found] == ["a.wav", "b.WAV", "d.wav", "deep/c.flac"]
+    assert {clip.text for clip in found} == {""} and {clip.language for clip in found} == {"fr"} and found[1].duration_s == pytest.approx(0.7)
+    assert left == {"are there twice": 1, "are transcribed in --data": 3, "do not last 0.2 to 30.0 s": 1, "cannot be decoded": 1}
+    with pytest.raises(NothingToRead, match=r"--untranscribed: none of the 1 recordings in .*broken.wav can be used: \{'cannot be decoded': 1\}. Names that end in .wav"):
+        recordings([str(unheard / "broken.wav")], known, "fr", 0.2, 30.0)
+    with pytest.raises(NothingToRead, match="--untranscribed: nowhere is not there; allowed: recordings, and folders of them."):
+        recordings(["nowhere"], known, "fr", 0.2, 30.0)
+
+
+def test_the_surest_four_fifths_train_and_all_where_none_is_less_sure():
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+
+    def written(*disagreements):
+        return [Written(Clip(Path(f"{i}.wav"), "fr", "é", 1.0, "train"), value) for i, value in enumerate(disagreements)]
+
+    assert [clip.audio.stem for clip in trusted(written(0.5, 0.1, 0.2, 0.0, 0.1), processor, model)] == ["1", "2", "3", "4"]
+    assert len(trusted(written(*[0.0] * 7), processor, model)) == 7 and trusted([], processor, model) == []
+    long = Written(Clip(Path("long.wav"), "fr", "é" * 999, 1.0, "train"), 0.0)  # more letters than frames
+    assert [clip.audio.stem for clip in trusted([long, *written(0.0)], processor, model)] == ["0"]
+
+
+def test_transcribed_clips_are_heard_again_until_they_are_half_as_long():
+    mine, theirs = ([Clip(Path(name), "fr", "é", seconds, "train")] for name, seconds in (("mine.wav", 10.0), ("theirs.wav", 63.0)))
+    assert beside(mine, theirs) == mine * 3 + theirs and beside(mine, []) == mine and beside(theirs, mine) == theirs + mine
+
+
+def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_these_texts(corpus, reader, tmp_path, monkeypatch, capsys, unheard):  # noqa: F811
+    heard, plain = [], adapt_language.after_steps
+    monkeypatch.setattr(adapt_language, "after_steps", lambda *args, **kwargs: (heard.extend(args[5].training), plain(*args, **kwargs))[1])
+    result = refine(corpus, reader, tmp_path, unheard)
+    rows, said = rows_of(tmp_path), capsys.readouterr().out
+    assert len(rows) >= 3 and any(row["trained"] for row in rows)  # an untrained model reads something in noise
+    trained = {(Path(row["audio"]), row["text"]) for row in rows if row["trained"]}
+    assert {(clip.audio, clip.text) for clip in heard if clip.audio.is_relative_to(unheard)} == trained
+    assert sum(clip.audio.is_relative_to(unheard) for clip in heard) == len(trained) < len(heard)
+    assert result["untranscribed"]["trained"] == len(trained) and result["untranscribed"]["left_out"]["are transcribed in --data"] == 3
+    assert "untranscribed: 3 recordings are left out: they are transcribed in --data." in said and f"written down in {tmp_path / 'untranscribed.jsonl'}" in said
+    assert result["base"] == result["base_after"] and result["minutes"] == {"fr": pytest.approx(0.085, abs=0.01)}  # of what people transcribed
+    before, after = MasterASRForCTC.from_pretrained(reader), MasterASRForCTC.from_pretrained(reader, assemblies=[str(tmp_path / "assembly")])
+    assert set(after.config.text("fr").splitlines()) <= {*before.config.text("fr").splitlines(), "éa", "aé a", "é"}
+    theirs = before.assemblies["en"].state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in after.assemblies["en"].state_dict().items())
+    clips, _ = read_data([str(tmp_path / "untranscribed.jsonl")], tmp_path / "cache", allow_outside=True)  # as people mend it and pass it on
+    assert {(clip.audio, clip.text, clip.split) for clip in clips} == {(Path(row["audio"]), row["text"], "train") for row in rows}
+
+
+def test_a_resumed_run_trains_on_what_was_written_before(corpus, reader, tmp_path, monkeypatch, unheard):  # noqa: F811
+    whole = refine(corpus, reader, tmp_path / "whole", unheard)
+    begin = Turns.begin
+
+    def terminate(self, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Turns, "begin", terminate)
+        with pytest.raises(SystemExit):
+            refine(corpus, reader, tmp_path / "cut", unheard)
+    assert checkpoints.listed(tmp_path / "cut")[-1].name == checkpoints.name_of(3)
+    monkeypatch.setattr(untranscribed, "write_down", None)  # nobody writes twice
+    resumed = refine(corpus, reader, tmp_path / "cut", unheard, "--resume")
+    assert all(whole[name] == resumed[name] for name in ("test", "log", "untranscribed")) and rows_of(tmp_path / "whole") == rows_of(tmp_path / "cut")
+    one_model, other = (MasterASRForCTC.from_pretrained(reader, assemblies=[str(tmp_path / name / "assembly")]) for name in ("whole", "cut"))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one_model.state_dict().items())
+
+
+def test_a_run_that_is_not_resumed_writes_anew(corpus, reader, tmp_path, unheard):  # noqa: F811
+    tmp_path.joinpath("untranscribed.jsonl").write_text("of a run that was killed before its first checkpoint")
+    refine(corpus, reader, tmp_path, unheard, "--steps", "1", "--evaluate_every", "1")
+    assert rows_of(tmp_path)
+
+
+def test_two_processes_write_what_one_writes(corpus, reader, tmp_path, unheard):  # noqa: F811
+    options = ["--model", reader, "--data", corpus / "manifest.jsonl", "--untranscribed", unheard, *OPTIONS, "--steps", "1", "--evaluate_every", "1"]
+    one(adapt_language.main, *options, "--out", tmp_path / "one")
+    two("-m", "training.adapt_language", *options, "--out", tmp_path / "two")
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two") != []
+
+
+def test_untranscribed_recordings_are_refused_of_a_language_that_does_not_read_yet(capsys):
+    with pytest.raises(SystemExit):
+        adapt_language.main(["--model", "m", "--data", "d", "--language", "xx", "--out", "o", "--untranscribed", "folder"])
+    assert "--untranscribed: got ['folder']; allowed: beside --refine, since a language has to read before it writes" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""Recordings that nobody transcribed: a language that has trained writes them down, and trains on with what it wrote (self-training)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from training.loop.data import Clip, Collator, NothingToRead, drop_impossible
+from training.loop.metrics import edits_of, transcribe_clips
+from training.loop.record import write_text
+from training.loop.recordings import SUFFIXES, LeftOut, copies, printable, repeats, seconds_of
+from training.loop.sources import below
+
+FILE = "untranscribed.jsonl"  # of a run's folder: a manifest of what was written
+# CHOICE: the fifth that is read least alike with the language's sentences in mind and without has the most errors, and is left out.
+TRUSTED_SHARE = 0.8
+# CHOICE: what people transcribed is heard again until there is half as much of it: else many errors outvote few minutes.
+SHARE_OF_WRITTEN = 0.5
+AT_A_TIME = 100  # clips between two moves of the bar
+
+
+@dataclass(frozen=True)
+class Written:
+    """A clip with the text that the model wrote, and its distance from what it reads without sentences in mind, in edits a letter."""
+
+    clip: Clip
+    disagreement: float
+
+
+def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s: float, max_s: float) -> tuple[list[Clip], Counter]:
+    """Clips without text of the recordings in files and folders, and how many were left out, by the reason: those that have the bytes of a
+    clip in `transcribed` or of another among them, last too short or too long, or cannot be read.
+
+    Raises:
+        NothingToRead: if a source is not there, or none holds a recording that can be used.
+    """
+    paths, left = [], Counter()
+    for source in map(Path, sources):
+        if not source.exists():
+            raise NothingToRead(f"--untranscribed: {source} is not there; allowed: recordings, and folders of them.")
+        paths += [path for path in below(source, "*") if path.suffix.lower() in SUFFIXES] if source.is_dir() else [source]
+    paths = list(dict.fromkeys(paths))
+    reasons = dict.fromkeys(repeats(paths), "are there twice") | dict.fromkeys(copies(paths, [clip.audio for clip in transcribed]), "are transcribed in --data")
+    found = []
+    for path in tqdm(paths, desc="untranscribed", unit=" recordings", disable=None, leave=False):
+        try:
+            if path in reasons:
+                raise LeftOut(reasons[path])
+            if not min_s <= (duration_s := seconds_of(path)) <= max_s:
+                raise LeftOut(f"do not last {min_s} to {max_s} s")
+            found.append(Clip(path, language, "", duration_s, "train"))
+        except LeftOut as error:
+            left[error.reason] += 1
+    if not found:
+        raise NothingToRead(f"--untranscribed: none of the {len(paths)} recordings in {printable(', '.join(sources))} can be used: {dict(left)}. Names that end in "
+                            f"{', '.join(SUFFIXES)} are looked for; cut long recordings at pauses.")  # fmt: skip
+    return found, left
+
+
+def write_down(accelerator, model, processor, features, clips: list[Clip]) -> list[Written]:
+    """What the model reads in clips of one language, in their order, without those in which it reads nothing; all processes have to call it."""
+    collator, written = Collator(features, processor), []
+    starts = range(0, len(clips), AT_A_TIME)
+    for start in tqdm(starts, desc="writing down", unit=f"x {AT_A_TIME} clips", disable=not accelerator.is_main_process, leave=False):
+        part = clips[start : start + AT_A_TIME]
+        texts, others = (transcribe_clips(model, processor, collator, part, accelerator=accelerator, greedy=greedy) for greedy in (False, True))
+        written += [Written(replace(clip, text=text), edits_of(other, text)[0] / len(text)) for clip, text, other in zip(part, texts, others) if text]
+    return written
+
+
+def trusted(written: list[Written], processor, model) -> list[Clip]:
+    """The four fifths, or more where that many are as sure, that are read most alike with sentences in mind and without."""
+    limit = sorted(one.disagreement for one in written)[int(TRUSTED_SHARE * (len(written) - 1))] if written else 0.0
+    clips = [one.clip for one in written if one.disagreement <= limit]
+    kept = {id(clip) for clip in drop_impossible(clips, processor, model, speed=1.1)[0]}
+    return [clip for clip in clips if id(clip) in kept]
+
+
+def save(path: Path, written: list[Written], trained: list[Clip]) -> None:
+    """A manifest of what was written: to be looked at, and where people mend it to be trained on, `--data` beside the others."""
+    kept = {id(clip) for clip in trained}
+    rows = [
+        {"audio": str(one.clip.audio.resolve()), "language": one.clip.language, "text": one.clip.text, "duration_s": one.clip.duration_s, "split": "train",
+         "disagreement": round(one.disagreement, 3), "trained": id(one.clip) in kept}
+        for one in written
+    ]  # fmt: skip
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_trained(path: Path) -> list[Clip]:
+    """Those of a file of `save` that trained."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Clip(Path(row["audio"]), row["language"], row["text"], row["duration_s"], row["split"]) for row in rows if row["trained"]]
+
+
+def beside(transcribed: list[Clip], written: list[Clip]) -> list[Clip]:
+    """Both, what people transcribed as often as it takes to be about half as long."""
+    seconds = [sum(clip.duration_s for clip in clips) for clips in (transcribed, written)]
+    return transcribed * max(1, round(SHARE_OF_WRITTEN * seconds[1] / seconds[0])) + written
+
+
+def written_down(accelerator, config, model, processor, features, splits) -> tuple[list[Clip], dict]:
+    """What a language trains on of the recordings in `--untranscribed`, as the model reads it before it trains on, and what stands of them in
+    the result."""
+    if not config.untranscribed:
+        return [], {}
+    transcribed = [*splits.training, *splits.validation, *splits.test]
+    clips, left = recordings(config.untranscribed, transcribed, config.language, config.min_s, config.max_s)
+    for reason, count in left.items():
+        accelerator.print(f"untranscribed: {count} recordings are left out: they {reason}.")
+    if config.resume and (config.out / FILE).is_file():  # as the steps before had them
+        kept = read_trained(config.out / FILE)
+    else:
+        written = write_down(accelerator, model, processor, features, clips)
+        kept = trusted(written, processor, model)
+        if accelerator.is_main_process:
+            save(config.out / FILE, written, kept)
+    minutes, of_kept = (round(sum(clip.duration_s for clip in some) / 60, 1) for some in (clips, kept))
+    accelerator.print(f"untranscribed: {len(clips)} recordings, {minutes} minutes, are written down in {config.out / FILE}; the {len(kept)}, {of_kept} minutes, of which "
+                      "the texts are surest train too.")  # fmt: skip
+    return kept, {"untranscribed": {"recordings": len(clips), "minutes": minutes, "left_out": dict(left), "trained": len(kept), "trained_minutes": of_kept}}
