@@ -39,6 +39,16 @@ def whisper_on(code: str) -> dict | None:
     return next((rates[code] for rates in runs if code in rates), None)
 
 
+def whisper_edits(code: str) -> np.ndarray:
+    """Whisper's edits and characters of the clips of a new language, `(2, clips)`."""
+    return edits_in(whisper_on(code) or {})
+
+
+def whisper_beside(code: str, runs: list[dict]) -> str:
+    """`difference` of Whisper, which has no seeds, from runs of a new language."""
+    return difference([{"config": run["config"], "test": {"languages": {code: whisper_on(code)}}} for run in runs], runs) if runs else ""
+
+
 def rates_of(run: dict) -> tuple[float, float]:
     """Macro CER on validation and on test, %."""
     return validation_of(run), run["test"]["macro"]["cer"]
@@ -141,7 +151,7 @@ def text_table(series: str) -> list[str]:
             lines.append(f"| {label} | {runs[0]['kilobytes'] + kilobytes:,.0f} | {kilobytes:.0f} | {rates[0]} | {rates[1]} | {above} | {wer} | {len(runs)} |")
     rate = whisper_on(series[:2])
     if rate:
-        lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | {rate['cer']:.1f} on test | | | {rate['wer']:.1f} | |")
+        lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | {rate['cer']:.1f} on test | | {whisper_beside(series[:2], best)} | {rate['wer']:.1f} | |")
     return lines
 
 
@@ -187,20 +197,46 @@ def settings_table() -> list[str]:
     return ["| seven languages, their own sentences, validation | macro CER, % | macro WER, % | ms a second of speech |", "|---|---|---|---|", *lines] if rows else []
 
 
+def over_clips(pairs: list[list[dict]], split: str) -> str:
+    """How far the macro CERs of a split lie apart in the mean of the pairs, with the middle 95 % of what other clips would have said (bootstrap
+    of the clips of each language, the same for all pairs), and of how many pairs: those whose clips' edits are kept.
+    """
+    kept = []
+    for run, other in pairs:
+        rates = [of.get(split, {}).get("languages", {}) for of in (run, other)]
+        edits = {code: [edits_in(of.get(code, {})) for of in rates] for code in rates[0]}
+        if edits and all(mine.size and mine.shape == theirs.shape for mine, theirs in edits.values()):
+            kept.append({code: (mine[0] - theirs[0], mine[1]) for code, (mine, theirs) in edits.items()})
+    if not kept:
+        return ""
+    clips = {code: len(more) for pair in kept for code, (more, _) in pair.items()}
+    rng = np.random.default_rng(0)
+
+    def apart(chosen: dict[str, np.ndarray]) -> float:
+        return statistics.mean(statistics.mean(100 * more[chosen[code]].sum() / characters[chosen[code]].sum() for code, (more, characters) in pair.items()) for pair in kept)
+
+    others = [apart({code: rng.integers(0, count, count) for code, count in clips.items()}) for _ in range(2_000)]
+    low, high = np.percentile(others, [2.5, 97.5])
+    return f"{apart({code: np.arange(count) for code, count in clips.items()}):+.2f} ({low:+.2f} to {high:+.2f}), {len(kept)}"
+
+
 def pairs_table() -> list[str]:
-    """How far the macro CERs of two models of the same data, steps and seed lie apart, and the mean over all pairs with its standard error."""
-    apart: dict[str, dict[str, list[float]]] = {label: {} for label in labels.PAIRS}
-    for label, models in labels.PAIRS.items():
-        for steps, name in labels.BUDGETS.items():
-            runs = [load("stage1_" + name.format(model)) for model in models]
-            if all(runs):
-                apart[label][steps] = [a - b for a, b in zip(*map(rates_of, runs))]
-    budgets = [steps for steps in labels.BUDGETS if any(steps in of for of in apart.values())]
-    lines = [f"| macro CER, points, validation / test | {' | '.join(budgets)} | mean ± its standard error |", "|---" * (len(budgets) + 2) + "|"]
-    for label, of in apart.items():
-        cells = [f"{of[steps][0]:+.1f} / {of[steps][1]:+.1f}" if steps in of else "" for steps in budgets]
-        means = [f"{statistics.mean(points):+.2f}" + (f" ± {statistics.stdev(points) / len(points) ** 0.5:.2f}" if len(points) > 1 else "") for points in zip(*of.values())]
-        lines.append(f"| {' | '.join([label, *cells, ' / '.join(means)])} |")
+    """How far the macro CERs of two models of the same data, steps and seed lie apart, and the mean over all pairs with its standard error:
+    once of the runs, once of the clips, which all of them read."""
+    runs = {
+        label: {steps: pair for steps, name in labels.BUDGETS.items() if all(pair := [load("stage1_" + name.format(model)) for model in models])}
+        for label, models in labels.PAIRS.items()
+    }
+    budgets = [steps for steps in labels.BUDGETS if any(steps in of for of in runs.values())]
+    lines = [
+        f"| macro CER, points, validation / test | {' | '.join(budgets)} | mean ± its standard error over runs | mean (95 % over clips), pairs: validation | ... test |",
+        "|---" * (len(budgets) + 4) + "|",
+    ]
+    for label, of in runs.items():
+        apart = {steps: [a - b for a, b in zip(*map(rates_of, pair))] for steps, pair in of.items()}
+        cells = [f"{apart[steps][0]:+.1f} / {apart[steps][1]:+.1f}" if steps in apart else "" for steps in budgets]
+        means = [f"{statistics.mean(points):+.2f}" + (f" ± {statistics.stdev(points) / len(points) ** 0.5:.2f}" if len(points) > 1 else "") for points in zip(*apart.values())]
+        lines.append(f"| {' | '.join([label, *cells, ' / '.join(means), *(over_clips(list(of.values()), split) for split in ('validation', 'test'))])} |")
     return lines
 
 
@@ -217,6 +253,11 @@ def spread(values: list[float]) -> str:
 def edits_of_clips(run: dict) -> np.ndarray:
     """Edits and characters of the clips of the only language tested, `(2, clips)`."""
     (rates,) = run["test"]["languages"].values()
+    return edits_in(rates)
+
+
+def edits_in(rates: dict) -> np.ndarray:
+    """The edits and characters that a language's rates keep of its clips, `(2, clips)`; of size 0 where they keep none."""
     return np.array([[int(n) for n in pair.split("/")] for pair in rates.get("edits", "").split()]).T
 
 
@@ -251,7 +292,7 @@ def methods_table(series: str) -> list[str]:
             lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None, steps)])} |")
     rate = whisper_on(series[:2])
     if rate:
-        cells = ["0", *([""] if steps else []), "0", "", f"{rate['cer']:.1f}", *([""] if compared else []), f"{rate['wer']:.1f}", "", "as they are"]
+        cells = ["0", *([""] if steps else []), "0", "", f"{rate['cer']:.1f}", *([whisper_beside(series[:2], best)] if compared else []), f"{rate['wer']:.1f}", "", "as they are"]
         lines.append(f"| {' | '.join(['Whisper-base as it is, zero-shot, its decoder, timestamps on', *cells])} |")
     return lines
 

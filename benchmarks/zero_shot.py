@@ -150,6 +150,7 @@ def score(clips: list[Clip], heard: list[dict]) -> dict:
             "clips": len(pairs), "clips_timed": len(timed), "cpu_s_a_clip": round(sum(timed) / max(len(timed), 1), 2),
             "clips_with_digits": sum(any(map(str.isdigit, line["text"])) for _, line in pairs),
             "clips_cut_off": sum(line["tokens"] >= MAX_NEW_TOKENS for _, line in pairs),
+            "edits": " ".join("{}/{}".format(*edits_of(*pair)) for pair in zip(texts, references)),  # as `evaluate_clips` keeps them
         }  # fmt: skip
     return {"languages": rates, "macro": macro(rates)}
 

@@ -168,7 +168,7 @@ def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
     if any(facts.get("text_kilobytes") and facts.get("greedy") is False for facts in listed.values()):
         lines += ["", "A language that holds sentences was read with these in mind."]
     if any(facts.get("known") for facts in listed.values()):
-        lines += ["", "\\* Some of its test clips say one of these sentences: the figure flatters."]
+        lines += ["", "\\* Some of its test clips say one of these sentences, or a part of one: the figure flatters."]
     revision = f", revision={json.dumps(first['base_revision'])}" if first.get("base_revision") else ""
     lines += [
         "", "```python", "from transformers import AutoModelForCTC", "",

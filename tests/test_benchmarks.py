@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ import torch
 from conftest import tiny_model
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from benchmarks import fortunes, labels, languages, methods, reading, serving, steps, synthetic_voices, tables
+from benchmarks import fortunes, labels, languages, methods, reading, said, serving, steps, synthetic_voices, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import by_name, spell_numbers, transcribe_all
 from modeling_master_asr import MasterASRConfig, MasterASRProcessor
 from modeling_master_asr import ngrams_master_asr as ngrams
 from training.loop.config import parse
+from training.loop.data import select
 from training.loop.sources import Clip
 from training.loop.steps import train
 from training.loop.text import normalize
@@ -322,7 +324,42 @@ def test_a_series_without_runs_has_no_table_and_one_run_alone_no_error_of_its_me
     assert tables.methods_table("cs6") == tables.across_table() == []
     runs = {f"stage1_nocs6_{name}": {"validation": figures(rate), "test": figures(rate)} for name, rate in (("master", 14.0), ("dense", 15.0))}
     monkeypatch.setattr(tables, "load", runs.get)
-    assert tables.pairs_table()[0].count("|") == 4 and tables.pairs_table()[2] == "| Master-ASR less dense | -1.0 / -1.0 | -1.00 / -1.00 |"
+    assert tables.pairs_table()[0].count("|") == 6 and tables.pairs_table()[2] == "| Master-ASR less dense | -1.0 / -1.0 | -1.00 / -1.00 |  |  |"
+
+
+def test_the_mean_of_pairs_is_as_sure_as_the_clips_that_all_of_them_read():
+    def run(**edits):
+        return {"test": {"languages": {code: {"edits": of} for code, of in edits.items()}}}
+
+    ours, theirs = run(en="1/10 0/10", fr="2/10"), run(en="2/10 1/10", fr="2/10")
+    assert tables.over_clips([[theirs, ours]], "test") == "+5.00 (+5.00 to +5.00), 1"  # 10 points in English, none in French
+    assert tables.over_clips([[theirs, ours], [ours, ours], [run(en=""), ours]], "test").startswith("+2.50 (+2.50 to +2.50), 2")
+    assert tables.over_clips([[theirs, ours]], "validation") == "" == tables.over_clips([[run(en="1/10"), run(en="1/10 1/10")]], "test")
+    unsure = tables.over_clips([[run(en="9/10 0/10 0/10"), run(en="0/10 3/10 3/10")]], "test")
+    assert unsure.startswith("+10.00 (-30.00 to +90.00)")
+
+
+def test_whisper_is_compared_with_the_clips_of_each_seed(monkeypatch):
+    monkeypatch.setattr(tables, "whisper_on", {"es": {"edits": "2/10 2/10"}, "ru": {}}.get)
+    runs = [{"config": {"seed": seed}, "test": {"languages": {"es": {"edits": "1/10 1/10"}}}} for seed in (0, 1)]
+    assert tables.whisper_beside("es", runs) == "+10.0 (+10.0 to +10.0)" and tables.whisper_beside("ru", runs) == "" == tables.whisper_beside("es", [])
+
+
+def test_clips_of_which_a_training_sentence_holds_three_words_are_left_out_of_both_figures():
+    def clip(name, text, split):
+        return Clip(Path(name), "es", text, 1.0, split)
+
+    clips = [clip("a.wav", "fulano ha dejado la conferencia", "train"), clip("b.wav", "ha dejado la conferencia", "test"), clip("c.wav", "otra cosa", "test")]
+    mask = said.said(clips, "es", {"minutes": 10.0, "seed": 0})
+    order = [c.text for c in select(clips, "test", ["es"])]
+    assert dict(zip(order, mask.tolist())) == {"ha dejado la conferencia": True, "otra cosa": False}
+    edits = " ".join("0/24" if text.startswith("ha") else "3/9" for text in order)
+    whisper = tables.edits_in({"edits": edits.replace("0/", "6/")})
+    found = said.of_run({"command": "x", "config": {"seed": 1}, "with_text": {"test": (test := {"languages": {"es": {"edits": edits}}})}, "test": test}, mask, whisper)
+    assert found["said"] == 1 and found["seed"] == 1 and found["greedy"] == {"all": pytest.approx(100 * 3 / 33), "others": pytest.approx(100 * 3 / 9)}
+    assert found["whisper"] == {"all": pytest.approx(100 * 9 / 33), "others": pytest.approx(100 * 3 / 9)}
+    with pytest.raises(ValueError, match="x: tested on other clips than --data holds"):
+        said.of_run({"command": "x", "config": {"seed": 1}, "with_text": {"test": test}, "test": test}, mask[:1], whisper)
 
 
 def test_a_series_on_six_layers_is_timed_on_six(monkeypatch):

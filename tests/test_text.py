@@ -8,7 +8,7 @@ from conftest import tiny_model
 
 from modeling_master_asr import MasterASRProcessor
 from modeling_master_asr.text_master_asr import spelled
-from training.loop.text import build_vocab, letters_beside, main_script, normalize, without
+from training.loop.text import build_vocab, letters_beside, main_script, normalize, said_in, without
 
 
 @pytest.mark.parametrize("raw, clean", [
@@ -106,3 +106,10 @@ def test_the_token_of_a_space_is_a_gap_where_a_text_has_it():
 def test_sentences_that_hold_what_held_out_clips_say_are_left_out_in_scripts_without_spaces_too(language, held, sentence, other):
     kept = [sentence, other] if language == "de" else [other]  # one word is no sentence
     assert without([sentence, other, held], [normalize(held, language=language)], language) == kept
+
+
+def test_a_text_is_said_by_its_sentence_and_from_three_words_on_by_one_that_holds_it():
+    sentences = ["fulano ha dejado la conferencia", "sí"]
+    texts = ["ha dejado la conferencia", "la conferencia", "sí", "no", "dejado la conferencia", "ejado la conferencia"]
+    assert said_in(texts, sentences) == [True, False, True, False, True, False] and said_in(texts, []) == [False] * 6
+    assert said_in(["天気がいいですね", "天気"], ["今日は天気がいいですね"]) == [True, False]

@@ -9,7 +9,7 @@ from typing import Optional
 
 from modeling_master_asr.text_master_asr import build_vocab, normalize
 
-__all__ = ["beginning", "build_vocab", "letters_beside", "main_script", "normalize", "script_of", "without"]
+__all__ = ["beginning", "build_vocab", "letters_beside", "main_script", "normalize", "said_in", "script_of", "without"]
 
 WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together
@@ -34,16 +34,35 @@ def beginning(sentences: Iterable[str], characters: int) -> list[str]:
 
 
 def without(sentences: Iterable[str], texts: Iterable[str], language: str) -> list[str]:
-    """The sentences but those that say one of `texts`, or hold one of three words or more; of six letters, where words are not divided."""
-    texts = set(texts)
-    long = [f" {text} " for text in texts if text.count(" ") >= 2]
-    undivided = [joined for text in texts if len(joined := text.replace(" ", "")) >= 6 and main_script([text]) in WITHOUT_SPACES]
+    """The sentences but those that say one of `texts` (`said_in`)."""
+    wanted, kept = [_Said(text) for text in set(texts)], []
+    for sentence in sentences:
+        normalised = normalize(sentence, language=language)
+        if not any(text.by(normalised) for text in wanted):
+            kept.append(sentence)
+    return kept
 
-    def says_one(text: str) -> bool:
+
+def said_in(texts: Iterable[str], sentences: Iterable[str]) -> list[bool]:
+    """Of each normalised text, whether a normalised sentence says it, or holds it where it has three words or more; or six letters, where
+    words are not divided."""
+    sentences = list(sentences)
+    return [any(map(_Said(text).by, sentences)) for text in texts]
+
+
+class _Said:
+    """A normalised text that sentences may say."""
+
+    def __init__(self, text: str):
         joined = text.replace(" ", "")
-        return text in texts or any(held in f" {text} " for held in long) or any(held in joined for held in undivided)
+        self.text, self.is_long = text, text.count(" ") >= 2
+        self.joined = joined if len(joined) >= 6 and main_script([text]) in WITHOUT_SPACES else None
 
-    return [sentence for sentence in sentences if not says_one(normalize(sentence, language=language))]
+    def by(self, sentence: str) -> bool:
+        return (
+            self.text == sentence or (self.is_long and f" {self.text} " in f" {sentence} ")
+            or (self.joined is not None and self.joined in sentence.replace(" ", ""))
+        )  # fmt: skip
 
 
 def main_script(texts: Iterable[str]) -> Optional[str]:
