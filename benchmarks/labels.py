@@ -66,6 +66,8 @@ METHODS = {  # benchmarks/results/SERIES_NAME_seedN.json
     "assembly_small_taught": "**... taught**",
     "assembly_best": "**Master-ASR, preset best**",
     "assembly_best_taught": "**... taught**",
+    "assembly_best_refined": "... 1,000 steps more on the same minutes",
+    "assembly_best_untranscribed": "**... and on recordings without transcripts**",
     "head": "head alone, on the dense model",
     "lora": "PEFT LoRA r = 8 on attention alone, on the dense model",
     "lora_all": "PEFT LoRA r = 8 on attention and feed-forward, on the dense model",

@@ -155,6 +155,18 @@ def text_table(series: str) -> list[str]:
     return lines
 
 
+def said_table(name: str) -> list[str]:
+    """CER on test with and without the clips of which a sentence of the training minutes says three words or more (`benchmarks.said`)."""
+    run = load(name)
+    if not run:
+        return []
+    lines = ["| test CER, %, all clips -> without those that are said in training | clips left out | greedy | with its sentences | Whisper on the same clips | seeds |", "|---" * 6 + "|"]
+    for method, of in run["methods"].items():
+        cells = [" -> ".join(spread([seed[read][which] for seed in of], digits=2) for which in ("all", "others")) for read in ("greedy", "with_text", "whisper")]
+        lines.append(f"| {' | '.join([labels.METHODS[method], ', '.join(str(seed['said']) for seed in of), *cells, str(len(of))])} |")
+    return lines
+
+
 def sentences_table() -> list[str]:
     """CER on validation and test by the sentences that a language is read with."""
     run = load("reading")
@@ -245,9 +257,9 @@ def of_method(name: str, series: str = "es") -> list[dict]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     """The mean, and with several seeds the standard deviation."""
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{statistics.mean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def edits_of_clips(run: dict) -> np.ndarray:
@@ -492,7 +504,7 @@ def all_tables() -> dict[str, list[str]]:
         "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "pairs": pairs_table(), "refined": refined_table(),
         "methods": methods_table("es6"), "methods-five": methods_table("es"), "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"),
         "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-cs6": methods_table("cs6"), "methods-ru": methods_table("ru"), "across": across_table(), "minutes": minutes_table(),
-        "text": text_table("es6"), "text-five": text_table("estext"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),
+        "text": text_table("es6"), "text-five": text_table("estext"), "text-cs6": text_table("cs6"), "said": said_table("said_es6"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),
         "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"),
         "tried": tried_table(labels.TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(labels.TRIED_LONG, "1,000"), "precision": precision_table(),
         "voices": voices_table(), "more-voices": more_voices_table(labels.MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_steps_table(),

@@ -71,6 +71,11 @@ def seeds_ahead() -> list[int]:
     return [count for of in zip(*points) for count in (sum(more > 0 for more in of), len(of))]
 
 
+def said_left_out(read: str) -> float:
+    """CER of `best`, or of Whisper, on the Spanish test clips of which no training sentence says a part, in the mean of the seeds."""
+    return statistics.mean(seed[read]["others"] for seed in load("said_es6")["methods"]["assembly_best"])
+
+
 def kept_mb() -> float:
     """Assembled weights of a language, float32."""
     backbone = MasterASRConfig.from_pretrained(CHECKPOINT).backbone_config
@@ -100,14 +105,15 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "takes {:.1f} ms a second of speech on one core": lambda: [load("reading")["settings"][0]["validation"]["ms_a_second"]],
     "beside the {:.0f} of the encoder": lambda: [request("plain encoder, one language") * load("serving")["clips"] / load("serving")["audio_s"]],
     "`best` makes {:.1f} % letter errors on test in the mean of its seeds": lambda: [mean("assembly_best")],
-    "Whisper, which knows Spanish from thousands of hours, {:.1f} % (one seed of three makes more)": lambda: [whisper("new_languages")["cer"]],
-    "with its sentences {:.1f} %, and as many wrong words as Whisper ({:.1f} % for {:.1f} %)":
+    "Whisper, which knows Spanish from thousands of hours, {:.1f} %: level": lambda: [whisper("new_languages")["cer"]],
+    "ours trained on [{:.1f} % for {:.1f} %]": lambda: [said_left_out(of) for of in ("greedy", "whisper")],
+    "with its sentences {:.1f} %, and about as many wrong words as Whisper ({:.1f} % for {:.1f} %)":
         lambda: [mean("assembly_best", with_text=True), mean("assembly_best", "wer", with_text=True), whisper("new_languages")["wer"]],
     "So read, `small`, {:.0f} KB in all, makes {:.1f} % letter errors, as many as `best` with {:.0f} KB":
         lambda: [kept_with_text("assembly_small"), mean("assembly_small", with_text=True), kept_with_text("assembly_best")],
     "LoRA, with {:.0f} KB, and full tuning, with {:.0f} MB, make {:.1f} % and {:.1f} % with the same sentences":
         lambda: [kept_with_text("lora_all"), kept_with_text("full") * MB_A_KB, *(mean(name, with_text=True) for name in ("lora_all", "full"))],
-    "`best` makes {:.1f} % letter errors greedily, fewer than full tuning ({:.1f} %); with its sentences {:.1f} %, and fewer wrong words than Whisper ({:.1f} %)":
+    "`best` makes {:.1f} % letter errors greedily, fewer than full tuning ({:.1f} %); with its sentences {:.1f} %, and {:.1f} % of the words wrong":
         lambda: [mean("assembly_best_taught"), mean("full"), mean("assembly_best_taught", with_text=True), mean("assembly_best_taught", "wer", with_text=True)],
     "with {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
     "makes {:.1f} % letter errors and {:.0f} % word errors.": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
@@ -155,8 +161,8 @@ def test_readme_says_no_figure_that_no_file_is_asked_for():
 
 
 def test_the_words_beside_the_figures_have_their_direction():
-    best = [run["test"]["macro"]["cer"] for run in of_method("assembly_best", "es6")]
-    assert [rate > whisper("new_languages")["cer"] for rate in best].count(True) == 1 and len(best) == 3
+    low, high = map(float, re.search(r"\(([-+.\d]+) to ([-+.\d]+)\)", tables.whisper_beside("es", of_method("assembly_best", "es6"))).groups())
+    assert low < 0 < high  # level by these clips
     assert abs(means(ahead("lora_all"))[1]) < 0.05  # level on test
     small, lora, lora_all = (of_method(name, "es6") for name in ("assembly_small", "lora", "lora_all"))
     assert len(small) == len(lora) == 3 and mean("assembly_small") <= mean("lora") < mean("assembly_small") + 0.15  # as many
