@@ -161,6 +161,7 @@ def test_readme_says_no_figure_that_no_file_is_asked_for():
 
 
 def test_the_words_beside_the_figures_have_their_direction():
+    best = [run["test"]["macro"]["cer"] for run in of_method("assembly_best", "es6")]
     low, high = map(float, re.search(r"\(([-+.\d]+) to ([-+.\d]+)\)", tables.whisper_beside("es", of_method("assembly_best", "es6"))).groups())
     assert low < 0 < high  # level by these clips
     assert abs(means(ahead("lora_all"))[1]) < 0.05  # level on test
@@ -168,6 +169,6 @@ def test_the_words_beside_the_figures_have_their_direction():
     assert len(small) == len(lora) == 3 and mean("assembly_small") <= mean("lora") < mean("assembly_small") + 0.15  # as many
     assert 5.5 < lora[0]["kilobytes"] / small[0]["kilobytes"] < 6.5 and 11.5 < lora_all[0]["kilobytes"] / small[0]["kilobytes"] < 12.6
     taught = of_method("assembly_best_taught", "es6")
-    assert len(taught) == 3 and mean("assembly_best_taught", "wer", with_text=True) < whisper("new_languages")["wer"] and mean("assembly_best_taught") < mean("full")
+    assert len(taught) == 3 and mean("assembly_best_taught") < mean("full")
     assert abs(mean("assembly_small", with_text=True) - mean("assembly_best", with_text=True)) < 0.1  # as many
     assert [run["config"]["seed"] for run in of_method("assembly_best", "es6") if run["test"]["macro"]["cer"] == min(best)] == [0]  # the one that `reading.json` reads
