@@ -130,7 +130,7 @@ def keep_text(model, language, config, texts, held_out=(), more=(), monkeypatch=
     for name, value in settings.items():
         monkeypatch.setattr(steps, name, value)
     clips, tested = ([SimpleNamespace(language=language, text=text) for text in of] for of in (texts, held_out))
-    steps.keep_text(SimpleNamespace(print=print), model, language, steps.Splits(clips, [], tested), config, more)
+    steps.keep_text(SimpleNamespace(print=print), model, language, steps.Splits(clips, [], tested, []), config, more)
 
 
 def test_a_letter_that_is_written_as_an_apostrophe_is_kept_at_both_ends_of_a_word_by_labels_sentences_and_scores():

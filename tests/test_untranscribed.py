@@ -37,6 +37,7 @@ def unheard(corpus):  # noqa: F811
     shutil.copy(folder / "a.wav", folder / "deep/again.wav")
     for held_out in ("train", "validation", "test"):
         shutil.copy(corpus / f"fr-{held_out}-0.wav", folder / f"{held_out}.wav")
+    Path(os.fsdecode(bytes(folder) + b"/\xe9.wav")).write_bytes((folder / "d.wav").read_bytes() + b"\0")
     (folder / "broken.wav").write_bytes(b"RIFF")
     (folder / "notes.txt").write_text("é")
     return folder
@@ -71,7 +72,7 @@ def test_recordings_that_are_transcribed_twice_there_too_short_or_broken_are_lef
     found, left = recordings([str(unheard), str(unheard / "a.wav")], known, "fr", 0.2, 30.0)
     assert [str(clip.audio.relative_to(unheard)) for clip in found] == ["a.wav", "b.WAV", "d.wav", "deep/c.flac"]
     assert {clip.text for clip in found} == {""} and {clip.language for clip in found} == {"fr"} and found[1].duration_s == pytest.approx(0.7)
-    assert left == {"are there twice": 1, "are transcribed in --data": 3, "do not last 0.2 to 30.0 s": 1, "cannot be decoded": 1}
+    assert left == {"are there twice": 1, "are transcribed in --data": 3, "do not last 0.2 to 30.0 s": 1, "cannot be decoded": 1, "have names that are not UTF-8": 1}
     with pytest.raises(NothingToRead, match=r"--untranscribed: none of the 1 recordings in .*broken.wav can be used: \{'cannot be decoded': 1\}. Names that end in .wav"):
         recordings([str(unheard / "broken.wav")], known, "fr", 0.2, 30.0)
     with pytest.raises(NothingToRead, match="--untranscribed: nowhere is not there; allowed: recordings, and folders of them."):
@@ -114,6 +115,11 @@ def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_
     assert all(torch.equal(value, theirs[name]) for name, value in after.assemblies["en"].state_dict().items())
     clips, _ = read_data([str(tmp_path / "untranscribed.jsonl")], tmp_path / "cache", allow_outside=True)  # as people mend it and pass it on
     assert {(clip.audio, clip.text, clip.split) for clip in clips} == {(Path(row["audio"]), row["text"], "train") for row in rows}
+
+
+def test_held_out_clips_that_this_run_has_no_minutes_for_are_not_written_down(corpus, reader, tmp_path, unheard):  # noqa: F811
+    refine(corpus, reader, tmp_path, corpus, "--held_out_minutes", "0.011", "--steps", "1", "--evaluate_every", "1")  # one clip of each
+    assert not [row["audio"] for row in rows_of(tmp_path) if Path(row["audio"]).name.startswith("fr-")]
 
 
 def test_a_resumed_run_trains_on_what_was_written_before(corpus, reader, tmp_path, monkeypatch, unheard):  # noqa: F811

@@ -193,16 +193,19 @@ def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> 
     Raises:
         ValueError: with the list, if that many are dropped that texts and recordings cannot belong together.
     """
-    rate_hz, ratio = processor.sampling_rate_hz, model.config.inputs_to_logits_ratio
     kept, dropped = [], []
     for clip in clips:
-        frames = int(clip.duration_s / speed * rate_hz / ratio) - 1
-        needed = len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:]))
-        (kept if frames >= needed else dropped).append(clip)
+        (kept if has_frames(clip, processor, model, speed) else dropped).append(clip)
     if len(dropped) > allowed_losses(clips):
         named = [f"{clip.audio} ({clip.duration_s} s): {clip.text!r}" for clip in dropped]
         raise ValueError(f"The texts of {len(dropped)} of {len(clips)} clips need more frames than there are. Do they belong together? {named}")
     return kept, dropped
+
+
+def has_frames(clip: Clip, processor, model, speed: float = 1.0) -> bool:
+    """Whether a clip's frames can spell its text: one a letter, and a blank between two of the same."""
+    frames = int(clip.duration_s / speed * processor.sampling_rate_hz / model.config.inputs_to_logits_ratio) - 1
+    return frames >= len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:]))
 
 
 def allowed_losses(clips: list[Clip]) -> int:

@@ -91,6 +91,7 @@ class Splits:
     training: list[Clip]
     validation: list[Clip]
     test: list[Clip]
+    left_out: list[Clip]  # of validation and test, by --held_out_minutes
 
 
 def read(config: LoopConfig, minutes: Optional[float] = None, splits: Optional[Collection[str]] = None) -> tuple[list[Clip], Report]:
@@ -115,12 +116,12 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
         accelerator.print(f"No test clips of {[code for code in languages if code not in testable]}: there will be no test figures of them.")
     held_out = [select(clips, split, codes, config.held_out_minutes) for split, codes in (("validation", languages), ("test", testable))]
     kept = {id(clip) for part in held_out for clip in part}
-    left = minutes_of([clip for clip in clips if clip.split != "train" and clip.language in languages and id(clip) not in kept])
-    for code, minutes_left in left.items():
+    left = [clip for clip in clips if clip.split != "train" and clip.language in languages and id(clip) not in kept]
+    for code, minutes_left in minutes_of(left).items():
         accelerator.print(f"{code}: {minutes_left} minutes of validation and test are left out (--held_out_minutes).")
     training = select(clips, "train", languages, minutes, config.seed)
     say_what_is_left(accelerator, training, [clip for clip in clips if clip.split == "train" and clip.language in languages])
-    return Splits(training, *held_out)
+    return Splits(training, *held_out, left)
 
 
 def say_what_is_left(accelerator, training: list[Clip], there: list[Clip]) -> None:

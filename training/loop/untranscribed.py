@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.loop.data import Clip, Collator, NothingToRead, drop_impossible
+from training.loop.augment import SPEEDS
+from training.loop.data import Clip, Collator, NothingToRead, has_frames
 from training.loop.metrics import edits_of, transcribe_clips
 from training.loop.record import write_text
 from training.loop.recordings import SUFFIXES, LeftOut, copies, printable, repeats, seconds_of
@@ -50,6 +51,8 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
         try:
             if path in reasons:
                 raise LeftOut(reasons[path])
+            if not is_unicode(path):  # no manifest could name it
+                raise LeftOut("have names that are not UTF-8")
             if not min_s <= (duration_s := seconds_of(path)) <= max_s:
                 raise LeftOut(f"do not last {min_s} to {max_s} s")
             found.append(Clip(path, language, "", duration_s, "train"))
@@ -59,6 +62,14 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
         raise NothingToRead(f"--untranscribed: none of the {len(paths)} recordings in {printable(', '.join(sources))} can be used: {dict(left)}. Names that end in "
                             f"{', '.join(SUFFIXES)} are looked for; cut long recordings at pauses.")  # fmt: skip
     return found, left
+
+
+def is_unicode(path: Path) -> bool:
+    """Whether a path can be written into a text file."""
+    try:
+        return bool(str(path.resolve()).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def write_down(accelerator, model, processor, features, clips: list[Clip]) -> list[Written]:
@@ -75,9 +86,7 @@ def write_down(accelerator, model, processor, features, clips: list[Clip]) -> li
 def trusted(written: list[Written], processor, model) -> list[Clip]:
     """The four fifths, or more where that many are as sure, that are read most alike with sentences in mind and without."""
     limit = sorted(one.disagreement for one in written)[int(TRUSTED_SHARE * (len(written) - 1))] if written else 0.0
-    clips = [one.clip for one in written if one.disagreement <= limit]
-    kept = {id(clip) for clip in drop_impossible(clips, processor, model, speed=1.1)[0]}
-    return [clip for clip in clips if id(clip) in kept]
+    return [one.clip for one in written if one.disagreement <= limit and has_frames(one.clip, processor, model, speed=max(SPEEDS))]
 
 
 def save(path: Path, written: list[Written], trained: list[Clip]) -> None:
@@ -108,7 +117,7 @@ def written_down(accelerator, config, model, processor, features, splits) -> tup
     the result."""
     if not config.untranscribed:
         return [], {}
-    transcribed = [*splits.training, *splits.validation, *splits.test]
+    transcribed = [*splits.training, *splits.validation, *splits.test, *splits.left_out]
     clips, left = recordings(config.untranscribed, transcribed, config.language, config.min_s, config.max_s)
     for reason, count in left.items():
         accelerator.print(f"untranscribed: {count} recordings are left out: they {reason}.")
