@@ -117,6 +117,14 @@ def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_
     assert {(clip.audio, clip.text, clip.split) for clip in clips} == {(Path(row["audio"]), row["text"], "train") for row in rows}
 
 
+def test_a_language_writes_with_further_sentences_in_mind(corpus, reader, tmp_path, monkeypatch, unheard):  # noqa: F811
+    (tmp_path / "more.txt").write_text("aéaéaé\n")
+    read, plain = [], untranscribed.transcribe_clips
+    monkeypatch.setattr(untranscribed, "transcribe_clips", lambda model, *args, **kwargs: (read.append(model.config.text("fr")), plain(model, *args, **kwargs))[1])
+    refine(corpus, reader, tmp_path / "out", unheard, "--more_text", str(tmp_path / "more.txt"), "--steps", "1", "--evaluate_every", "1")
+    assert set(read) == {MasterASRForCTC.from_pretrained(reader, assemblies=[str(tmp_path / "out/assembly")]).config.text("fr")} and "aéaéaé" in read[0].splitlines()
+
+
 def test_held_out_clips_that_this_run_has_no_minutes_for_are_not_written_down(corpus, reader, tmp_path, unheard):  # noqa: F811
     refine(corpus, reader, tmp_path, corpus, "--held_out_minutes", "0.011", "--steps", "1", "--evaluate_every", "1")  # one clip of each
     assert not [row["audio"] for row in rows_of(tmp_path) if Path(row["audio"]).name.startswith("fr-")]

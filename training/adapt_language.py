@@ -293,6 +293,8 @@ def main(argv=None) -> None:
         model, processor = load(accelerator, config)
         splits = load_splits(accelerator, config, [config.language], config.minutes)
         features = Features(processor, config.features_cache)
+        if config.untranscribed:
+            keep_text(accelerator, model, config.language, splits, config, more)  # it writes with all of them in mind
         written, of_untranscribed = written_down(accelerator, config, model, processor, features, splits)
         if config.refine:
             give_parts(model, processor, splits.training, config)
