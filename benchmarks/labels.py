@@ -68,6 +68,7 @@ METHODS = {  # benchmarks/results/SERIES_NAME_seedN.json
     "assembly_best_taught": "**... taught**",
     "assembly_best_refined": "... 1,000 steps more on the same minutes",
     "assembly_best_untranscribed": "**... and on recordings without transcripts**",
+    "assembly_best_untranscribedtext": "**... written down, and read, with 200,000 letters of fortunes in mind**",
     "head": "head alone, on the dense model",
     "lora": "PEFT LoRA r = 8 on attention alone, on the dense model",
     "lora_all": "PEFT LoRA r = 8 on attention and feed-forward, on the dense model",

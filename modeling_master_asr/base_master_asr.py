@@ -302,7 +302,7 @@ class StoredMixin(UploadMixin):
 
 
 def _weight_files(name: str, subfolder: str, variant: Optional[str], **hub_kwargs) -> tuple[Path, ...]:
-    """The safetensors files of a folder or repo; all of them are in the cache by now."""
+    """The safetensors files of a folder or repo, by absolute paths: the process may go elsewhere. All of them are in the cache by now."""
 
     def there(file_name: str) -> Optional[str]:
         *start, end = file_name.split(".")
@@ -312,7 +312,8 @@ def _weight_files(name: str, subfolder: str, variant: Optional[str], **hub_kwarg
     found = there(WEIGHTS)
     index = None if found else there(WEIGHTS_INDEX)
     shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else ()
-    return (Path(found),) if found else tuple(Path(index).parent / shard for shard in sorted(shards))
+    files = (Path(found),) if found else tuple(Path(index).parent / shard for shard in sorted(shards))
+    return tuple(file.absolute() for file in files)  # not resolved: a cache's shards are links beside their index
 
 
 def _check_owned(name: str, base) -> None:

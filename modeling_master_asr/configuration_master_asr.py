@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from inspect import signature
 from pathlib import Path
 from typing import Any, Optional, Union
+from uuid import uuid4
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
@@ -162,12 +164,18 @@ def from_preset(preset: str, parts=None, rank: Optional[int] = None, targets: Op
     return {name: value if said[name] is None else said[name] for name, value in PRESETS[preset].items()}
 
 
-def copy_code(folder: Union[str, Path]) -> None:
-    """Copies every file that `trust_remote_code` needs into `folder`, also from a model that was itself loaded remotely."""
+def copy_code(folder: Union[str, Path], links_only: bool = False) -> None:
+    """Copies every file that `trust_remote_code` needs into `folder`, also from a model that was itself loaded remotely.
+
+    Args:
+        links_only: only in the places of links: before Transformers copies code by itself, into the clone that links lead to.
+    """
     for source in Path(__file__).parent.glob("*_master_asr.py"):
         target = Path(folder) / source.name
-        if target.resolve() != source.resolve():
-            target.write_bytes(source.read_bytes())
+        if target.resolve() != source.resolve() and (target.is_symlink() or not links_only):
+            part = target.with_name(f"{target.name}.{uuid4().hex}.part")  # beside, and renamed: a link is replaced, and others may write here too
+            part.write_bytes(source.read_bytes())
+            os.replace(part, target)
 
 
 def is_path(name: str) -> bool:
@@ -380,6 +388,11 @@ class MasterASRConfig(PreTrainedConfig):
         counts = {code: len(text.splitlines()) for code in languages if (text := self.text(code))}
         if counts:
             logger.warning(f"This publishes the sentences that its languages are read with, so many of each: {counts}. model.set_text(code, []) takes them away.")
+
+    def save_pretrained(self, save_directory: Union[str, Path], *args, **kwargs):
+        """As in Transformers, which may copy this file: never into the place that a link leads to."""
+        copy_code(save_directory, links_only=True)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _upload_modified_files(self, *args, **kwargs):
         self.name_sentences(self.languages)

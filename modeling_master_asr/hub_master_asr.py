@@ -164,11 +164,15 @@ def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
     for language, facts in listed.items():
         cells = [code_span(language), code_span(" ".join(map(str, facts["parts"]))), *(figure(facts.get(name)) for name in ("cer", "minutes"))]
         cells[2] += "*" * bool(facts.get("known"))
+        if "untranscribed_minutes" in facts:
+            cells[3] += f" + {figure(facts['untranscribed_minutes'])}†"
         lines += [f"| {' | '.join([*cells, *(str(facts.get(name, unsaid)) for name, unsaid in SIZES.items())])} |"]
     if any(facts.get("text_kilobytes") and facts.get("greedy") is False for facts in listed.values()):
         lines += ["", "A language that holds sentences was read with these in mind."]
     if any(facts.get("known") for facts in listed.values()):
         lines += ["", "\\* Some of its test clips say one of these sentences, or a part of one: the figure flatters."]
+    if any("untranscribed_minutes" in facts for facts in listed.values()):
+        lines += ["", "† Minutes that nobody transcribed: the language wrote them down itself, and trained on with them."]
     revision = f", revision={json.dumps(first['base_revision'])}" if first.get("base_revision") else ""
     lines += [
         "", "```python", "from transformers import AutoModelForCTC", "",

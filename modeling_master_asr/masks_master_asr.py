@@ -97,7 +97,8 @@ class MaskStore:
     def __init__(self):
         self._lock = threading.Lock()
         self.forget()
-        _STORES.add(self)
+        with _LOCK:
+            _STORES.add(self)
 
     def __reduce__(self):
         return MaskStore, ()  # a copy, or a pickle, starts with nothing kept
@@ -194,12 +195,14 @@ class MaskStore:
 
 
 _STORES: weakref.WeakSet[MaskStore] = weakref.WeakSet()
+_LOCK = threading.Lock()  # of _STORES: a model may be built in one thread while another makes a step
 
 
 def _after_a_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
     """What had a gradient when any optimizer of this process made a step has moved."""
-    stores = [store for store in list(_STORES) if store._sources]
-    if stores:
+    with _LOCK:
+        stores = list(_STORES)
+    if stores := [store for store in stores if store._sources]:
         moved = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         for store in stores:
             store.forget_made_of(moved)

@@ -100,6 +100,16 @@ class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
         )
 
 
+class Taken:
+    """What the languages of a call own, looked up once: the encoder, the heads and every group of a batch read the same, whatever another thread replaces.
+
+    A class of its own: accelerate's hooks would move modules that a dict among a call's arguments holds.
+    """
+
+    def __init__(self, assemblies, codes: list[str]):
+        self.assemblies = {code: assemblies[code] for code in dict.fromkeys(codes)}
+
+
 class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
     """The assembled encoder: backbone, specialists, character bank and assemblies."""
 
@@ -158,13 +168,13 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
 
     # ------------------------------------------------------------------ assembled weights
 
-    def assembled(self, language: str) -> AssembledWeights:
-        """The parameters of `language`, each made when its layer first reads it."""
-        elsewhere, assemblies = self.layout.elsewhere(), self.assemblies
+    def assembled(self, language: str, assembly: Optional[LanguageAssembly] = None) -> AssembledWeights:
+        """The parameters of `language`, each made when its layer first reads it; `assembly`: of a call that has looked it up already."""
+        elsewhere, assembly = self.layout.elsewhere(), self.assemblies[language] if assembly is None else assembly
         # Once seen it holds: a model that keeps its weights gathered after a forward shows plain tensors in the next.
         self._is_sharded = self._is_sharded or elsewhere == "shards"
         store = None if self._is_sharded or elsewhere else self._masks
-        return AssembledWeights(self.layout, assemblies[language], language, self.config.sparsity, store, len(assemblies), self.training)
+        return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
 
     def _forget(self) -> None:
         """Drops what was kept of masks, weights and the fingerprint: called by everything that may write to what they are made of."""
@@ -172,12 +182,18 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         self.forget_fingerprint()
 
     def train(self, mode: bool = True):
-        """As in PyTorch, but frozen parts stay as they are, and what the other mode has kept is let go."""
+        """As in PyTorch, but frozen parts and BatchNorm's statistics stay as they are, and what the other mode has kept is let go."""
         if mode != self.training:
             self._forget()
         super().train(mode)
         if mode:
             keep_frozen_parts_still(self.backbone)
+            # CHOICE: conformer's BatchNorm normalizes in training too by the statistics its encoder was pretrained with: a batch holds one language,
+            # whose own would disturb the others'; processes would each move theirs, and recomputation would count a batch twice. An encoder
+            # made from scratch would stay at mean 0 and variance 1: Master-ASR begins with a pretrained one.
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
         return self
 
     def _apply(self, *args, **kwargs):
@@ -197,6 +213,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         input_features: Optional[torch.Tensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
         language: Languages = None,
+        taken: Optional[Taken] = None,
         **kwargs,
     ) -> BaseModelOutput:
         """Encodes a batch, every clip with the weights of its own language.
@@ -206,6 +223,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             input_features: `(B, mels, frames)` (Whisper) or `(B, frames, features)` (wav2vec2-BERT).
             attention_mask: `(B, samples or frames)`, 1 where there is speech.
             language: one code, or one for each clip; None: the default, or the only one loaded.
+            taken: what these languages own, where the caller reads it too; None: what they own now.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what else the encoder's stock class names.
 
         Returns:
@@ -222,10 +240,11 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
                 "torch.export.export(model.materialize(language), ...), or python -m training.export_onnx for ONNX."
             )
         inputs = self.check_inputs(input_values, input_features)
-        codes = self.resolve_languages(language, len(inputs))
+        codes = self.resolve_languages(language, len(inputs)) if taken is None else language
+        taken = Taken(self.assemblies, codes) if taken is None else taken
         groups = self._groups(codes, attention_mask)
         if len(groups) == 1 and groups[0][1] is None:
-            return self._encode(inputs, attention_mask, codes[0], **kwargs)
+            return self._encode(inputs, attention_mask, codes[0], taken, **kwargs)
         pieces, order = [], []
         for clips, length in groups:
             index = torch.tensor(clips, device=inputs.device)
@@ -233,7 +252,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             piece = inputs[index]
             if length is not None:  # equal lengths: no padding at all
                 piece, mask = piece.narrow(self.family.time_axis, 0, length), mask[:, :length]
-            pieces.append(self._encode(piece, mask, codes[clips[0]], **kwargs))
+            pieces.append(self._encode(piece, mask, codes[clips[0]], taken, **kwargs))
             order += clips
         return _merge(pieces, order)
 
@@ -279,21 +298,21 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             groups.setdefault(key, []).append(clip)
         return [(clips, length) for (_, length), clips in groups.items()]
 
-    def _encode(self, inputs, attention_mask, language: str, **kwargs) -> BaseModelOutput:
+    def _encode(self, inputs, attention_mask, language: str, taken: Taken, **kwargs) -> BaseModelOutput:
         asked = {name: getattr(self.config, name, None) for name in ("output_hidden_states", "output_attentions")}
         kwargs = {name: value for name, value in asked.items() if value} | kwargs
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
         if torch.compiler.is_compiling():
-            weights = self._assembled_parameters(language)
+            weights = self._assembled_parameters(language, taken)
             with weights_in_their_places():
                 return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
-        with assembled_as(self.assembled(language)):
+        with assembled_as(self.assembled(language, taken.assemblies[language])):
             return self.backbone(inputs, **kwargs)
 
     @torch.compiler.disable
-    def _assembled_parameters(self, language: str) -> dict[str, torch.Tensor]:
+    def _assembled_parameters(self, language: str, taken: Taken) -> dict[str, torch.Tensor]:
         """`{name in the backbone: the language's own}`: torch.compile cannot trace the selection of masks, and need not."""
-        assembled, named = self.assembled(language), dict(self.backbone.named_modules())
+        assembled, named = self.assembled(language, taken.assemblies[language]), dict(self.backbone.named_modules())
         layers = {name: named[name] for name in named if named[name] in self.layout.place}
         read = {f"{name}.{kind}": assembled.parameter(layer, kind) for name, layer in layers.items() for kind in ("weight", "bias")}
         return {name: value for name, value in read.items() if value is not None}
@@ -383,7 +402,9 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         codes = self.master_asr.resolve_languages(language, len(inputs))
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
-        outputs = self.master_asr(input_values, input_features, attention_mask, codes, return_dict=True, **kwargs)
+        taken = Taken(self.assemblies, codes)
+        vocabs = {} if labels is None else {code: self.config.vocab(code) for code in taken.assemblies}
+        outputs = self.master_asr(input_values, input_features, attention_mask, codes, taken, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         clips_of: dict[str, list[int]] = {}
         for clip, code in enumerate(codes):
@@ -391,14 +412,14 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         pieces = {}  # language -> (b, T, V of that language)
         for code, clips in clips_of.items():
             of_language = hidden_states if len(clips_of) == 1 else hidden_states[clips]
-            head = self.assemblies[code].head
+            head = taken.assemblies[code].head
             pieces[code] = head(of_language.to(head.bias.dtype))  # float32 under a half-precision encoder
         frames = self.master_asr.frame_counts(inputs, attention_mask)
         loss = None
         if labels is not None:
-            loss = self._ctc_loss(pieces, clips_of, labels, frames)
-        own_classes = language is None or isinstance(language, str)
-        width = len(self.config.vocab(codes[0])) if own_classes else max(len(self.config.vocab(code)) for code in self.languages)
+            loss = self._ctc_loss(pieces, clips_of, labels, frames, vocabs)
+        entries = [] if language is None or isinstance(language, str) else list(self.config.assemblies.items())  # one look: others may go meanwhile
+        width = max([*(piece.shape[-1] for piece in pieces.values()), *(len(entry["vocab"]) for _, entry in entries)])
         return MasterASROutput(
             loss=loss,
             logits=_join_logits(pieces, clips_of, width),
@@ -407,11 +428,10 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             attentions=outputs.get("attentions"),
         )
 
-    def _ctc_loss(self, pieces, clips_of, labels: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    def _ctc_loss(self, pieces, clips_of, labels: torch.Tensor, frames: torch.Tensor, vocabs: dict[str, dict[str, int]]) -> torch.Tensor:
         per_clip = []
         for code, logits in pieces.items():
-            clips = clips_of[code]
-            vocab = self.config.vocab(code)
+            clips, vocab = clips_of[code], vocabs[code]
             targets = labels[clips]
             if bool((targets == vocab["[PAD]"]).any()):
                 raise ValueError(f"Labels of {code!r} hold the id {vocab['[PAD]']}, [PAD], which CTC keeps for its blank. Pad labels with -100: processor.pad does.")
@@ -432,6 +452,8 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             impossible = frames_needed(targets) > frames[clips]
             if bool(impossible.any()):
                 self._name_impossible([clips[i] for i in impossible.nonzero()[:, 0].tolist()], frames, labels)
+            # CHOICE: Eq. 4 sums CTC over clips; here each counts by its letters, so that long and short ones weigh alike, and so do batches, however
+            # many clips they hold: processes or accumulation equal one bigger batch only where their batches hold as many.
             per_clip.append(nll / lengths.clamp(min=1))
         return torch.cat(per_clip).mean()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,28 @@ class Item:
     source: Any  # or the error that came in its place
     place: Optional[int] = None
     language: Optional[str] = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a language is read with: as long as both are the same objects, a text is the work of one assembly alone."""
+
+    vocab: dict[str, int]
+    assembly: Any
+
+    @classmethod
+    def of(cls, model, language: str) -> Reading:
+        """That of a model as it is now.
+
+        Raises:
+            KeyError: if the language is not loaded.
+        """
+        return cls(model.config.vocab(language), model.assemblies[language])
+
+    def stands(self, model, language: str) -> bool:
+        """Whether the model would read with the same now; raises as `of`."""
+        now = Reading.of(model, language)
+        return now.vocab is self.vocab and now.assembly is self.assembly
 
 
 def _is_stream(inputs) -> bool:
@@ -83,9 +106,12 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
     def _processor(self) -> MasterASRProcessor:
         """The alphabets of the model as it is now: languages come and go while a pipeline lives."""
         config = self.model.config
-        alphabets = [(code, config.vocab(code)) for code in config.languages]
+        entries = list(config.assemblies.items())  # one look: another thread may remove one of them meanwhile
+        alphabets = [(code, entry["vocab"]) for code, entry in entries]
         kept = self._kept_processor
         if kept is None or len(kept[0]) != len(alphabets) or any(a[0] != b[0] or a[1] is not b[1] for a, b in zip(kept[0], alphabets)):
+            config = copy.copy(config)
+            config.assemblies = dict(entries)
             self._kept_processor = kept = alphabets, MasterASRProcessor.from_config(config, self.feature_extractor)
         return kept[1]
 
@@ -93,6 +119,11 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         """As in Transformers, with the alphabets of the model as it is now."""
         super().save_pretrained(save_directory, **kwargs)
         self._processor.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """As the model's own `push_to_hub`: in one commit, looked through, and saying which sentences are published; a `PeftModel`'s adapter alone."""
+        processor = {} if hasattr(self.model, "get_base_model") else {"processor": self._processor}
+        return self.model.push_to_hub(repo_id, **processor, **kwargs)
 
     def _check_tokenizer(self, vocab) -> None:
         config = self.model.config
@@ -257,26 +288,26 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         is_batch = isinstance(model_inputs["is_last"], list)
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())] if is_batch else [model_inputs]
         self._read([item for item in items if item["error"] is None], on_error)
-        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "alphabet", "trim", "place", "error")} for item in items]
+        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "reading", "trim", "place", "error")} for item in items]
         return {name: [output[name] for output in outputs] for name in outputs[0]} if is_batch else outputs[0]
 
     def _read(self, items: list[dict], on_error: str) -> None:
         """Gives every item its `logits` `(kept frames, V)`; where the model refuses a batch, item by item, so that one is to blame."""
         if not items:
             return
-        alphabets = [self.model.config.vocab(item["language"]) for item in items]
         if self.model.training:
             self.model.eval()  # and it stays so, as a model does that a pipeline loads: after `trainer.train()` it would drop parts of what it hears
         try:
+            readings = [Reading.of(self.model, item["language"]) for item in items]
             batch = self._processor.pad([item["features"][0] for item in items]).to(self.device)
             name = self.model.main_input_name
             batch[name] = batch[name].to(self.model.dtype)
             logits = self.model(**batch, language=[item["language"] for item in items]).logits
             counts = self.model.master_asr.frame_counts(batch[name], batch["attention_mask"]).tolist()
-            for item, of_clip, frames, alphabet in zip(items, logits, counts, alphabets):
+            for item, of_clip, frames, reading in zip(items, logits, counts, readings):
                 first, last = item["kept"]
-                item["logits"], item["alphabet"] = of_clip[first : min(last, frames)].cpu(), alphabet
-        except ValueError as error:
+                item["logits"], item["reading"] = of_clip[first : min(last, frames)].cpu(), reading
+        except (KeyError, ValueError) as error:  # KeyError: a language that was removed meanwhile
             if len(items) == 1:
                 items[0]["error"] = _named(error, items[0]["place"], on_error)
                 return
@@ -289,15 +320,30 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         errors = [output["error"] for output in model_outputs if output["error"] is not None]
         if errors:
             return {"text": None, "error": errors[0]}
-        language, (left, right), place = (model_outputs[0][name] for name in ("language", "trim", "place"))
-        if any(output["alphabet"] != self.model.config.vocab(language) for output in model_outputs):
-            error = ValueError(f"{language!r} was replaced while this was read: its text would be in the wrong alphabet. Ask again.")
-            return {"text": None, "error": _named(error, place, on_error)}
-        logits = torch.cat([output["logits"].flatten(0, -2) for output in model_outputs])  # (T, V): one text, however it was cut
         try:
-            tokens = self.model.paths(logits[None, left : len(logits) - right], language)[0]
-        except ValueError as error:  # logits that are no numbers
-            return {"text": None, "error": _named(error, place, on_error)}
+            self._check_stands(model_outputs)
+            answer = self._answer(model_outputs, return_timestamps)
+            self._check_stands(model_outputs)  # again, since the answer was looked up meanwhile
+            return answer
+        except (KeyError, ValueError) as error:  # a language that is gone, logits that are no numbers
+            return {"text": None, "error": _named(error, model_outputs[0]["place"], on_error)}
+
+    def _check_stands(self, model_outputs: list[dict]) -> None:
+        """Refuses to make one text of a language and of what took its place, while its chunks were read or after.
+
+        Raises:
+            KeyError: if it is gone.
+            ValueError: if it was replaced.
+        """
+        language = model_outputs[0]["language"]
+        if not all(output["reading"].stands(self.model, language) for output in model_outputs):
+            raise ValueError(f"{language!r} was replaced while this was read: its text would be a mixture. Ask again.")
+
+    def _answer(self, model_outputs: list[dict], return_timestamps) -> dict:
+        """`{"text": ..., "chunks": [...]}` of an input, all chunks of it."""
+        language, (left, right) = model_outputs[0]["language"], model_outputs[0]["trim"]
+        logits = torch.cat([output["logits"].flatten(0, -2) for output in model_outputs])  # (T, V): one text, however it was cut
+        tokens = self.model.paths(logits[None, left : len(logits) - right], language)[0]
         if not return_timestamps:
             return {"text": self._processor.decode(tokens, language, skip_special_tokens=True)}
         decoded = self._processor.decode(tokens, language, skip_special_tokens=True, output_char_offsets=True, output_word_offsets=True)

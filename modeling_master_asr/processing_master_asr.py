@@ -400,6 +400,7 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in Transformers, plus the code files remote loading needs where there are several alphabets."""
+        copy_code(save_directory, links_only=True)
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         if self._holds_several:
             copy_code(save_directory)

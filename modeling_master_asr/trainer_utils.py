@@ -56,7 +56,10 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
 
     Args:
         language: of all clips, or one for each clip of the evaluation set, in its order: not with
-            `train_sampling_strategy="group_by_length"`, by which Trainer shuffles the evaluation set too.
+            `train_sampling_strategy="group_by_length"`, by which Trainer shuffles the evaluation set too. Another set has a list of its own.
+
+    Raises:
+        ValueError: of the metrics, for logits in the place of ids, and another number of codes than of clips.
     """
     _metric()  # said before the first step, not after the first evaluation
 
@@ -65,6 +68,11 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
         if np.ndim(ids) == 3:
             raise ValueError("compute_metrics got logits in the place of ids. Give the Trainer preprocess_logits_for_metrics=greedy_ids, too: it keeps no logits.")
         codes = [language] * len(ids) if isinstance(language, str) else list(language)
+        if len(codes) != len(ids):
+            raise ValueError(
+                f"language has {len(codes)} codes for {len(ids)} clips; pass one code, or one for each clip of the set that is read. Before another set "
+                "(one of a dict of them, or predict's): trainer.compute_metrics = ctc_metrics(processor, its_codes)."
+            )
         heard = [heard_in(processor, row[: int(end)], code) for row, end, code in zip(ids, frames, codes)]
         said = [spell(processor, row, code) for row, code in zip(prediction.label_ids, codes)]
         rates = {}

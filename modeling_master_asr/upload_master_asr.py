@@ -99,6 +99,11 @@ def upload(
 class UploadMixin:
     """`save_pretrained(push_to_hub=True)` and `push_to_hub` of models and processors: Transformers uploads in here."""
 
+    def save_pretrained(self, save_directory: Union[str, Path], *args, **kwargs):
+        """As in Transformers, which copies the code of what was loaded remotely: never into the places that links lead to."""
+        copy_code(save_directory, links_only=True)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     def _upload_modified_files(
         self,
         working_dir,

@@ -114,4 +114,5 @@ class WhisperEncoderForCTC(WhisperPreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         source, target = Path(__file__), Path(save_directory) / "whisper_master_asr.py"
         if target.resolve() != source.resolve():
+            target.unlink(missing_ok=True)  # a link: what it leads to is somebody's source
             target.write_bytes(source.read_bytes())

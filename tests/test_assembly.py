@@ -557,3 +557,43 @@ def test_facts_that_no_json_holds_change_no_file(tmp_path):
     with pytest.raises(TypeError, match="is no fact that JSON holds.*Nothing was written"):
         model.save_assembly("fr", tmp_path / "fr", cer=object())
     assert {path.name: path.read_bytes() for path in (tmp_path / "fr").iterdir()} == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("letters", ["ab", "abñ", "abcdefghij"])
+@pytest.mark.parametrize("codes", ["es", ["es", "es", "fr"]])
+def test_a_call_reads_the_assemblies_that_were_there_when_it_began(base, tmp_path, letters, codes):
+    """Encoder, head and all groups of a batch, though another thread replaces the language while the first group is read."""
+    model, new = with_spanish(base), MasterASRForCTC.from_pretrained(base)
+    new.add_language("es", vocab(letters))
+    new.save_assembly("es", tmp_path / "new")
+    inputs = inputs_for(model, (4000, 3000, 4000))
+    expected = model(**inputs, language=codes).logits
+    with model.master_asr.backbone.register_forward_hook(lambda *_: model.load_assembly(tmp_path / "new", replace=True) and None):
+        found = model(**inputs, language=codes).logits
+    width = expected.shape[-1]
+    assert torch.equal(found[..., :width], expected) and found[..., width:].isneginf().all()  # as wide as the largest head of now
+    assert not torch.equal(model(**inputs, language="es").logits[..., :5], expected[..., :5])
+
+
+@torch.no_grad()
+def test_a_call_reads_the_adapter_that_was_on_when_it_began(base):
+    peft = pytest.importorskip("modeling_master_asr.peft_assembly")
+    model = peft.get_peft_model(MasterASRForCTC.from_pretrained(base), peft.AssemblyConfig(language="es", vocab=vocab("abñ")), adapter_name="one")
+    model.add_adapter("two", peft.AssemblyConfig(language="es", vocab=vocab("abcdefg")))
+    model.eval().set_adapter("one")
+    inputs = inputs_for(model.get_base_model(), (4000, 3000))
+    expected = model(**inputs, language="es").logits
+    with model.get_base_model().master_asr.backbone.register_forward_hook(lambda *_: model.set_adapter("two")):
+        assert torch.equal(model(**inputs, language="es").logits, expected)
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}])
+def test_a_base_in_a_smaller_type_finds_its_files_from_any_folder(base, tmp_path, monkeypatch, shards):
+    with_spanish(base).save_assembly("es", tmp_path / "es")
+    MasterASRForCTC.from_pretrained(base).save_pretrained(tmp_path / "shards", **shards)
+    monkeypatch.chdir(tmp_path)
+    model = MasterASRForCTC.from_pretrained("shards", dtype=torch.bfloat16)
+    assert len(model.master_asr._files) == len(list((tmp_path / "shards").glob("*.safetensors")))
+    monkeypatch.chdir("/")
+    assert model.load_assembly(tmp_path / "es") == "es"

@@ -98,6 +98,28 @@ def test_unfreeze_leaves_what_a_family_keeps_fixed(family):
     assert frozen == ({"master_asr.backbone.embed_positions.weight"} if family == "whisper" else set())
 
 
+def test_batch_norms_statistics_stand_still_while_all_weights_train_and_recomputation_changes_nothing():
+    """Else each process would end with statistics of its own, and recomputation would count every batch twice."""
+    ends = []
+    for recomputes in (False, True):
+        model = tiny_model("wav2vec2-conformer")
+        model.unfreeze()
+        if recomputes:
+            model.activation_checkpointing_enable()
+        before = {name: value.clone() for name, value in model.state_dict().items() if "batch_norm" in name}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step, language in enumerate(("en", "fr")):
+            model.train()
+            model(**inputs_for(model, seed=step), language=language, labels=torch.tensor([[3, 4], [4, 3]])).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(model.eval().state_dict())
+        still = {name for name, value in before.items() if torch.equal(value, ends[-1][name])}
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        assert before and still == {name for name in before if name.endswith(statistics)}  # weights and biases train
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
 def test_num_layers_keeps_the_first_layers_of_every_family(family, tmp_path):
     config = tiny_backbone_config(family)
     stock = WhisperModel(config) if family == "whisper" else AutoModel.from_config(config)

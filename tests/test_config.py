@@ -4,11 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import tiny_model
+from conftest import tiny_model, vocab
 
 from demo.run import DemoConfig
-from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline
 from training import adapt_language, train_multilingual
 from training.adapt_language import AdaptConfig
 from training.loop.config import MAY_CHANGE, LoopConfig, as_record, differences, parse
@@ -125,3 +126,23 @@ def test_a_default_that_is_not_loaded_is_refused_where_it_is_set_or_saved(tmp_pa
     with pytest.raises(ValueError, match="default_language is 'xx'"):
         model.save_pretrained(tmp_path / "n")
     assert not (tmp_path / "n").exists()
+
+
+def test_a_language_that_is_removed_fails_no_request_in_another(monkeypatch):
+    """Whoever reads what all languages have looks once, not for their names and then for each."""
+    asr, look_up, codes = MasterASRPipeline(tiny_model()), MasterASRConfig.vocab, ["en", "fr", "en"]
+    clips = np.random.default_rng(0).standard_normal((3, 8000)).astype(np.float32)
+    batch, expected = asr._processor(audio=list(clips), sampling_rate=16_000), asr(list(clips), language=codes, batch_size=3)
+
+    def gone(config, code):
+        found = look_up(config, code)
+        if "ru" in asr.model.languages:
+            asr.model.remove_language("ru")
+        return found
+
+    monkeypatch.setattr(MasterASRConfig, "vocab", gone)
+    assert asr.model(**batch, language=codes).logits.shape[-1] == len(vocab("abcde"))
+    if "ru" not in asr.model.languages:
+        asr.model.add_language("ru", vocab("абв"))
+    asr._kept_processor = None  # the alphabets are read again
+    assert asr(list(clips), language=codes, batch_size=3) == expected and asr.model.languages == ["en", "fr"]

@@ -5,6 +5,7 @@ import itertools
 import pickle
 import resource
 import threading
+import weakref
 
 import pytest
 import torch
@@ -488,3 +489,43 @@ def test_a_look_in_inference_mode_between_the_steps_changes_no_step(preset):
     assert all(torch.equal(moved[0][name], value) for name, value in moved[1].items())
     start = tiny_model().assemblies["fr"].mapping
     assert not torch.equal(moved[1]["mapping"], start)
+
+
+def test_a_model_that_is_built_in_another_thread_meanwhile_disturbs_no_optimizers_step(monkeypatch):
+    """The hook is in every optimizer of the process, whosever it is."""
+    kept, asked, built = [], threading.Event(), []
+
+    class Lock:
+        """Says when somebody has to wait for it."""
+
+        lock = threading.Lock()
+
+        def __enter__(self):
+            if self.lock.locked():
+                asked.set()
+            self.lock.acquire()
+
+        def __exit__(self, *error):
+            self.lock.release()
+
+    def build():
+        kept.append(masks.MaskStore())
+        asked.set()
+
+    class Stores(weakref.WeakSet):
+        def __iter__(self):
+            for store in super().__iter__():
+                if not built:
+                    built.append(threading.Thread(target=build))
+                    built[0].start()
+                    assert asked.wait(20)
+                yield store
+
+    monkeypatch.setattr(masks, "_LOCK", Lock(), raising=False)
+    monkeypatch.setattr(masks, "_STORES", Stores())
+    kept += [masks.MaskStore() for _ in range(2)]
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    torch.optim.SGD([weight], lr=0.1).step()
+    built[0].join()
+    assert len(kept) == 3 and set(masks._STORES) == set(kept)

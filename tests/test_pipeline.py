@@ -314,6 +314,49 @@ def test_a_language_that_is_replaced_while_it_is_read_is_never_read_with_the_new
     assert isinstance(asr(CLIPS[0], language="es")["text"], str)
 
 
+@pytest.mark.parametrize("settings", [{}, {"chunk_length_s": 0.4}, {"chunk_length_s": 0.4, "batch_size": 2}])
+@pytest.mark.parametrize("moment", ["forward", "paths"])
+def test_a_text_is_never_a_mixture_of_a_language_and_of_what_took_its_place(tmp_path, monkeypatch, settings, moment):
+    """Their alphabets may be equal, and the other thread may come between two chunks, or when the text is made."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
+    model.add_language("es", vocab("abñ"))
+    model.save_assembly("es", tmp_path / "new")
+    asr, do, calls = MasterASRPipeline(model), getattr(model, moment), []
+
+    def replaced(*args, **kwargs):
+        out = do(*args, **kwargs)
+        calls.append(model.load_assembly(tmp_path / "new", replace=True)) if not calls else None
+        return out
+
+    monkeypatch.setattr(model, moment, replaced)
+    first, second = asr([CLIPS[0]] * 2, language=["es", "fr"], on_error="return", **settings)
+    assert first["text"] is None and first["error"].startswith("Input 0: 'es' was replaced while this was read")
+    monkeypatch.undo()
+    assert second == asr(CLIPS[0], language="fr", **settings)
+
+
+@pytest.mark.parametrize("moment", ["before the forward", "after the forward"])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_language_that_is_removed_while_a_list_is_read_costs_its_own_inputs_alone(monkeypatch, moment, batch_size):
+    asr, row = make(), {"raw": CLIPS[0], "sampling_rate": 16_000}
+    model, rows = asr.model, [{**row, "language": code} for code in ("ru", "fr", "en")]
+    good, forward, prepare = [asr(row) for row in rows[1:]], model.forward, asr._chunks_of
+
+    def gone(*args):
+        if "ru" in model.languages:
+            model.remove_language("ru")
+        return args[-1]
+
+    monkeypatch.setattr(model, "forward", lambda *a, **k: gone(forward(*a, **k)) if moment == "after the forward" else forward(*a, **k))
+    monkeypatch.setattr(asr, "_chunks_of", lambda *a: gone(list(prepare(*a))) if moment == "before the forward" else prepare(*a))
+    answers = asr(rows, on_error="return", batch_size=batch_size)
+    assert answers[1:] == good and answers[0]["text"] is None and answers[0]["error"].startswith("Input 0: No assembly for language 'ru'")
+    model.add_language("ru", vocab("абв"))
+    with pytest.raises(KeyError, match="Input 0: No assembly for language 'ru'"):
+        asr(rows, batch_size=batch_size)
+
+
 def test_a_language_that_is_replaced_is_there_all_the_while(tmp_path, monkeypatch):
     model = tiny_model()
     model.save_pretrained(tmp_path / "model")

@@ -157,21 +157,34 @@ def test_weights_are_not_divided_among_one_process_nor_by_accelerate(corpus, tmp
         run_stage_1(corpus, tmp_path)
 
 
+def untrained(corpus, out) -> dict:  # noqa: F811
+    """The weights that every run of stage 1 starts from."""
+    return run(1, out, corpus, "--learning_rate", "1e-12")
+
+
+def check_road(start: dict, end: dict, other: dict, share: float) -> None:
+    """Whether each tensor of `other` ends as near to that of `end` as this share of its way from the start, and all of them as near as a fifth of it."""
+    names = [name for name in end if not name.endswith("k_proj.bias")]  # softmax takes those out: nothing but rounding moves them
+    ways, gaps = (torch.stack([(end[name] - of[name]).float().norm() for name in names]) for of in (start, other))
+    for name, way, gap in zip(names, ways.tolist(), gaps.tolist()):
+        assert gap <= share * way, f"{name}: {gap:.2e} apart after a way of {way:.2e}"
+    assert float(gaps.norm()) <= share / 5 * float(ways.norm())
+
+
 def test_autocast_and_recomputation_train_the_same_road(corpus, tmp_path):  # noqa: F811
     """Masks are selected in float32 under autocast too: the first masks, and so the loss, stay close."""
     plain = run(1, tmp_path / "plain", corpus)
-    for options, tolerance in ((["--mixed_precision", "bf16"], 2e-2), (["--gradient_checkpointing"], 0)):
-        other = run(1, tmp_path / options[-1], corpus, *options)
-        for name, value in plain.items():
-            torch.testing.assert_close(other[name], value, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    check_road(untrained(corpus, tmp_path / "start"), plain, run(1, tmp_path / "bf16", corpus, "--mixed_precision", "bf16"), 0.5)
+    recomputed = run(1, tmp_path / "recomputed", corpus, "--gradient_checkpointing")
+    for name, value in plain.items():
+        assert torch.equal(recomputed[name], value), name
 
 
 @pytest.mark.slow
 def test_shards_train_the_same_road_under_autocast_and_recomputation(corpus, tmp_path):  # noqa: F811
     options = ["--mixed_precision", "bf16", "--gradient_checkpointing", "--gradient_accumulation", "2"]
     whole, shards = (run(2, tmp_path / name, corpus, *options, *extra) for name, extra in (("whole", []), ("shards", ["--shard"])))
-    for name, value in whole.items():
-        torch.testing.assert_close(shards[name], value, atol=2e-2, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    check_road(untrained(corpus, tmp_path / "start"), whole, shards, 0.01)
 
 
 TRAINER = """

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import Wav2Vec2ForCTC, pipeline
 
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
 from modeling_master_asr.text_master_asr import build_vocab
 from training import compact_checkpoint, model_card, push_to_hub
 from training.loop import record
@@ -216,3 +216,23 @@ def test_pushing_refuses_what_it_would_not_do(options, words, capsys):
     with pytest.raises(SystemExit):
         push_to_hub.main(["--model", str(SHIPPED), "--repo", "me/x", *options])
     assert words in capsys.readouterr().err
+
+
+def test_a_pipeline_is_published_as_its_model_is(hub, warnings):
+    model = tiny_model()
+    model.set_text("en", ["a b", "c"])
+    asr = MasterASRPipeline(model)
+    model.config.note = "hf_" + "a" * 34
+    with pytest.raises(ValueError, match="config.json holds an access token"):
+        asr.push_to_hub("tester/m", token="a-token")
+    assert "This publishes the sentences that its languages are read with, so many of each: {'en': 2}" in warnings()
+    del model.config.note
+    asr.push_to_hub("tester/m", token="a-token", commit_message="Ours", max_shard_size="1GB", tags=["x"])
+    assert model.master_asr.stored.name == "tester/m" and "x" in ModelCard(hub.files("tester/m")["README.md"].decode()).data.tags
+    again = pipeline("automatic-speech-recognition", model="tester/m", trust_remote_code=True)
+    assert again.model.languages == ["en", "fr", "ru"] and again.model.config.text("en") == "a b\nc"
+    assert set(MasterASRProcessor.from_pretrained("tester/m").languages) == {"en", "fr", "ru"}
+    peft = pytest.importorskip("modeling_master_asr.peft_assembly")
+    adapted = peft.get_peft_model(again.model, peft.AssemblyConfig(language="es", vocab=vocab("abñ")))
+    MasterASRPipeline(adapted).push_to_hub("tester/es", token="a-token")
+    assert "adapter_config.json" in hub.files("tester/es") and "model.safetensors" not in hub.files("tester/es")

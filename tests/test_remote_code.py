@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import inputs_for, tiny_model
 from safetensors.torch import save_file
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 
@@ -73,6 +75,58 @@ def test_the_saved_folder_holds_every_code_file(tmp_path):
     code = {p.name for p in (ROOT / "modeling_master_asr").glob("*_master_asr.py")}
     assert code == {p.name for p in tmp_path.glob("*.py")} and len(code) == len(ROOMS)
     assert MasterASRForCTC.from_pretrained(tmp_path).languages == ["en", "fr", "ru"]
+
+
+def linked(tmp_path) -> tuple[Path, Path]:
+    """A folder of code, and beside it a checkpoint whose code are links to it, as the shipped one's are."""
+    clone, folder = tmp_path / "clone", tmp_path / "model"
+    model = tiny_model()
+    model.save_pretrained(folder)
+    MasterASRProcessor.from_model(model).save_pretrained(folder)
+    clone.mkdir()
+    for file in folder.glob("*.py"):
+        file.rename(clone / file.name)
+        file.symlink_to(f"../clone/{file.name}")
+    return clone, folder
+
+
+@pytest.mark.parametrize("name, auto", [
+    ("configuration_master_asr.MasterASRConfig", "AutoConfig"), ("modeling_master_asr.MasterASRForCTC", "AutoModelForCTC"),
+    ("modeling_master_asr.MasterASRModel", "AutoModel"), ("processing_master_asr.MasterASRProcessor", "AutoProcessor"),
+    ("processing_master_asr.Wav2Vec2CTCTokenizer", "AutoTokenizer"),
+])  # fmt: skip
+def test_what_runs_from_the_module_cache_is_never_saved_into_the_clone_that_its_folder_links_to(name, auto, tmp_path):
+    clone, folder = linked(tmp_path)
+    cls = get_class_from_dynamic_module(name, str(folder))
+    cls.register_for_auto_class(auto)  # as the auto classes do: Transformers then copies code by itself, too
+    loaded, before = cls.from_pretrained(folder), {file.name: file.read_bytes() for file in clone.iterdir()}
+    for file in clone.iterdir():
+        file.write_text("an edit that was made meanwhile")
+    loaded.save_pretrained(folder)
+    assert {file.read_text() for file in clone.iterdir()} == {"an edit that was made meanwhile"} and len(list(clone.iterdir())) == len(before)
+    files = [file for file in folder.glob("*.py") if not file.is_symlink()]
+    assert files and all(file.read_bytes() == before[file.name] for file in files) and not list(folder.glob("*.part"))
+
+
+def test_a_materialized_whispers_code_takes_the_place_of_a_link(tmp_path):
+    (tmp_path / "source.py").write_text("somebody's")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/whisper_master_asr.py").symlink_to("../source.py")
+    tiny_model("whisper").materialize("fr").save_pretrained(tmp_path / "plain")
+    assert (tmp_path / "source.py").read_text() == "somebody's" and not (tmp_path / "plain/whisper_master_asr.py").is_symlink()
+
+
+def test_a_checkpoint_whose_links_lead_nowhere_has_its_code_again_when_it_is_saved(tmp_path):
+    clone, folder = linked(tmp_path)
+    shutil.rmtree(clone)
+    MasterASRForCTC.from_pretrained(folder).save_pretrained(folder)
+    code = {path.name: path.read_bytes() for path in (ROOT / "modeling_master_asr").glob("*_master_asr.py")}
+    assert {path.name: path.read_bytes() for path in folder.glob("*.py")} == code
+    for path in folder.glob("*.py"):
+        path.unlink()
+        path.symlink_to(ROOT / "modeling_master_asr" / path.name)
+    MasterASRForCTC.from_pretrained(folder).save_pretrained(folder)
+    assert all(path.is_symlink() for path in folder.glob("*.py"))  # to the very code that would be copied
 
 
 ROOMS = {  # who may import whom

@@ -214,10 +214,30 @@ def test_another_throat_moves_a_formant_to_its_frequency_divided_by_the_factor(m
         assert abs(bins[moved[:, 0].argmax()] * factor - bins[high]) <= np.diff(bins)[high]
 
 
-def test_spec_augment_masks_what_a_small_extractor_has():
-    few = np.random.default_rng(0).standard_normal((8, 300)).astype(np.float32)
-    for seed in range(50):  # fewer mels than its widest band
-        assert augment.spec_augment(few, random.Random(seed), 3).shape == few.shape
+def masked(before: np.ndarray, after: np.ndarray) -> list[tuple[int, int]]:
+    """How many bands of mels, and of times, hold the mean, and their width together; everything else has to be as it was."""
+    where = [(after == before.mean()).all(axis) for axis in (1, 0)]
+    assert np.array_equal(np.where(where[0][:, None] | where[1], before.mean(), before), after)
+    return [(int((np.diff(of.astype(int), prepend=0) > 0).sum()), int(of.sum())) for of in where]
+
+
+@pytest.mark.parametrize("mels, spec_masks", [(80, 1), (80, 3), (8, 1)])  # 8: fewer mels than the widest band
+def test_spec_augment_masks_what_a_small_extractor_has_and_as_many_bands_as_it_is_told(mels, spec_masks):
+    sound = np.random.default_rng(0).standard_normal((mels, 450)).astype(np.float32)
+    found = [masked(sound, augment.spec_augment(sound, random.Random(seed), spec_masks)) for seed in range(50)]
+    for (bands, width), (times, length) in found:
+        assert 1 <= bands + times and width <= 12 * spec_masks and (length <= 40 * spec_masks or width == mels)
+    assert [max(of)[0] for of in zip(*found)] == [spec_masks, 2 * spec_masks]
+
+
+def test_augmented_clips_are_heard_at_every_speed_with_parts_masked_and_others_as_they_are(tmp_path):
+    processor, clip, asked = MasterASRProcessor.from_model(tiny_model("whisper")), Clip(tmp_path / "a.wav", "en", "ab", 4.5, "train"), []
+    sound = np.random.default_rng(0).standard_normal((80, 450)).astype(np.float32)  # at every speed: only masks can differ
+    for full_augment_step, speeds, most in ((0, set(augment.SPEEDS), 3), (None, {1.0}, 0)):
+        asked.clear()
+        collator = Collator(lambda clip, speed: asked.append(speed) or sound, processor, full_augment_step, spec_masks=3)
+        found = [masked(sound, collator([clip], step)["input_features"][0].numpy()) for step in range(1, 21)]  # at step 0 nothing is augmented
+        assert set(asked) == speeds and max(bands for (bands, _), _ in found) == most
 
 
 def test_a_clip_that_cannot_be_read_is_left_out_of_the_figures_and_named(tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,23 @@ def test_the_divergence_is_kl_of_the_frames_of_speech_a_letter_of_the_labels():
     assert logits.grad[1, theirs.frames[1] :].count_nonzero() == 0 and logits.grad[1, : theirs.frames[1], :classes].count_nonzero() > 0
     assert all(p.grad is None for p in teacher.parameters())
     assert float(divergence(teacher, batch, theirs.logits, theirs.frames)) == 0.0
+
+
+def test_what_trains_beside_a_teacher_is_ctcs_loss_plus_the_divergence_and_without_one_ctcs_alone():
+    teacher, model, batch = tiny_model().eval(), tiny_model().train(), batch_of()
+    with torch.no_grad():
+        model.master_asr.character_bank.weight.mul_(2.0)  # reads otherwise than the teacher
+
+    def gradient(loss):
+        assert float(loss.detach()) > 0.0
+        return torch.autograd.grad(loss, model.master_asr.character_bank.weight)[0]
+
+    outputs = model(**batch)
+    apart = [gradient(loss) for loss in (model(**batch).loss, divergence(teacher, batch, outputs.logits, outputs.frames))]
+    assert not any(torch.allclose(part, sum(apart), rtol=1e-2) for part in apart)
+    for taught_by, wanted in ((teacher, sum(apart)), (None, apart[0])):
+        run = SimpleNamespace(teacher=taught_by, accelerator=SimpleNamespace(autocast=nullcontext))
+        torch.testing.assert_close(gradient(steps.Run.loss(run, model, batch)), wanted, msg=lambda m, t=taught_by: f"teacher: {t is not None}: {m}")
 
 
 def test_a_taught_language_is_another_assembly_of_the_same_size_on_the_same_base(corpus, base, tmp_path):  # noqa: F811

@@ -309,3 +309,12 @@ def test_trainers_rates_are_those_of_evaluation_on_the_same_best_tokens():
     logits = torch.nn.functional.one_hot(torch.tensor(ids), len(vocab)).float()
     heard = processor.batch_decode(model.paths(logits, "en", [5, 62]), "en", frames=[5, 62], skip_special_tokens=True)
     assert [" ".join(text.split()) for text in heard] == ["a a", "a a"]
+
+
+@pytest.mark.parametrize("codes", [["en"], ["en", "fr", "en"], []])
+def test_another_number_of_languages_than_of_clips_is_refused(codes):
+    """As where Trainer reads an entry of a dict of evaluation sets, or predicts another set."""
+    processor = MasterASRProcessor.from_model(tiny_model(vocabs=VOCABS))
+    prediction = SimpleNamespace(predictions=(np.array([[3, 0, 4]] * 2), np.array([3, 3])), label_ids=np.array([[3, 4]] * 2))
+    with pytest.raises(ValueError, match=rf"language has {len(codes)} codes for 2 clips; pass one code, or one for each clip of the set.*trainer.compute_metrics = ctc_metrics"):
+        ctc_metrics(processor, codes)(prediction)

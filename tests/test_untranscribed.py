@@ -16,6 +16,7 @@ from test_runs import base  # noqa: F401  the fixture
 from test_training import corpus  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr.hub_master_asr import assembly_part
 from training import adapt_language
 from training.loop import checkpoints, untranscribed
 from training.loop.data import Clip, NothingToRead
@@ -110,6 +111,8 @@ def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_
     assert "untranscribed: 3 recordings are left out: they are transcribed in --data." in said and f"written down in {tmp_path / 'untranscribed.jsonl'}" in said
     assert result["base"] == result["base_after"] and result["minutes"] == {"fr": pytest.approx(0.085, abs=0.01)}  # of what people transcribed
     before, after = MasterASRForCTC.from_pretrained(reader), MasterASRForCTC.from_pretrained(reader, assemblies=[str(tmp_path / "assembly")])
+    facts = json.loads((tmp_path / "assembly/assembly_config.json").read_text())["assemblies"]["fr"]
+    assert facts["minutes"] == result["minutes"] and facts["untranscribed_minutes"]["fr"] > 0 and "0.1 + 0.0† |" in assembly_part({"fr": facts}, "me/fr")
     assert set(after.config.text("fr").splitlines()) <= {*before.config.text("fr").splitlines(), "éa", "aé a", "é"}
     theirs = before.assemblies["en"].state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in after.assemblies["en"].state_dict().items())

@@ -44,7 +44,7 @@ from training.loop.config import (
     as_record,
     parse,
 )
-from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
+from training.loop.data import Clip, Collator, Features, bucket, drop_impossible, minutes_of
 from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
@@ -244,11 +244,12 @@ def taught_first(accelerator, config: AdaptConfig, model, processor, features, s
     return teacher, {"teacher_log": log, "teacher_test": tested(accelerator, teacher, processor, features, splits.test, greedy=True)}
 
 
-def save(accelerator, config: AdaptConfig, model, splits: Splits, test: Optional[dict] = None) -> None:
+def save(accelerator, config: AdaptConfig, model, splits: Splits, written: list[Clip], test: Optional[dict] = None) -> None:
     """Writes the assembly: before it is tested, and with its figures afterwards."""
     if accelerator.is_main_process:
         figures = {"cer": test["macro"]["cer"], "wer": test["macro"]["wer"], "greedy": False, **({"known": known} if (known := test.get("known")) else {})} if test else {}
-        model.save_assembly(config.language, config.out / "assembly", **figures, minutes=minutes_of(splits.training))
+        untranscribed = {"untranscribed_minutes": minutes_of(written)} if written else {}
+        model.save_assembly(config.language, config.out / "assembly", **figures, minutes=minutes_of(splits.training), **untranscribed)
         if not test:
             print(f"Trained: {config.out / 'assembly'}.")
     accelerator.wait_for_everyone()
@@ -311,10 +312,10 @@ def main(argv=None) -> None:
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
         keep_text(accelerator, model, config.language, splits, config, more)
-        save(accelerator, config, model, splits)
+        save(accelerator, config, model, splits, written)
         result |= measured(accelerator, model, processor, features, splits)
         if result["test"]:
-            save(accelerator, config, model, splits, result["with_text"]["test"])
+            save(accelerator, config, model, splits, written, result["with_text"]["test"])
         if config.finetune_steps:
             model, result["finetune_log"] = finetuned(accelerator, config, model, processor, features, heard, started_s)
             result["finetune_test"] = tested(accelerator, model, processor, features, splits.test, greedy=True)
