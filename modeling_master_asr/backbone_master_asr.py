@@ -229,10 +229,13 @@ def _adapter_stride(config) -> int:
 
 
 def keep_frozen_parts_still(backbone: nn.Module) -> None:
-    """What frozen parts need in training beside `requires_grad=False`."""
+    """What frozen parts need in training beside `requires_grad=False`, and BatchNorm in any case."""
     for module in backbone.modules():
-        if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
-            module.eval()  # conformer's running statistics are shared: stage 2 may not move them
+        if isinstance(module, nn.BatchNorm1d):
+            # CHOICE: conformer's BatchNorm normalizes in training too by the statistics its encoder was pretrained with: a batch holds one language,
+            # whose own would disturb the others'; processes would each move theirs, and recomputation would count a batch twice. An encoder
+            # made from scratch would stay at mean 0 and variance 1: Master-ASR begins with a pretrained one.
+            module.eval()
         if hasattr(module, "_requires_grad"):
             # wav2vec 2.0's front end asks for the gradient of its own output, which is run through the whole encoder
             module._requires_grad = any(p.requires_grad for p in module.parameters())

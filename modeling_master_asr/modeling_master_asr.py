@@ -188,12 +188,6 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         super().train(mode)
         if mode:
             keep_frozen_parts_still(self.backbone)
-            # CHOICE: conformer's BatchNorm normalizes in training too by the statistics its encoder was pretrained with: a batch holds one language,
-            # whose own would disturb the others'; processes would each move theirs, and recomputation would count a batch twice. An encoder
-            # made from scratch would stay at mean 0 and variance 1: Master-ASR begins with a pretrained one.
-            for module in self.backbone.modules():
-                if isinstance(module, nn.BatchNorm1d):
-                    module.eval()
         return self
 
     def _apply(self, *args, **kwargs):

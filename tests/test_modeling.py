@@ -437,9 +437,12 @@ def test_what_is_frozen_in_training_mode_stands_still_and_moves_again():
     inputs, labels = inputs_for(model), torch.tensor([[3], [4]])
     model(**inputs, language="en", labels=labels).loss.backward()
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    norms = [p for name, p in model.named_parameters() if "batch_norm" in name]
+    assert norms and all(p.grad is None for p in norms)
     model.unfreeze()
     model(**inputs, language="en", labels=labels).loss.backward()
-    assert any(not torch.equal(value, before[name]) for name, value in model.named_buffers() if "running" in name)
+    assert all(p.grad is not None for p in norms)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())  # BatchNorm's statistics never move
 
 
 @torch.no_grad()

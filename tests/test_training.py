@@ -49,6 +49,7 @@ def corpus(tmp_path_factory):
                 soundfile.write(folder / name, rng.standard_normal(int(16_000 * duration_s)) * 0.1, 16_000)
                 lines.append({"audio": name, "language": language, "text": texts[i % 3], "duration_s": duration_s, "split": split})
     (folder / "manifest.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    torch.manual_seed(0)
     AutoModel.from_config(tiny_backbone_config("wav2vec2")).save_pretrained(folder / "backbone")
     return folder
 
