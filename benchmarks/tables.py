@@ -222,6 +222,8 @@ def over_clips(pairs: list[list[dict]], split: str) -> str:
     if not kept:
         return ""
     clips = {code: len(more) for pair in kept for code, (more, _) in pair.items()}
+    if any(len(more) != clips[code] for pair in kept for code, (more, _) in pair.items()):
+        raise ValueError(f"Pairs of other {split} clips have no mean over clips: compare runs of one corpus.")
     rng = np.random.default_rng(0)
 
     def apart(chosen: dict[str, np.ndarray]) -> float:

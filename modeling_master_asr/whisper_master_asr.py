@@ -111,8 +111,9 @@ class WhisperEncoderForCTC(WhisperPreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As in Transformers, plus this file."""
-        super().save_pretrained(save_directory, *args, **kwargs)
         source, target = Path(__file__), Path(save_directory) / "whisper_master_asr.py"
+        if target.is_symlink() and target.resolve() != source.resolve():
+            target.unlink()  # what it leads to is somebody's source; before Transformers copies code by itself
+        super().save_pretrained(save_directory, *args, **kwargs)
         if target.resolve() != source.resolve():
-            target.unlink(missing_ok=True)  # a link: what it leads to is somebody's source
             target.write_bytes(source.read_bytes())

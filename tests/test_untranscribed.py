@@ -39,6 +39,8 @@ def unheard(corpus):  # noqa: F811
     for held_out in ("train", "validation", "test"):
         shutil.copy(corpus / f"fr-{held_out}-0.wav", folder / f"{held_out}.wav")
     Path(os.fsdecode(bytes(folder) + b"/\xe9.wav")).write_bytes((folder / "d.wav").read_bytes() + b"\0")
+    (folder / "deep/link.wav").symlink_to(corpus / "es-train-4.wav")  # of another language, but --data has it not transcribed as this one's
+    (folder / "dangling.wav").symlink_to("nowhere.wav")
     (folder / "broken.wav").write_bytes(b"RIFF")
     (folder / "notes.txt").write_text("é")
     return folder
@@ -71,9 +73,9 @@ def rows_of(out) -> list[dict]:
 def test_recordings_that_are_transcribed_twice_there_too_short_or_broken_are_left_out_and_counted(corpus, unheard):  # noqa: F811
     known = [Clip(corpus / f"fr-{split}-0.wav", "fr", "é", 0.6, split) for split in ("train", "validation", "test")]
     found, left = recordings([str(unheard), str(unheard / "a.wav")], known, "fr", 0.2, 30.0)
-    assert [str(clip.audio.relative_to(unheard)) for clip in found] == ["a.wav", "b.WAV", "d.wav", "deep/c.flac"]
+    assert [str(clip.audio.relative_to(unheard)) for clip in found] == ["a.wav", "b.WAV", "d.wav", "deep/c.flac", "deep/link.wav"]
     assert {clip.text for clip in found} == {""} and {clip.language for clip in found} == {"fr"} and found[1].duration_s == pytest.approx(0.7)
-    assert left == {"are there twice": 1, "are transcribed in --data": 3, "do not last 0.2 to 30.0 s": 1, "cannot be decoded": 1, "have names that are not UTF-8": 1}
+    assert left == {"are there twice": 1, "are transcribed in --data": 3, "do not last 0.2 to 30.0 s": 1, "cannot be decoded": 1, "cannot be read": 1, "have names that are not UTF-8": 1}
     with pytest.raises(NothingToRead, match=r"--untranscribed: none of the 1 recordings in .*broken.wav can be used: \{'cannot be decoded': 1\}. Names that end in .wav"):
         recordings([str(unheard / "broken.wav")], known, "fr", 0.2, 30.0)
     with pytest.raises(NothingToRead, match="--untranscribed: nowhere is not there; allowed: recordings, and folders of them."):
@@ -95,7 +97,7 @@ def test_the_surest_four_fifths_train_and_all_where_none_is_less_sure():
 
 def test_transcribed_clips_are_heard_again_until_they_are_half_as_long():
     mine, theirs = ([Clip(Path(name), "fr", "é", seconds, "train")] for name, seconds in (("mine.wav", 10.0), ("theirs.wav", 63.0)))
-    assert beside(mine, theirs) == mine * 3 + theirs and beside(mine, []) == mine and beside(theirs, mine) == theirs + mine
+    assert beside(mine, theirs) == mine * 3 + theirs and beside(mine, []) == mine and beside([], theirs) == [] and beside(theirs, mine) == theirs + mine
 
 
 def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_these_texts(corpus, reader, tmp_path, monkeypatch, capsys, unheard):  # noqa: F811
@@ -112,7 +114,7 @@ def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_
     assert result["base"] == result["base_after"] and result["minutes"] == {"fr": pytest.approx(0.085, abs=0.01)}  # of what people transcribed
     before, after = MasterASRForCTC.from_pretrained(reader), MasterASRForCTC.from_pretrained(reader, assemblies=[str(tmp_path / "assembly")])
     facts = json.loads((tmp_path / "assembly/assembly_config.json").read_text())["assemblies"]["fr"]
-    assert facts["minutes"] == result["minutes"] and facts["untranscribed_minutes"]["fr"] > 0 and "0.1 + 0.0† |" in assembly_part({"fr": facts}, "me/fr")
+    assert facts["minutes"] == result["minutes"] and facts["untranscribed_minutes"]["fr"] > 0 and "| 0.1 + 0.1† |" in assembly_part({"fr": facts}, "me/fr")
     assert set(after.config.text("fr").splitlines()) <= {*before.config.text("fr").splitlines(), "éa", "aé a", "é"}
     theirs = before.assemblies["en"].state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in after.assemblies["en"].state_dict().items())
@@ -147,6 +149,7 @@ def test_a_resumed_run_trains_on_what_was_written_before(corpus, reader, tmp_pat
         with pytest.raises(SystemExit):
             refine(corpus, reader, tmp_path / "cut", unheard)
     assert checkpoints.listed(tmp_path / "cut")[-1].name == checkpoints.name_of(3)
+    assert any(Path(row["audio"]).name == "link.wav" and row["trained"] for row in rows_of(tmp_path / "cut"))  # by its own name, by which clips are compared
     monkeypatch.setattr(untranscribed, "write_down", None)  # nobody writes twice
     resumed = refine(corpus, reader, tmp_path / "cut", unheard, "--resume")
     assert all(whole[name] == resumed[name] for name in ("test", "log", "untranscribed")) and rows_of(tmp_path / "whole") == rows_of(tmp_path / "cut")
@@ -165,6 +168,11 @@ def test_two_processes_write_what_one_writes(corpus, reader, tmp_path, unheard):
     one(adapt_language.main, *options, "--out", tmp_path / "one")
     two("-m", "training.adapt_language", *options, "--out", tmp_path / "two")
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two") != []
+
+
+def test_a_language_without_sentences_is_not_asked_to_write(corpus, reader, tmp_path, unheard):  # noqa: F811
+    with pytest.raises(ValueError, match="--untranscribed: 'fr' has no sentences in mind to write with.*Pass --more_text, or leave --text none out."):
+        refine(corpus, reader, tmp_path, unheard, "--text", "none")
 
 
 def test_untranscribed_recordings_are_refused_of_a_language_that_does_not_read_yet(capsys):

@@ -162,6 +162,17 @@ def add_language(model, processor, features, training, config: AdaptConfig) -> N
     model.freeze_except(config.language)
 
 
+def written_first(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, more: list[str]) -> tuple[list[Clip], dict]:
+    """What the language writes down of `--untranscribed`, with all the sentences in mind that it is to be read with, and what the result says of it."""
+    if not config.untranscribed:
+        return [], {}
+    before = model.config.text(config.language)
+    keep_text(accelerator, model, config.language, splits, config, more)
+    found = written_down(accelerator, config, model, processor, features, splits)
+    model.config.set_text(config.language, before)  # it gets them when it has trained, as without
+    return found
+
+
 def give_parts(model, processor, training, config: AdaptConfig) -> None:
     """Gives the language, which the model has, the parts of the preset and the letters that it lacks, and freezes the rest."""
     code, vocab = config.language, model.config.vocab(config.language)
@@ -294,9 +305,7 @@ def main(argv=None) -> None:
         model, processor = load(accelerator, config)
         splits = load_splits(accelerator, config, [config.language], config.minutes)
         features = Features(processor, config.features_cache)
-        if config.untranscribed:
-            keep_text(accelerator, model, config.language, splits, config, more)  # it writes with all of them in mind
-        written, of_untranscribed = written_down(accelerator, config, model, processor, features, splits)
+        written, of_untranscribed = written_first(accelerator, config, model, processor, features, splits, more)
         if config.refine:
             give_parts(model, processor, splits.training, config)
         else:

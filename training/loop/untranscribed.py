@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,9 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
             raise NothingToRead(f"--untranscribed: {source} is not there; allowed: recordings, and folders of them.")
         paths += [path for path in below(source, "*") if path.suffix.lower() in SUFFIXES] if source.is_dir() else [source]
     paths = list(dict.fromkeys(paths))
+    closed = [path for path in paths if not (path.is_file() and os.access(path, os.R_OK))]  # links to nothing, too
+    paths = [path for path in paths if path not in set(closed)]
+    left["cannot be read"] = len(closed)
     reasons = dict.fromkeys(repeats(paths), "are there twice") | dict.fromkeys(copies(paths, [clip.audio for clip in transcribed]), "are transcribed in --data")
     found = []
     for path in tqdm(paths, desc="untranscribed", unit=" recordings", disable=None, leave=False):
@@ -58,8 +62,9 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
             found.append(Clip(path, language, "", duration_s, "train"))
         except LeftOut as error:
             left[error.reason] += 1
+    left = +left
     if not found:
-        raise NothingToRead(f"--untranscribed: none of the {len(paths)} recordings in {printable(', '.join(sources))} can be used: {dict(left)}. Names that end in "
+        raise NothingToRead(f"--untranscribed: none of the {len(paths) + len(closed)} recordings in {printable(', '.join(sources))} can be used: {dict(left)}. Names that end in "
                             f"{', '.join(SUFFIXES)} are looked for; cut long recordings at pauses.")  # fmt: skip
     return found, left
 
@@ -67,7 +72,7 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
 def is_unicode(path: Path) -> bool:
     """Whether a path can be written into a text file."""
     try:
-        return bool(str(path.resolve()).encode())
+        return bool(os.path.abspath(path).encode())
     except UnicodeEncodeError:
         return False
 
@@ -93,7 +98,7 @@ def save(path: Path, written: list[Written], trained: list[Clip]) -> None:
     """A manifest of what was written: to be looked at, and where people mend it to be trained on, `--data` beside the others."""
     kept = {id(clip) for clip in trained}
     rows = [
-        {"audio": str(one.clip.audio.resolve()), "language": one.clip.language, "text": one.clip.text, "duration_s": one.clip.duration_s, "split": "train",
+        {"audio": os.path.abspath(one.clip.audio), "language": one.clip.language, "text": one.clip.text, "duration_s": one.clip.duration_s, "split": "train",
          "disagreement": round(one.disagreement, 3), "trained": id(one.clip) in kept}
         for one in written
     ]  # fmt: skip
@@ -108,6 +113,8 @@ def read_trained(path: Path) -> list[Clip]:
 
 def beside(transcribed: list[Clip], written: list[Clip]) -> list[Clip]:
     """Both, what people transcribed as often as it takes to be about half as long."""
+    if not (transcribed and written):
+        return transcribed
     seconds = [sum(clip.duration_s for clip in clips) for clips in (transcribed, written)]
     return transcribed * max(1, round(SHARE_OF_WRITTEN * seconds[1] / seconds[0])) + written
 
@@ -115,8 +122,8 @@ def beside(transcribed: list[Clip], written: list[Clip]) -> list[Clip]:
 def written_down(accelerator, config, model, processor, features, splits) -> tuple[list[Clip], dict]:
     """What a language trains on of the recordings in `--untranscribed`, as the model reads it before it trains on, and what stands of them in
     the result."""
-    if not config.untranscribed:
-        return [], {}
+    if not model.config.text(config.language):
+        raise ValueError(f"--untranscribed: {config.language!r} has no sentences in mind to write with: by them it is known which texts are sure. Pass --more_text, or leave --text none out.")
     transcribed = [*splits.training, *splits.validation, *splits.test, *splits.left_out]
     clips, left = recordings(config.untranscribed, transcribed, config.language, config.min_s, config.max_s)
     for reason, count in left.items():
