@@ -91,7 +91,7 @@ class Splits:
     training: list[Clip]
     validation: list[Clip]
     test: list[Clip]
-    left_out: list[Clip]  # of validation and test, by --held_out_minutes
+    left_out: list[Clip] = field(default_factory=list)  # of validation and test, by --held_out_minutes
 
 
 def read(config: LoopConfig, minutes: Optional[float] = None, splits: Optional[Collection[str]] = None) -> tuple[list[Clip], Report]:
