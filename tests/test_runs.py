@@ -487,6 +487,15 @@ def test_the_demo_cleans_its_default_folder_alone_and_is_alone_in_it(tmp_path, m
             pass
 
 
+def test_the_demo_shows_a_language_that_disturbs_no_other(corpus, base, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(demo, "CHECKPOINT", base)
+    monkeypatch.setattr(demo, "DATA", corpus / "manifest.jsonl")
+    demo.main(["--steps", "2", "--preset", "small", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "Logits of ['en', 'fr'] bit-equal to before: True" in said and "preset paper" in said and "preset small" in said
+    assert MasterASRForCTC.from_pretrained(base, assemblies=[str(tmp_path / "assembly")]).languages == ["en", "fr", "es"]
+
+
 def test_fp16_whose_losses_nobody_would_scale_back_is_refused_and_reading_may_take_hours(tmp_path, monkeypatch):
     handed = {}
 
