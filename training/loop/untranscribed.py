@@ -46,9 +46,8 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
             raise NothingToRead(f"--untranscribed: {source} is not there; allowed: recordings, and folders of them.")
         paths += [path for path in below(source, "*") if path.suffix.lower() in SUFFIXES] if source.is_dir() else [source]
     paths = list(dict.fromkeys(paths))
-    closed = [path for path in paths if not (path.is_file() and os.access(path, os.R_OK))]  # links to nothing, too
-    paths = [path for path in paths if path not in set(closed)]
-    left["cannot be read"] = len(closed)
+    named, paths = len(paths), [path for path in paths if path.is_file() and os.access(path, os.R_OK)]  # no links to nothing
+    left["cannot be read"] = named - len(paths)
     reasons = dict.fromkeys(repeats(paths), "are there twice") | dict.fromkeys(copies(paths, [clip.audio for clip in transcribed]), "are transcribed in --data")
     found = []
     for path in tqdm(paths, desc="untranscribed", unit=" recordings", disable=None, leave=False):
@@ -64,7 +63,7 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
             left[error.reason] += 1
     left = +left
     if not found:
-        raise NothingToRead(f"--untranscribed: none of the {len(paths) + len(closed)} recordings in {printable(', '.join(sources))} can be used: {dict(left)}. Names that end in "
+        raise NothingToRead(f"--untranscribed: none of the {named} recordings in {printable(', '.join(sources))} can be used: {dict(left)}. Names that end in "
                             f"{', '.join(SUFFIXES)} are looked for; cut long recordings at pauses.")  # fmt: skip
     return found, left
 
@@ -121,7 +120,12 @@ def beside(transcribed: list[Clip], written: list[Clip]) -> list[Clip]:
 
 def written_down(accelerator, config, model, processor, features, splits) -> tuple[list[Clip], dict]:
     """What a language trains on of the recordings in `--untranscribed`, as the model reads it before it trains on, and what stands of them in
-    the result."""
+    the result.
+
+    Raises:
+        NothingToRead: see `recordings`.
+        ValueError: if the language has no sentences.
+    """
     if not model.config.text(config.language):
         raise ValueError(f"--untranscribed: {config.language!r} has no sentences in mind to write with: by them it is known which texts are sure. Pass --more_text, or leave --text none out.")
     transcribed = [*splits.training, *splits.validation, *splits.test, *splits.left_out]
