@@ -6,7 +6,8 @@
 Every method trains a head of its own for the language. On the dense model: `head` alone, `full` tuning, PEFT's `lora` on the attention
 projections and `lora_all` on the feed-forward layers too, as preset best reaches them, `bottleneck`
 (the adapter of Transformers' MMS models after every encoder layer) and `mask` (S3-Router: dense scores, W frozen). Master-ASR's own
-presets are `training.adapt_language`. The result says what the method does to the languages that were there before.
+presets are `training.adapt_language`. The result says what the method does to the languages that were there before. With `--untranscribed`
+a method that has trained writes recordings down and trains on with them, as `training.adapt_language --refine` does.
 """
 
 from __future__ import annotations
@@ -22,12 +23,24 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers.hf_argparser import HfArg
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
 
-from training.adapt_language import AdaptConfig, add_language, further_sentences, learning_rates, load, minutes_left, taught_first
+from training.adapt_language import (
+    RATE_OF_TRAINED_HEAD,
+    AdaptConfig,
+    add_language,
+    further_sentences,
+    learning_rates,
+    load,
+    minutes_left,
+    phase,
+    taught_first,
+    written_first,
+)
 from training.loop.config import Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.steps import Splits, having, keep_text, load_splits, measured, opened, place, read, tested, train
+from training.loop.untranscribed import beside
 
 BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints
 
@@ -53,6 +66,9 @@ class MethodConfig(AdaptConfig):
         for name in idle:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"--{name}: got {getattr(self, name)!r}; allowed: none with --method {self.method}, which trains none of it; with mask{'' if name == 'mask_sparsity' else ', or with --teacher_steps'}.")
+
+    def reads_first(self) -> bool:
+        return True  # what it is given trains on the transcribed minutes before
 
 
 def train_head(model, config: MethodConfig) -> None:
@@ -112,6 +128,31 @@ def bytes_to_keep(model, config: MethodConfig) -> int:
     return sum(p.numel() // 8 if id(p) in bits else 2 * p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def steps_of(accelerator, config: MethodConfig, model, processor, features, splits: Splits, teacher=None, *, again: bool = False) -> dict:
+    """The log of the steps of what is free in the model.
+
+    Args:
+        again: it has trained before.
+    """
+    rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
+    if again:
+        rates["head"] = config.head_learning_rate or RATE_OF_TRAINED_HEAD
+    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
+    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher, stage="method-untranscribed" if again else "method")
+    turns.use_average()
+    return log
+
+
+def on_untranscribed(accelerator, config: MethodConfig, model, processor, features, splits: Splits, more: list[str], started_s: float) -> dict:
+    """Trains on with what the model writes down of `--untranscribed`, if there is any; what stands of it in the result."""
+    written, found = written_first(accelerator, config, model, processor, features, splits, more)
+    if not written:
+        return {}
+    heard = replace(splits, training=beside(splits.training, written))
+    rest = phase(config, "untranscribed", config.steps, started_s)
+    return {**found, "untranscribed_log": steps_of(accelerator, rest, model, processor, features, heard, again=True)}
+
+
 def run(accelerator, config: MethodConfig) -> dict:
     """Trains, tests on the new language and on those that were there before.
 
@@ -135,17 +176,15 @@ def run(accelerator, config: MethodConfig) -> dict:
     teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, started_s)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
-    rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
-    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
     trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model, config) / 1024
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
     rest = replace(config, max_minutes=minutes_left(config, started_s))
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, rest, teacher, stage="method")
-    turns.use_average()
+    log = steps_of(accelerator, rest, model, processor, features, splits, teacher)
+    of_untranscribed = on_untranscribed(accelerator, config, model, processor, features, splits, more, started_s)
     keep_text(accelerator, model, config.language, splits, config, more)
     return {
         **facts, "config": as_record(config), "minutes": minutes_of(splits.training), "trainable": trainable,
-        "kilobytes": round(kilobytes, 1), "log": log, **of_teacher,
+        "kilobytes": round(kilobytes, 1), "log": log, **of_teacher, **of_untranscribed,
         **measured(accelerator, model, processor, features, splits),
         "old_languages_before": old_before, "old_languages_after": tested(accelerator, model, processor, features, old, greedy=True),
     }  # fmt: skip

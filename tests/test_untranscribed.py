@@ -15,6 +15,7 @@ from test_processes import one, two
 from test_runs import base  # noqa: F401  the fixture
 from test_training import corpus  # noqa: F401  the fixture
 
+from benchmarks import methods
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import assembly_part
 from training import adapt_language
@@ -179,3 +180,32 @@ def test_untranscribed_recordings_are_refused_of_a_language_that_does_not_read_y
     with pytest.raises(SystemExit):
         adapt_language.main(["--model", "m", "--data", "d", "--language", "xx", "--out", "o", "--untranscribed", "folder"])
     assert "--untranscribed: got ['folder']; allowed: beside --refine, since a language has to read before it writes" in capsys.readouterr().err
+
+
+def test_a_method_that_others_use_trains_on_with_what_it_wrote_down_too(corpus, reader, tmp_path, monkeypatch, unheard):  # noqa: F811
+    runs, (plain, added) = [], (methods.train, methods.add_language)
+
+    def watched(accelerator, model, processor, features, turns, clips, *args, **named):
+        moving = {name for name, value in model.named_parameters() if value.requires_grad}
+        log = plain(accelerator, model, processor, features, turns, clips, *args, **named)
+        runs.append((clips, moving, dict(zip((group["name"] for group in turns.optimizer.param_groups), turns.base_lrs))))
+        return log
+
+    def reading(model, *args):
+        added(model, *args)
+        with torch.no_grad():
+            model.assemblies["es"].head.weight.normal_(0, 3), model.assemblies["es"].head.bias[0].sub_(3)  # of the blank: it reads letters in any noise
+
+    monkeypatch.setattr(methods, "train", watched)
+    monkeypatch.setattr(methods, "add_language", reading)
+    methods.main([
+        "--method", "lora", "--model", str(reader), "--data", str(corpus / "manifest.jsonl"), "--language", "es", "--untranscribed", str(unheard), "--out", str(tmp_path),
+        "--steps", "2", "--evaluate_every", "2", "--init", "random", "--features_cache", str(tmp_path / "cache"),
+    ])  # fmt: skip
+    (first, moved, rates), (second, moved_on, rates_on) = runs
+    trained = {(Path(row["audio"]), row["text"]) for row in rows_of(tmp_path) if row["trained"]}
+    assert trained and {(clip.audio, clip.text) for clip in second} == trained | {(clip.audio, clip.text) for clip in first}
+    assert not any(clip.audio.is_relative_to(unheard) for clip in first) and moved == moved_on and any("lora_" in name for name in moved)
+    assert rates == {**rates_on, "head": 5e-3} and rates_on["head"] == 1e-3
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert result["untranscribed"]["trained"] == len(trained) and result["minutes"] == {"es": pytest.approx(0.08, abs=0.02)}

@@ -98,9 +98,13 @@ class AdaptConfig(PartsConfig):
             raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
         if self.assembly and not self.refine:
             raise ValueError(f"--assembly: got {self.assembly!r}; allowed: beside --refine, which trains it on.")
-        if self.untranscribed and not self.refine:
+        if self.untranscribed and not self.reads_first():
             raise ValueError(f"--untranscribed: got {self.untranscribed}; allowed: beside --refine, since a language has to read before it writes. Train it on what is "
                              "transcribed first, then: --refine --assembly THAT_RUN/assembly.")  # fmt: skip
+
+    def reads_first(self) -> bool:
+        """Whether the language has trained before it meets what nobody transcribed."""
+        return self.refine
 
 
 def further_sentences(config: AdaptConfig) -> list[str]:
