@@ -156,6 +156,12 @@ def default_card(config) -> str:
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
+def said_of(config, facts: dict) -> dict:
+    """What was said of a language when its file was written (figures, minutes), beside what the file says of itself."""
+    own = {*config.entry_of(facts), *SIZES, "language", "num_specialists", "sparsity", "base", "base_revision", "fingerprint"}
+    return {name: value for name, value in facts.items() if name not in own}
+
+
 def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
     """The part of an assembly repo's card that its `assembly_config.json` says."""
     code, first = next(iter(listed.items()))

@@ -88,7 +88,9 @@ def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, mo
     MasterASRProcessor.from_model(model).save_pretrained(tmp_path / "model")
     model = MasterASRForCTC.from_pretrained(tmp_path / "model")
     model.add_language("es", vocab("abñ"))
-    model.save_assembly("es", tmp_path / "es", cer=9.8)
+    said = {"cer": 9.8, "wer": 30.1, "greedy": False, "known": 3, "minutes": {"es": 10.0}, "untranscribed_minutes": {"es": 63.0}, "of_a_stranger": "his notes"}
+    model.set_text("es", ["ab añ " * 30])
+    model.save_assembly("es", tmp_path / "es", **said)
     (tmp_path / "card").mkdir()
     (tmp_path / "card/README.md").write_text("# THIS_REPO\n![x](x.png)")
     (tmp_path / "card/x.png").write_bytes(b"a picture")
@@ -97,6 +99,10 @@ def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, mo
     push_to_hub.main(["--model", "tester/m", "--assembly", str(tmp_path / "es"), "--repo", "tester/m-es"])
     assert "32 bits of gates" in capsys.readouterr().out
     assert MasterASRForCTC.from_pretrained("tester/m", assemblies=["tester/m-es"]).languages == ["en", "fr", "ru", "es"]
+    facts = json.loads(hub.files("tester/m-es")["assembly_config.json"])["assemblies"]["es"]
+    assert {name: facts[name] for name in said} == said and facts["base"] == "tester/m"  # all that was said of it, and the base as others find it
+    card = hub.files("tester/m-es")["README.md"].decode()
+    assert "| 9.8* | 10.0 + 63.0† |" in card and "the figure flatters" in card and "Minutes that nobody transcribed" in card and "read with these in mind" in card
 
 
 def test_the_script_names_the_base_of_a_language_made_on_a_folder(hub, tmp_path, monkeypatch, capsys):

@@ -17,10 +17,8 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
     import training  # noqa: F401  # says which packages are missing
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.hub_master_asr import fetch_assembly
+from modeling_master_asr.hub_master_asr import fetch_assembly, said_of
 from training.loop.models import folder_or_id, model_argument, processor_of
-
-OWN_FACTS = ("cer", "wer", "minutes")  # of a trained assembly, worth carrying to its card
 
 
 def push_model(model, args) -> str:
@@ -33,8 +31,7 @@ def push_assembly(model, args) -> str:
     language, sizes, _ = fetch_assembly(args.assembly, args.language)
     in_its_place = ", replace=True" if language in model.languages else ""
     model.load_assembly(args.assembly, language, replace=True)
-    facts = {name: sizes[name] for name in OWN_FACTS if name in sizes}
-    info = model.push_assembly_to_hub(language, args.repo, private=args.private, base=args.base, **facts)
+    info = model.push_assembly_to_hub(language, args.repo, private=args.private, base=args.base, **said_of(model.config, sizes))
     return (
         f"Pushed {info.oid}: {sizes['gate_bits']} bits of gates, a head of {sizes['head_kilobytes']} KB, {sizes['kilobytes']} KB in all.\n"
         f"Next: model.load_assembly('{args.repo}', language='{language}'{in_its_place})"
