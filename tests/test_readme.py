@@ -137,6 +137,7 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "LoRA on all layers, twelve times as large, makes fewer on test ({:.1f} %)": lambda: [mean("lora_all")],
     "is {:.1f} points behind `best` on validation and level on test": lambda: means(ahead("lora_all"))[:1],
     "ahead with {} of {} seeds on validation and {} of {} on test": seeds_ahead,
+    "a request of three seconds costs it {:.0f} times as much": lambda: [request("Whisper-base with its decoder", "ratio")],
     "at {:.0f} times the cost of a request of three seconds": lambda: [request("Whisper-base with its decoder", "ratio")],
     "For this speed {:.0f} MB of assembled weights": lambda: [kept_mb()],
     "are read with {:.0f} % of the letters wrong by the shipped recipe trained without them; after 81 minutes of thirteen others and 5,000 steps with {:.0f} %, and with all the sentences at hand {:.0f} % (two seeds); Whisper base makes {:.0f} % there, {:.0f} %":
