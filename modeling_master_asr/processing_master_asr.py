@@ -44,7 +44,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         if not isinstance(tokenizer, Wav2Vec2CTCTokenizer) and is_nested(vocabs):  # a stock one, read from a folder
             tokenizer = nested_tokenizer(vocabs, tokenizer.target_lang)
         super().__init__(feature_extractor, tokenizer)
-        self._by_language: dict[str, Wav2Vec2CTCTokenizer] = {}
+        self._by_language: dict[str, tuple[dict[str, int], Wav2Vec2CTCTokenizer]] = {}  # and the alphabet that it was made of
         self._warned: set[tuple[str, str]] = set()  # (language, character) that was said to be unknown
 
     @classmethod
@@ -98,7 +98,6 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         if language in self.vocabs and self.vocabs[language] != vocab:
             raise ValueError(f"Language {language!r} is already there with another alphabet. Remove it first: processor.remove_language({language!r}).")
         self.tokenizer = nested_tokenizer({**self.vocabs, language: vocab}, self.tokenizer.target_lang)
-        self._by_language.pop(language, None)
 
     def remove_language(self, language: str) -> None:
         """Deletes an alphabet.
@@ -108,7 +107,6 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """
         self.tokenizer_of(language)
         self.tokenizer = nested_tokenizer({code: vocab for code, vocab in self.vocabs.items() if code != language}, self.tokenizer.target_lang)
-        self._by_language.pop(language, None)
 
     def tokenizer_of(self, language: str) -> Wav2Vec2CTCTokenizer:
         """The stock tokenizer of one language.
@@ -120,9 +118,10 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             raise KeyError(
                 f"No alphabet for language {language!r}. Known: {self.languages}. Add it with processor.add_language(...)."
             )
-        if language not in self._by_language:
-            self._by_language[language] = nested_tokenizer({language: self.vocabs[language]})
-        return self._by_language[language]
+        made_of, tokenizer = self._by_language.get(language, (None, None))
+        if made_of is not self.vocabs[language]:  # nor where `tokenizer` was replaced by another
+            made_of, tokenizer = self._by_language[language] = self.vocabs[language], nested_tokenizer({language: self.vocabs[language]})
+        return tokenizer
 
     def check_model(self, model, languages: Optional[list[str]] = None) -> None:
         """Refuses a model whose alphabets or inputs are not these: its text would be silently wrong.
@@ -181,7 +180,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         Raises:
             ValueError: for a clip so short that nothing can be normalised.
         """
-        with np.errstate(invalid="ignore"), without_warnings() if len(samples) < 2 * MIN_SAMPLES else nullcontext():
+        # outside of any autocast, which would round the filters of mels
+        with torch.autocast("cpu", enabled=False), np.errstate(invalid="ignore"), without_warnings() if len(samples) < 2 * MIN_SAMPLES else nullcontext():
             features = family_reading(self.feature_extractor).features(self.feature_extractor, samples)
         if not np.isfinite(features).all():
             raise ValueError(f"{len(samples)} samples are too short for a {type(self.feature_extractor).__name__}: its features are not numbers.")
@@ -201,15 +201,16 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """Pads clips with zeros to one length; `attention_mask` is 1 on speech. Labels are padded with -100 beside clips.
 
         Args:
-            features: clips' `features`, or dicts that hold them under the model's input name, as in Transformers' collators.
-            labels: label ids `(L,)`, or dicts with `input_ids`; alone they give `input_ids` and their own `attention_mask`.
+            features: clips' `features`, or dicts that hold them under the model's input name, as in Transformers' collators; with an
+                `attention_mask` they were padded before, and are read as far as their speech.
+            labels: label ids `(L,)`, or dicts with `input_ids` and perhaps a mask; alone they give `input_ids` and their own `attention_mask`.
             padding: True or "longest"; "max_length"; False: a list of clips at their true lengths.
             max_length, pad_to_multiple_of: along time, in samples or in frames of features.
             return_tensors: "pt", "np", or None for lists of arrays.
             input_features: another name for `features`, as in Transformers.
 
         Raises:
-            ValueError, TypeError: for a combination that cannot be, naming what works.
+            ValueError, TypeError: for a combination that cannot be, naming what works; for padding before or amid speech.
         """
         check_keywords(kwargs)
         features = input_features if features is None else features
@@ -217,11 +218,11 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         batch = BatchFeature()
         if features is not None:
             name = self.feature_extractor.model_input_names[0]
-            clips = [np.asarray(f[name] if isinstance(f, Mapping) else f, dtype=np.float32) for f in as_list(features)]
             axis = family_reading(self.feature_extractor).time_axis
+            clips = [row_of(f, name, axis, np.float32) for f in as_list(features)]
             batch[name], batch["attention_mask"] = pad_rows(clips, axis, 0.0, **how)
         if labels is not None:
-            rows = [np.asarray(row["input_ids"] if isinstance(row, Mapping) else row, dtype=np.int64).reshape(-1) for row in as_list(labels)]
+            rows = [row_of(row, "input_ids", 0, np.int64).reshape(-1) for row in as_list(labels)]
             if features is not None and len(rows) != len(clips):
                 raise ValueError(f"{len(rows)} rows of labels for {len(clips)} clips: each clip has its own.")
             how |= {"max_length": None, "padding": bool(padding), "pad_to_multiple_of": None} if features is not None else {}
@@ -329,10 +330,15 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
                 and with them the second of two equal letters.
 
         Raises:
-            ValueError, KeyError: for a missing or unknown language.
+            ValueError, KeyError: for a missing or unknown language; for ids that its alphabet has no token for.
         """
         code = self._codes(language, 1)[0]
         alphabet, ids = self.vocabs[self._known(code)], torch.as_tensor(token_ids)
+        if ids.numel() and ids.max() >= len(alphabet):
+            raise ValueError(
+                f"token_ids: got {int(ids.max())}; the alphabet of {code!r} has {len(alphabet)} tokens. Is the processor older than the model? Make it anew: "
+                "MasterASRProcessor.from_model(model)."
+            )
         unheard = (ids < 0) | (ids == alphabet[UNK_TOKEN]) if kwargs.pop("skip_special_tokens", False) else ids < 0
         ids = torch.where(unheard, alphabet[PAD_TOKEN], ids)
         return self.tokenizer_of(code).decode(ids, **kwargs)
@@ -478,6 +484,26 @@ def check_keywords(kwargs: dict) -> None:
             f"Unknown arguments {sorted(given)}. The processor takes audio, text, language, sampling_rate, padding (True, 'longest', "
             "'max_length', False), max_length, pad_to_multiple_of and return_tensors ('pt', 'np', None)."
         )
+
+
+def row_of(given, name: str, axis: int, dtype) -> np.ndarray:
+    """An array, or what a mapping holds under `name`, up to the end that its `attention_mask` gives it.
+
+    Raises:
+        ValueError: for a mask of another length, or with padding elsewhere than at the end.
+    """
+    if not isinstance(given, Mapping):
+        return np.asarray(given, dtype=dtype)
+    row = np.asarray(given[name], dtype=dtype)
+    if given.get("attention_mask") is None:
+        return row
+    mask = np.asarray(given["attention_mask"]) != 0
+    end = int(mask.sum())
+    if mask.shape != (row.shape[axis],) or not mask[:end].all():
+        raise ValueError(
+            f"attention_mask: got one of shape {mask.shape} with {end} ones beside {name} of shape {row.shape}; allowed: a value for each step of axis {axis}, ones and then zeros."
+        )
+    return row.take(range(end), axis)
 
 
 def pad_rows(rows: list[np.ndarray], axis: int, value, padding=True, max_length=None, pad_to_multiple_of=None, return_tensors="pt") -> tuple:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from modeling_master_asr import MasterASRProcessor
 from modeling_master_asr.audio_master_asr import decode_audio
+from modeling_master_asr.processing_master_asr import nested_tokenizer
 from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics
 
 CLIP = np.sin(np.arange(8000) / 20).astype(np.float32)
@@ -382,3 +383,36 @@ def test_what_is_said_of_a_recording_can_be_followed_and_names_it(processor, tmp
 def test_a_trainer_that_dropped_the_columns_is_told_how_to_keep_them(processor):
     with pytest.raises(KeyError, match=r"no \['audio', 'text'\]; it has \['language'\].*remove_unused_columns=False"):
         ClipCollator(processor)([{"language": "fr"}])
+
+
+def test_a_tokenizer_that_is_put_into_the_place_of_anothers_is_the_one_that_decodes():
+    processor = MasterASRProcessor.from_model(tiny_model())
+    assert processor.decode([3, 0, 6], "fr") == "aé"
+    grown = {**processor.vocabs["fr"], "ç": len(processor.vocabs["fr"])}
+    with pytest.raises(ValueError, match=rf"token_ids: got {grown['ç']}; the alphabet of 'fr' has {grown['ç']} tokens. Is the processor older than the model\?.*from_model"):
+        processor.decode([3, 0, grown["ç"]], "fr")
+    processor.tokenizer = nested_tokenizer({**processor.vocabs, "fr": grown}, "en")
+    assert processor.decode([3, 0, grown["ç"]], "fr") == "aç" and processor.tokenizer_of("fr") is processor.tokenizer_of("fr")
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "whisper"])
+def test_clips_that_were_padded_before_are_padded_again_as_if_they_had_not_been(family):
+    processor = MasterASRProcessor.from_model(tiny_model(family))
+    clips = [np.random.default_rng(i).standard_normal(n).astype(np.float32) for i, n in enumerate((4_000, 6_400, 16_000))]
+    name, once = processor.model_input_names[0], processor(clips, sampling_rate=16_000)
+    rows = [{name: once[name][i], "attention_mask": once["attention_mask"][i]} for i in range(2)]
+    again, fresh = processor.pad(rows), processor(clips[:2], sampling_rate=16_000)
+    assert torch.equal(again[name], fresh[name]) and torch.equal(again["attention_mask"], fresh["attention_mask"])
+    texts = processor.pad(labels=[[3, 6], [3]])
+    rows = [{"input_ids": ids, "attention_mask": mask} for ids, mask in zip(texts["input_ids"], texts["attention_mask"])]
+    assert processor.pad(labels=rows)["attention_mask"].tolist() == [[1, 1], [1, 0]] and processor.pad(again[name], labels=rows)["labels"][1, 1] == -100
+    for mask in (once["attention_mask"][0].flip(0), once["attention_mask"][0][1:]):
+        with pytest.raises(ValueError, match="attention_mask: got one of shape .* ones and then zeros"):
+            processor.pad([{name: once[name][0], "attention_mask": mask}])
+
+
+def test_features_are_the_same_within_autocast():
+    processor, samples = MasterASRProcessor.from_model(tiny_model("whisper")), np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = processor.features(samples)
+    assert np.array_equal(within, processor.features(samples))

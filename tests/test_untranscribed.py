@@ -18,7 +18,7 @@ from test_training import corpus  # noqa: F401  the fixture
 from benchmarks import methods
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import assembly_part
-from training import adapt_language
+from training import adapt_language, evaluate
 from training.loop import checkpoints, untranscribed
 from training.loop.data import Clip, NothingToRead
 from training.loop.optim import Turns
@@ -162,6 +162,29 @@ def test_a_run_that_is_not_resumed_writes_anew(corpus, reader, tmp_path, unheard
     tmp_path.joinpath("untranscribed.jsonl").write_text("of a run that was killed before its first checkpoint")
     refine(corpus, reader, tmp_path, unheard, "--steps", "1", "--evaluate_every", "1")
     assert rows_of(tmp_path)
+
+
+def test_a_run_that_is_resumed_before_its_first_checkpoint_hears_what_it_is_given_now(corpus, reader, tmp_path, unheard, monkeypatch):  # noqa: F811
+    def killed(*args, **kwargs):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt_language, "train", killed)
+        with pytest.raises(MemoryError):
+            refine(corpus, reader, tmp_path, unheard / "deep")
+    assert {Path(row["audio"]).name for row in rows_of(tmp_path)} <= {"again.wav", "c.flac", "link.wav"}
+    refine(corpus, reader, tmp_path, unheard / "d.wav", "--resume", "--steps", "1", "--evaluate_every", "1")
+    assert [Path(row["audio"]).name for row in rows_of(tmp_path)] == ["d.wav"]
+
+
+def test_a_language_whose_alphabet_grows_after_it_has_written_reads_its_new_letters(corpus, reader, tmp_path, unheard):  # noqa: F811
+    more = tmp_path / "data"
+    shutil.copytree(corpus, more, ignore=shutil.ignore_patterns("reader", "unheard", "run*"))
+    lines = [json.loads(line) for line in (more / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    (more / "manifest.jsonl").write_text("".join(json.dumps(line | {"text": line["text"].replace("é", "ñ")} if line["language"] == "fr" else line) + "\n" for line in lines))
+    result = refine(more, reader, tmp_path / "run", unheard)
+    evaluate.main(["--model", str(reader), "--assembly", str(tmp_path / "run/assembly"), "--data", str(more / "manifest.jsonl"), "--languages", "fr", "--greedy", "--out", str(tmp_path / "again.json")])
+    assert result["test"]["macro"] == json.loads((tmp_path / "again.json").read_text())["macro"]
 
 
 def test_two_processes_write_what_one_writes(corpus, reader, tmp_path, unheard):  # noqa: F811

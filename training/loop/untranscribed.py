@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from training.loop import checkpoints
 from training.loop.augment import SPEEDS
 from training.loop.data import Clip, Collator, NothingToRead, has_frames
 from training.loop.metrics import edits_of, transcribe_clips
@@ -132,7 +133,8 @@ def written_down(accelerator, config, model, processor, features, splits) -> tup
     clips, left = recordings(config.untranscribed, transcribed, config.language, config.min_s, config.max_s)
     for reason, count in left.items():
         accelerator.print(f"untranscribed: {count} recordings are left out: they {reason}.")
-    if config.resume and (config.out / FILE).is_file():  # as the steps before had them
+    begun = checkpoints.listed(config.out) or checkpoints.listed(config.out / "teacher")  # which compare their settings with these
+    if config.resume and begun and (config.out / FILE).is_file():  # as the steps before had them
         kept = read_trained(config.out / FILE)
     else:
         written = write_down(accelerator, model, processor, features, clips)
