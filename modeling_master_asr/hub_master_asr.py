@@ -429,7 +429,7 @@ class HubMixin:
                 of Transformers' own is on.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
-        if unknown := sorted(set(save_kwargs) - {"max_shard_size", "variant", "safe_serialization"}):
+        if unknown := sorted(set(save_kwargs) - {"max_shard_size", "variant"}):
             raise TypeError(f"push_to_hub: got {unknown}; allowed: what its docstring names, and max_shard_size and variant, which save_pretrained takes.")
         if getattr(self, "_hf_peft_config_loaded", False):
             raise ValueError(
