@@ -429,13 +429,7 @@ class HubMixin:
                 of Transformers' own is on.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
-        if unknown := sorted(set(save_kwargs) - {"max_shard_size", "variant"}):
-            raise TypeError(f"push_to_hub: got {unknown}; allowed: what its docstring names, and max_shard_size and variant, which save_pretrained takes.")
-        if getattr(self, "_hf_peft_config_loaded", False):
-            raise ValueError(
-                "Transformers' own adapter is on, and would be written alone, without this model. Write it with save_pretrained(folder) and upload the folder, or "
-                "delete_adapter(name) first."
-            )
+        self._check_push(save_kwargs)
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
         self.config.name_sentences(self.languages)
@@ -450,18 +444,7 @@ class HubMixin:
         before = self.master_asr.stored, self.config.fingerprint
         with TemporaryDirectory() as folder:
             try:
-                self.save_pretrained(folder, **save_kwargs)
-                written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["fingerprint"]
-                processor.save_pretrained(folder)
-                if isinstance(card, Path):
-                    beside, card = card.parent, card.read_text(encoding="utf-8")
-                    for name, picture in pictures_of(card, beside).items():
-                        (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copy(picture, Path(folder) / name)
-                if card is not None and tags:
-                    card = with_tags(card, tags)
-                if card is not None:
-                    ModelCard(card.replace("THIS_REPO", repo_id), ignore_metadata_errors=True).save(Path(folder) / CARD_NAME)
+                written = self._write_repo(Path(folder), repo_id, processor, card, tags, **save_kwargs)
                 message = commit_message or f"Master-ASR with {', '.join(self.config.languages)}"
                 info = upload(api, folder, repo_id, message, parent=head, revision=revision, create_pr=create_pr, description=commit_description)
             except BaseException:
@@ -472,3 +455,36 @@ class HubMixin:
         self.master_asr.remember(StoredBase(repo_id, info.oid, written, on_hub=True))  # assemblies saved from now on name it
         self.config.name_or_path = repo_id
         return info
+
+    def _check_push(self, save_kwargs: dict) -> None:
+        """Refuses, before anything is created, what `push_to_hub` would ignore or leave out.
+
+        Raises:
+            TypeError: for a keyword that nothing reads.
+            ValueError: while an adapter of Transformers' own is on.
+        """
+        if unknown := sorted(set(save_kwargs) - {"max_shard_size", "variant"}):
+            raise TypeError(f"push_to_hub: got {unknown}; allowed: what its docstring names, and max_shard_size and variant, which save_pretrained takes.")
+        if getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "Transformers' own adapter is on, and would be written alone, without this model. Write it with save_pretrained(folder) and upload the folder, or "
+                "delete_adapter(name) first."
+            )
+
+    def _write_repo(
+        self, folder: Path, repo_id: str, processor: MasterASRProcessor, card: Union[str, Path, None], tags: Optional[list[str]], **save_kwargs
+    ) -> str:  # fmt: skip
+        """Writes all that `push_to_hub` uploads, and returns the fingerprint in it."""
+        self.save_pretrained(folder, **save_kwargs)
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))["fingerprint"]
+        processor.save_pretrained(folder)
+        if isinstance(card, Path):
+            beside, card = card.parent, card.read_text(encoding="utf-8")
+            for name, picture in pictures_of(card, beside).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, folder / name)
+        if card is not None and tags:
+            card = with_tags(card, tags)
+        if card is not None:
+            ModelCard(card.replace("THIS_REPO", repo_id), ignore_metadata_errors=True).save(folder / CARD_NAME)
+        return written
