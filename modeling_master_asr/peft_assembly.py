@@ -22,7 +22,7 @@ from .assembly_master_asr import Assemblies, LanguageAssembly, read_tensors
 from .base_master_asr import check_base
 from .configuration_master_asr import DEFAULT_PRESET, check_text, from_preset
 from .hub_master_asr import fetch_assembly
-from .languages_master_asr import spell_sentences
+from .text_master_asr import spell_sentences
 
 
 def _extend_peft_type(name: str) -> PeftType:
