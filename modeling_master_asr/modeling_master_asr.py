@@ -100,7 +100,7 @@ class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
         )
 
 
-class Taken:
+class Owned:
     """What the languages of a call own, looked up once: the encoder, the heads and every group of a batch read the same, whatever another thread replaces.
 
     A class of its own: accelerate's hooks would move modules that a dict among a call's arguments holds.
@@ -207,7 +207,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         input_features: Optional[torch.Tensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
         language: Languages = None,
-        taken: Optional[Taken] = None,
+        owned: Optional[Owned] = None,
         **kwargs,
     ) -> BaseModelOutput:
         """Encodes a batch, every clip with the weights of its own language.
@@ -216,8 +216,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             input_values: `(B, samples)`, or
             input_features: `(B, mels, frames)` (Whisper) or `(B, frames, features)` (wav2vec2-BERT).
             attention_mask: `(B, samples or frames)`, 1 where there is speech.
-            language: one code, or one for each clip; None: the default, or the only one loaded.
-            taken: what these languages own, where the caller reads it too; None: what they own now.
+            language: one code, or one for each clip; None: the default, or the only one loaded. With `owned`: one for each clip.
+            owned: what these languages own, where the caller reads it too; None: what they own now.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what else the encoder's stock class names.
 
         Returns:
@@ -234,11 +234,12 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
                 "torch.export.export(model.materialize(language), ...), or python -m training.export_onnx for ONNX."
             )
         inputs = self.check_inputs(input_values, input_features)
-        codes = self.resolve_languages(language, len(inputs)) if taken is None else language
-        taken = Taken(self.assemblies, codes) if taken is None else taken
-        groups = self._groups(codes, attention_mask)
+        if owned is None:
+            language = self.resolve_languages(language, len(inputs))  # from here on one code a clip
+            owned = Owned(self.assemblies, language)
+        groups = self._groups(language, attention_mask)
         if len(groups) == 1 and groups[0][1] is None:
-            return self._encode(inputs, attention_mask, codes[0], taken, **kwargs)
+            return self._encode(inputs, attention_mask, language[0], owned, **kwargs)
         pieces, order = [], []
         for clips, length in groups:
             index = torch.tensor(clips, device=inputs.device)
@@ -246,7 +247,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             piece = inputs[index]
             if length is not None:  # equal lengths: no padding at all
                 piece, mask = piece.narrow(self.family.time_axis, 0, length), mask[:, :length]
-            pieces.append(self._encode(piece, mask, codes[clips[0]], taken, **kwargs))
+            pieces.append(self._encode(piece, mask, language[clips[0]], owned, **kwargs))
             order += clips
         return _merge(pieces, order)
 
@@ -292,21 +293,21 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             groups.setdefault(key, []).append(clip)
         return [(clips, length) for (_, length), clips in groups.items()]
 
-    def _encode(self, inputs, attention_mask, language: str, taken: Taken, **kwargs) -> BaseModelOutput:
+    def _encode(self, inputs, attention_mask, language: str, owned: Owned, **kwargs) -> BaseModelOutput:
         asked = {name: getattr(self.config, name, None) for name in ("output_hidden_states", "output_attentions")}
         kwargs = {name: value for name, value in asked.items() if value} | kwargs
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
         if torch.compiler.is_compiling():
-            weights = self._assembled_parameters(language, taken)
+            weights = self._assembled_parameters(language, owned)
             with weights_in_their_places():
                 return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
-        with assembled_as(self.assembled(language, taken.assemblies[language])):
+        with assembled_as(self.assembled(language, owned.assemblies[language])):
             return self.backbone(inputs, **kwargs)
 
     @torch.compiler.disable
-    def _assembled_parameters(self, language: str, taken: Taken) -> dict[str, torch.Tensor]:
+    def _assembled_parameters(self, language: str, owned: Owned) -> dict[str, torch.Tensor]:
         """`{name in the backbone: the language's own}`: torch.compile cannot trace the selection of masks, and need not."""
-        assembled, named = self.assembled(language, taken.assemblies[language]), dict(self.backbone.named_modules())
+        assembled, named = self.assembled(language, owned.assemblies[language]), dict(self.backbone.named_modules())
         layers = {name: named[name] for name in named if named[name] in self.layout.place}
         read = {f"{name}.{kind}": assembled.parameter(layer, kind) for name, layer in layers.items() for kind in ("weight", "bias")}
         return {name: value for name, value in read.items() if value is not None}
@@ -396,9 +397,9 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         codes = self.master_asr.resolve_languages(language, len(inputs))
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
-        taken = Taken(self.assemblies, codes)
-        vocabs = {} if labels is None else {code: self.config.vocab(code) for code in taken.assemblies}
-        outputs = self.master_asr(input_values, input_features, attention_mask, codes, taken, return_dict=True, **kwargs)
+        owned = Owned(self.assemblies, codes)
+        vocabs = {} if labels is None else {code: self.config.vocab(code) for code in owned.assemblies}
+        outputs = self.master_asr(input_values, input_features, attention_mask, codes, owned, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         clips_of: dict[str, list[int]] = {}
         for clip, code in enumerate(codes):
@@ -406,7 +407,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         pieces = {}  # language -> (b, T, V of that language)
         for code, clips in clips_of.items():
             of_language = hidden_states if len(clips_of) == 1 else hidden_states[clips]
-            head = taken.assemblies[code].head
+            head = owned.assemblies[code].head
             pieces[code] = head(of_language.to(head.bias.dtype))  # float32 under a half-precision encoder
         frames = self.master_asr.frame_counts(inputs, attention_mask)
         loss = None
