@@ -313,13 +313,13 @@ class HubMixin:
             self.check_is_own(language, "makes place as one: peft_model.delete_adapter(name)")
         config = self.config.with_assembly(language, self.config.entry_of(facts), source, replaces)
         with torch.device("meta"):  # names and shapes alone, no memory
-            assembly = self.master_asr._new_assembly(language, config)
+            assembly = self.master_asr.new_assembly(language, config)
         wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
         check_base(facts, self.master_asr, source)
         assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
         self._register(language, assembly.to(device=self.device, dtype=torch.float32), config)
         if replaces:
-            self.master_asr._masks.forget()
+            self.master_asr.forget_masks()
         return language
 
     def push_assembly_to_hub(

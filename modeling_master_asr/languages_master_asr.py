@@ -125,7 +125,7 @@ class LanguageMixin:
     @torch.no_grad()
     def _start(self, language: str, source: Optional[str], config: MasterASRConfig) -> LanguageAssembly:
         """A new assembly of the language's entry in `config`, in its place in the model, started from the assembly of `source`."""
-        assembly = self.master_asr._new_assembly(language, config)
+        assembly = self.master_asr.new_assembly(language, config)
         for module in assembly.modules():
             self._init_weights(module)
         if source is not None:
@@ -178,7 +178,7 @@ class LanguageMixin:
             raise ValueError(f"A PEFT adapter is on {language!r}. Take it off first: peft_model.unload().")
         config = self.config.with_assembly(language, {"vocab": vocab, "text": self.config.text(language), **owned}, replace=True)
         assembly = self._start(language, language, config)
-        self.master_asr._masks.forget()
+        self.master_asr.forget_masks()
         return assembly
 
     def check_is_own(self, language: str, instead: str) -> None:
@@ -204,7 +204,7 @@ class LanguageMixin:
         del self.assemblies[language]
         if self.config.default_language == language:
             self.config.default_language = None
-        self.master_asr._masks.forget()
+        self.master_asr.forget_masks()
 
     # ------------------------------------------------------------------ what is written
 

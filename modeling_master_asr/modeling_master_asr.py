@@ -124,14 +124,20 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         self.character_bank = CharacterBank(hidden, len(config.character_bank)) if config.character_bank else None
         self.assemblies = Assemblies()
         for language in config.languages:
-            self.assemblies[language] = self._new_assembly(language)
+            self.assemblies[language] = self.new_assembly(language)
         named = inspect.signature(self.backbone.forward).parameters.values()
         self._encoder_keywords = frozenset(p.name for p in list(named)[1:] if p.kind is p.POSITIONAL_OR_KEYWORD) - {"attention_mask"}
         self._masks = MaskStore()
         self._is_sharded = False
         self.post_init()
 
-    def _new_assembly(self, language: str, config: Optional[MasterASRConfig] = None) -> LanguageAssembly:
+    def new_assembly(self, language: str, config: Optional[MasterASRConfig] = None) -> LanguageAssembly:
+        """A fresh assembly of a language's entry in `config` (None: the model's own), in float32: without first values, and in no place of the model yet.
+
+        Raises:
+            KeyError: if there is no such entry.
+            ValueError: for a rank that the smallest matrix of a part does not have.
+        """
         return LanguageAssembly(config or self.config, language, self.layout, self.family.hidden_size(self.config.backbone_config), self).float()
 
     @property
@@ -176,9 +182,18 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         store = None if self._is_sharded or elsewhere else self._masks
         return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
 
+    @property
+    def masks(self) -> MaskStore:
+        """What was selected and assembled before."""
+        return self._masks
+
+    def forget_masks(self) -> None:
+        """Drops what was kept of masks and assembled weights: for whoever replaces or removes what a language owns."""
+        self._masks.forget()
+
     def _forget(self) -> None:
         """Drops what was kept of masks, weights and the fingerprint: called by everything that may write to what they are made of."""
-        self._masks.forget()
+        self.forget_masks()
         self.forget_fingerprint()
 
     def train(self, mode: bool = True):
