@@ -61,6 +61,7 @@ def load_pretrained_backbone(
 
     Raises:
         FileNotFoundError: for a folder that is not there.
+        ValueError: for an unknown family, or a `num_layers` below 1 or above the layers that there are.
     """
     check_folder(str(id_or_path))
     config = AutoConfig.from_pretrained(id_or_path, **kwargs)

@@ -133,6 +133,7 @@ def hub_codes(languages: Iterable[str]) -> list[str]:
 
 
 def card_data(languages: Iterable[str], **facts) -> ModelCardData:
+    """The metadata of a card: what all of ours say, and `facts`."""
     return ModelCardData(library_name="transformers", pipeline_tag=PIPELINE_TASK, language=hub_codes(languages), **facts)
 
 
@@ -420,6 +421,8 @@ class HubMixin:
         Args:
             processor: None: the model's own, `MasterASRProcessor.from_model(model)`.
             card: text of README.md, or its path (the pictures that it shows go along); None keeps the repo's, or writes a short one.
+            revision: a branch, made if it is not there.
+            create_pr: whether to propose the commit in place of making it.
             tags: further ones of the card.
             save_kwargs: of `save_pretrained`: `max_shard_size`, `variant`.
 

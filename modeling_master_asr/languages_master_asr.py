@@ -217,6 +217,7 @@ class LanguageMixin:
         Args:
             sentences: as people write them; each is spelled with the language's alphabet and kept once. Those with a letter, digit or sign
                 that it lacks are left out, since nobody could be heard saying them.
+            raw: False for sentences that were normalised already, whose apostrophes are all letters.
 
         Raises:
             KeyError: if it is not loaded.
@@ -342,6 +343,7 @@ class LanguageMixin:
 
         Raises:
             KeyError: if the language is not loaded.
+            ValueError: while a PEFT adapter is on the encoder, or on a part of what the language owns.
         """
         assembly = self.assemblies[self.config.check_language(language)]
         if is_adapted(self.master_asr.backbone) or is_adapted(assembly):

@@ -241,6 +241,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         Raises:
             ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame.
             TypeError: for a keyword that nothing here reads: a misspelt `language` would be answered in the default one.
+            RuntimeError: under `torch.export`: a graph cannot select masks.
         """
         kwargs = self._known_keywords(kwargs)
         if is_exporting():  # a mask is a choice among values, which a graph does not have
@@ -476,7 +477,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
 
 
 def frames_needed(labels: torch.Tensor) -> torch.Tensor:
-    """Fewest frames CTC can spell `labels` `(B, L)` in (-100 where padded): one a label, and a blank between repeats."""
+    """Fewest frames CTC can spell `labels` `(B, L)` in (-100 where padded), `(B,)`: one a label, and a blank between repeats."""
     is_label = labels >= 0
     return is_label.sum(-1) + ((labels[:, 1:] == labels[:, :-1]) & is_label[:, 1:]).sum(-1)
 

@@ -346,7 +346,12 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 
         Args:
             language: one code, or one for each clip.
-            frames: each clip's true number of frames; past them a batch holds padding, which is not speech.
+            frames: each clip's true number of frames, `(B,)`; past them a batch holds padding, which is not speech.
+            kwargs: as in `decode`.
+
+        Raises:
+            ValueError: for a missing language, or another number of codes, or of frames, than of clips.
+            KeyError: for an unknown language.
         """
         codes = self._codes(language, len(token_ids))
         ends = [None] * len(codes) if frames is None else [int(f) for f in frames]
