@@ -351,7 +351,7 @@ class LanguageMixin:
         ctc_class = self.master_asr.family.ctc_class
         config = deepcopy(self.config.backbone_config)
         vocab = self.config.vocab(language)
-        config.vocab_size, config.pad_token_id, config.architectures = len(vocab), vocab["[PAD]"], [ctc_class.__name__]
+        config.vocab_size, config.pad_token_id, config.architectures = len(vocab), vocab[PAD_TOKEN], [ctc_class.__name__]
         config.ctc_loss_reduction, config.ctc_zero_infinity = self.config.ctc_loss_reduction, self.config.ctc_zero_infinity
         plain = ctc_class(config).to(device=self.device, dtype=self.dtype)
         state = {k: v for k, v in self.master_asr.backbone.state_dict().items() if not k.endswith(".specialists")}

@@ -31,7 +31,7 @@ from .assembly_master_asr import (
 )
 from .backbone_master_asr import family_of, keep_frozen_parts_still
 from .base_master_asr import BaseMixin, StoredMixin
-from .configuration_master_asr import MasterASRConfig
+from .configuration_master_asr import PAD_TOKEN, MasterASRConfig
 from .construction_master_asr import Construction, build_backbone
 from .hub_master_asr import HubMixin
 from .languages_master_asr import LanguageMixin
@@ -426,9 +426,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             head = owned.assemblies[code].head
             pieces[code] = head(of_language.to(head.bias.dtype))  # float32 under a half-precision encoder
         frames = self.master_asr.frame_counts(inputs, attention_mask)
-        loss = None
-        if labels is not None:
-            loss = self._ctc_loss(pieces, clips_of, labels, frames, vocabs)
+        loss = None if labels is None else self._ctc_loss(pieces, clips_of, labels, frames, vocabs)
         entries = [] if language is None or isinstance(language, str) else list(self.config.assemblies.items())  # one look: others may go meanwhile
         width = max([*(piece.shape[-1] for piece in pieces.values()), *(len(entry["vocab"]) for _, entry in entries)])
         return MasterASROutput(
@@ -444,8 +442,8 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         for code, logits in pieces.items():
             clips, vocab = clips_of[code], vocabs[code]
             targets = labels[clips]
-            if bool((targets == vocab["[PAD]"]).any()):
-                raise ValueError(f"Labels of {code!r} hold the id {vocab['[PAD]']}, [PAD], which CTC keeps for its blank. Pad labels with -100: processor.pad does.")
+            if bool((targets == vocab[PAD_TOKEN]).any()):
+                raise ValueError(f"Labels of {code!r} hold the id {vocab[PAD_TOKEN]}, {PAD_TOKEN}, which CTC keeps for its blank. Pad labels with -100: processor.pad does.")
             if targets.numel() and int(targets.max()) >= len(vocab):
                 raise ValueError(
                     f"Label id {int(targets.max())} is outside the {len(vocab)} tokens of {code!r}: "
@@ -458,7 +456,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             device = device_of_ctc(log_probs.device)
             nll = nn.functional.ctc_loss(
                 log_probs.to(device), targets[is_label].to(device), frames[clips].to(device), lengths.to(device),
-                blank=vocab["[PAD]"], reduction="none", zero_infinity=True,
+                blank=vocab[PAD_TOKEN], reduction="none", zero_infinity=True,
             ).to(log_probs.device)  # fmt: skip
             impossible = frames_needed(targets) > frames[clips]
             if bool(impossible.any()):

@@ -177,6 +177,11 @@ def _in_case(small: str, known: set[str], language: str) -> str:
     return capital if small not in known and capital in known else small
 
 
+def characters_of(alphabet: dict[str, int]) -> set[str]:
+    """What a text of an alphabet is made of: the characters of its tokens, and the space."""
+    return {" "}.union(*(token for token in alphabet if token not in SPECIAL_TOKENS))
+
+
 def tokens_of(text: str, alphabet: dict[str, int]) -> list[str]:
     """The tokens of a spelled text, the longest first ("ch" before "c"); what no token is, character by character."""
     letters = sorted((token for token in alphabet if token not in SPECIAL_TOKENS), key=len, reverse=True)
@@ -197,7 +202,7 @@ def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, in
     sentences, kept = list(sentences), {}
     if strange := [sentence for sentence in sentences if not isinstance(sentence, str)]:
         raise ValueError(f"sentences: got {strange[0]!r} among them; allowed: texts.")
-    known = {character for token in vocab if token not in SPECIAL_TOKENS for character in token} | {" "}
+    known = characters_of(vocab)
     for sentence in sentences:
         written = " ".join(spelled(sentence, known, language, raw).split())
         if written and known.issuperset(written) and all(token in vocab for token in tokens_of(written, vocab)):
