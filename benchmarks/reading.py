@@ -20,7 +20,7 @@ from tqdm import tqdm
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import ngrams_master_asr as ngrams
 from modeling_master_asr.assembly_master_asr import text_kilobytes
-from modeling_master_asr.languages_master_asr import forget_ngrams
+from modeling_master_asr.ngrams_master_asr import forget_ngrams
 from modeling_master_asr.trainer_utils import error_rates, macro
 from training.evaluate import check_languages, text_of
 from training.loop.data import Clip, Collator, Features, select, to_device

@@ -75,7 +75,7 @@ def master_asr(preset: str, keep: bool = True, device: str = "cpu") -> tuple[For
         for parameter in model.assemblies[f"{code}-new"].parameters():
             nn.init.normal_(parameter, std=0.02)
     model.eval()
-    store = model.master_asr._masks
+    store = model.master_asr.masks
 
     def forward(features, language):
         if not keep:

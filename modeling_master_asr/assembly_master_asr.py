@@ -335,6 +335,7 @@ class Assemblies(nn.ModuleDict):
 
 
 def file_name(language: str) -> str:
+    """The name of a language's file, whatever signs its code has."""
     return f"assembly.{quote(language, safe='')}.safetensors"
 
 

@@ -51,6 +51,7 @@ class Family:
         fixed: modules of the backbone that never train.
         never_called: linear layers whose attention reads their weights and never calls them: an adapter around one would be ignored.
         extraction: keywords of a feature extractor's call that keep a clip at its true length.
+        convolutions_see_padding: whether the encoder's convolutions carry padding into speech, as the conformer's do.
     """
 
     ctc_class: type[PreTrainedModel]

@@ -405,6 +405,7 @@ class MasterASRConfig(PreTrainedConfig):
         """Registers what a language owns.
 
         Args:
+            shares_bank: whether its head is rows of the character bank, in the place of a head of its own.
             text: its sentences, a line each, as its alphabet spells them; their n-grams weigh in where it is read.
             vocab_sha256: of the alphabet as it was saved, `vocab_digest`; None: nobody says, as in older files.
 
@@ -443,6 +444,7 @@ class MasterASRConfig(PreTrainedConfig):
         Args:
             entry: arguments of `add_assembly`.
             source: where they come from, for the message.
+            replace: whether the language, if it is there already, makes place; else it is refused.
 
         Raises:
             ValueError: as `add_assembly`.

@@ -61,6 +61,7 @@ def load_pretrained_backbone(
 
     Raises:
         FileNotFoundError: for a folder that is not there.
+        ValueError: for an unknown family, or a `num_layers` below 1 or above the layers that there are.
     """
     check_folder(str(id_or_path))
     config = AutoConfig.from_pretrained(id_or_path, **kwargs)
@@ -80,6 +81,18 @@ def feature_settings(id_or_path: str, **kwargs) -> Optional[dict]:
     except (OSError, ValueError):
         return None
     return {name: value for name, value in settings.items() if name not in ("feature_extractor_type", "processor_class")}
+
+
+def _type_of_torch(dtype) -> torch.dtype:
+    """`dtype`, or the type that has this name.
+
+    Raises:
+        ValueError: for what torch does not have.
+    """
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype) else dtype
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype: got {dtype!r}; allowed: one of torch's, such as torch.float16 or its name.")
+    return dtype
 
 
 class Construction:
@@ -119,9 +132,7 @@ class Construction:
             ValueError: for more layers than there are, a type that torch does not have, weights that do not fill the encoder.
         """
         id_or_path = str(Path(id_or_path).resolve() if Path(id_or_path).is_dir() else id_or_path)  # a folder is known as one ever after
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype) else dtype
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"dtype: got {dtype!r}; allowed: one of torch's, such as torch.float16 or its name.")
+        dtype = _type_of_torch(dtype)
         attention = backbone_kwargs.pop("attn_implementation", None)
         backbone_config, weights = load_pretrained_backbone(id_or_path, dtype, num_layers, **backbone_kwargs)
         owned = from_preset(preset, parts, rank, targets)

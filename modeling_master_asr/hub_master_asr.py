@@ -133,6 +133,7 @@ def hub_codes(languages: Iterable[str]) -> list[str]:
 
 
 def card_data(languages: Iterable[str], **facts) -> ModelCardData:
+    """The metadata of a card: what all of ours say, and `facts`."""
     return ModelCardData(library_name="transformers", pipeline_tag=PIPELINE_TASK, language=hub_codes(languages), **facts)
 
 
@@ -319,13 +320,13 @@ class HubMixin:
             self.check_is_own(language, "makes place as one: peft_model.delete_adapter(name)")
         config = self.config.with_assembly(language, self.config.entry_of(facts), source, replaces)
         with torch.device("meta"):  # names and shapes alone, no memory
-            assembly = self.master_asr._new_assembly(language, config)
+            assembly = self.master_asr.new_assembly(language, config)
         wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
         check_base(facts, self.master_asr, source)
         assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
         self._register(language, assembly.to(device=self.device, dtype=torch.float32), config)
         if replaces:
-            self.master_asr._masks.forget()
+            self.master_asr.forget_masks()
         return language
 
     def push_assembly_to_hub(
@@ -426,6 +427,8 @@ class HubMixin:
         Args:
             processor: None: the model's own, `MasterASRProcessor.from_model(model)`.
             card: text of README.md, or its path (the pictures that it shows go along); None keeps the repo's, or writes a short one.
+            revision: a branch, made if it is not there.
+            create_pr: whether to propose the commit in place of making it.
             tags: further ones of the card.
             save_kwargs: of `save_pretrained`: `max_shard_size`, `variant`.
 
@@ -435,13 +438,7 @@ class HubMixin:
                 of Transformers' own is on.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
-        if unknown := sorted(set(save_kwargs) - {"max_shard_size", "variant", "safe_serialization"}):
-            raise TypeError(f"push_to_hub: got {unknown}; allowed: what its docstring names, and max_shard_size and variant, which save_pretrained takes.")
-        if getattr(self, "_hf_peft_config_loaded", False):
-            raise ValueError(
-                "Transformers' own adapter is on, and would be written alone, without this model. Write it with save_pretrained(folder) and upload the folder, or "
-                "delete_adapter(name) first."
-            )
+        self._check_push(save_kwargs)
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
         self.config.name_sentences(self.languages)
@@ -456,18 +453,7 @@ class HubMixin:
         before = self.master_asr.stored, self.config.fingerprint
         with TemporaryDirectory() as folder:
             try:
-                self.save_pretrained(folder, **save_kwargs)
-                written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["fingerprint"]
-                processor.save_pretrained(folder)
-                if isinstance(card, Path):
-                    beside, card = card.parent, card.read_text(encoding="utf-8")
-                    for name, picture in pictures_of(card, beside).items():
-                        (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copy(picture, Path(folder) / name)
-                if card is not None and tags:
-                    card = with_tags(card, tags)
-                if card is not None:
-                    ModelCard(card.replace("THIS_REPO", repo_id), ignore_metadata_errors=True).save(Path(folder) / CARD_NAME)
+                written = self._write_repo(Path(folder), repo_id, processor, card, tags, **save_kwargs)
                 message = commit_message or f"Master-ASR with {', '.join(self.config.languages)}"
                 info = upload(api, folder, repo_id, message, parent=head, revision=revision, create_pr=create_pr, description=commit_description)
             except BaseException:
@@ -478,3 +464,36 @@ class HubMixin:
         self.master_asr.remember(StoredBase(repo_id, info.oid, written, on_hub=True))  # assemblies saved from now on name it
         self.config.name_or_path = repo_id
         return info
+
+    def _check_push(self, save_kwargs: dict) -> None:
+        """Refuses, before anything is created, what `push_to_hub` would ignore or leave out.
+
+        Raises:
+            TypeError: for a keyword that nothing reads.
+            ValueError: while an adapter of Transformers' own is on.
+        """
+        if unknown := sorted(set(save_kwargs) - {"max_shard_size", "variant"}):
+            raise TypeError(f"push_to_hub: got {unknown}; allowed: what its docstring names, and max_shard_size and variant, which save_pretrained takes.")
+        if getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "Transformers' own adapter is on, and would be written alone, without this model. Write it with save_pretrained(folder) and upload the folder, or "
+                "delete_adapter(name) first."
+            )
+
+    def _write_repo(
+        self, folder: Path, repo_id: str, processor: MasterASRProcessor, card: Union[str, Path, None], tags: Optional[list[str]], **save_kwargs
+    ) -> str:  # fmt: skip
+        """Writes all that `push_to_hub` uploads, and returns the fingerprint in it."""
+        self.save_pretrained(folder, **save_kwargs)
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))["fingerprint"]
+        processor.save_pretrained(folder)
+        if isinstance(card, Path):
+            beside, card = card.parent, card.read_text(encoding="utf-8")
+            for name, picture in pictures_of(card, beside).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, folder / name)
+        if card is not None and tags:
+            card = with_tags(card, tags)
+        if card is not None:
+            ModelCard(card.replace("THIS_REPO", repo_id), ignore_metadata_errors=True).save(folder / CARD_NAME)
+        return written

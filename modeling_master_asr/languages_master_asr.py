@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import unicodedata
-from collections import OrderedDict
 from collections.abc import Iterable
 from copy import deepcopy
 from typing import Optional, Union
@@ -26,8 +24,8 @@ from .configuration_master_asr import (
     MasterASRConfig,
     from_preset,
 )
-from .ngrams_master_asr import Ngrams, read
-from .text_master_asr import spelled, tokens_of
+from .ngrams_master_asr import ngrams_of, read
+from .text_master_asr import spell_sentences
 
 logger = logging.get_logger(__name__)
 
@@ -44,68 +42,6 @@ def nearest_of(losses: dict[str, float]) -> str:
     if losses[nearest] == float("inf"):
         logger.warning(f"No loaded language shares a letter with the new one, so none is known to be near: it starts from {nearest!r}, the first.")
     return nearest
-
-
-def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, int], raw: bool = True) -> list[str]:
-    """The sentences as an alphabet spells them, each once, without those that it cannot spell.
-
-    Args:
-        raw: False for sentences that were normalised already, whose apostrophes are all letters.
-
-    Raises:
-        ValueError: if there are some and none is left; for one text in the place of several; for what is no text.
-    """
-    if isinstance(sentences, str):
-        raise ValueError("sentences is one text; a list of texts is wanted, one a sentence: text.splitlines().")
-    sentences, kept = list(sentences), {}
-    if strange := [sentence for sentence in sentences if not isinstance(sentence, str)]:
-        raise ValueError(f"sentences: got {strange[0]!r} among them; allowed: texts.")
-    known = {character for token in vocab if token not in SPECIAL_TOKENS for character in token} | {" "}
-    for sentence in sentences:
-        written = " ".join(spelled(sentence, known, language, raw).split())
-        if written and known.issuperset(written) and all(token in vocab for token in tokens_of(written, vocab)):
-            kept[written] = None
-    if sentences and not kept:
-        raise ValueError(f"None of these {len(sentences)} sentences can be spelled with the alphabet of {language!r}: {sorted(known - {' '})}.")
-    if len(kept) < len(sentences):
-        logger.info(f"{language!r} keeps {len(kept)} of {len(sentences)} sentences: the others are there already or hold what its alphabet lacks.")
-    return list(kept)
-
-
-KEPT_CHARACTERS = 12_500_000  # of sentences whose n-grams are kept: 50 languages of 200,000, 26 MB each, or 350 of 10,000, 4 MB each
-OF_EACH = 25_000  # characters that a language takes beside its own: what is remembered while it reads
-_KEPT: OrderedDict[tuple[str, tuple[str, ...]], Ngrams] = OrderedDict()  # the last used are the last
-_LOCK = threading.Lock()
-
-
-def ngrams_of(text: str, tokens: tuple[str, ...]) -> Ngrams:
-    """What is counted in a language's sentences: once, and anew where more than `KEPT_CHARACTERS` of others were read since.
-
-    Args:
-        text: a line a sentence, as `config.text`.
-        tokens: of the alphabet, in the order of their ids.
-    """
-    with _LOCK:
-        kept = _KEPT.get((text, tokens))
-    kept = _counted(text, tokens) if kept is None else kept
-    with _LOCK:
-        _KEPT[text, tokens] = kept
-        _KEPT.move_to_end((text, tokens))
-        while len(_KEPT) > 1 and sum(len(of) + OF_EACH for of, _ in _KEPT) > KEPT_CHARACTERS:
-            _KEPT.popitem(last=False)
-    return kept
-
-
-def forget_ngrams() -> None:
-    """Drops all that is kept."""
-    with _LOCK:
-        _KEPT.clear()
-
-
-def _counted(text: str, tokens: tuple[str, ...]) -> Ngrams:
-    vocab = {token: i for i, token in enumerate(tokens)}
-    sentences = [[vocab.get(token, vocab[UNK_TOKEN]) for token in tokens_of(line, vocab)] for line in text.splitlines()]
-    return Ngrams(sentences, len(vocab), vocab[PAD_TOKEN])
 
 
 def check_nothing_is_lost(language: str, before: dict, owned: dict) -> None:
@@ -189,7 +125,7 @@ class LanguageMixin:
     @torch.no_grad()
     def _start(self, language: str, source: Optional[str], config: MasterASRConfig) -> LanguageAssembly:
         """A new assembly of the language's entry in `config`, in its place in the model, started from the assembly of `source`."""
-        assembly = self.master_asr._new_assembly(language, config)
+        assembly = self.master_asr.new_assembly(language, config)
         for module in assembly.modules():
             self._init_weights(module)
         if source is not None:
@@ -242,7 +178,7 @@ class LanguageMixin:
             raise ValueError(f"A PEFT adapter is on {language!r}. Take it off first: peft_model.unload().")
         config = self.config.with_assembly(language, {"vocab": vocab, "text": self.config.text(language), **owned}, replace=True)
         assembly = self._start(language, language, config)
-        self.master_asr._masks.forget()
+        self.master_asr.forget_masks()
         return assembly
 
     def check_is_own(self, language: str, instead: str) -> None:
@@ -268,7 +204,7 @@ class LanguageMixin:
         del self.assemblies[language]
         if self.config.default_language == language:
             self.config.default_language = None
-        self.master_asr._masks.forget()
+        self.master_asr.forget_masks()
 
     # ------------------------------------------------------------------ what is written
 
@@ -281,6 +217,7 @@ class LanguageMixin:
         Args:
             sentences: as people write them; each is spelled with the language's alphabet and kept once. Those with a letter, digit or sign
                 that it lacks are left out, since nobody could be heard saying them.
+            raw: False for sentences that were normalised already, whose apostrophes are all letters.
 
         Raises:
             KeyError: if it is not loaded.
@@ -406,6 +343,7 @@ class LanguageMixin:
 
         Raises:
             KeyError: if the language is not loaded.
+            ValueError: while a PEFT adapter is on the encoder, or on a part of what the language owns.
         """
         assembly = self.assemblies[self.config.check_language(language)]
         if is_adapted(self.master_asr.backbone) or is_adapted(assembly):
@@ -413,7 +351,7 @@ class LanguageMixin:
         ctc_class = self.master_asr.family.ctc_class
         config = deepcopy(self.config.backbone_config)
         vocab = self.config.vocab(language)
-        config.vocab_size, config.pad_token_id, config.architectures = len(vocab), vocab["[PAD]"], [ctc_class.__name__]
+        config.vocab_size, config.pad_token_id, config.architectures = len(vocab), vocab[PAD_TOKEN], [ctc_class.__name__]
         config.ctc_loss_reduction, config.ctc_zero_infinity = self.config.ctc_loss_reduction, self.config.ctc_zero_infinity
         plain = ctc_class(config).to(device=self.device, dtype=self.dtype)
         state = {k: v for k, v in self.master_asr.backbone.state_dict().items() if not k.endswith(".specialists")}

@@ -31,7 +31,7 @@ from .assembly_master_asr import (
 )
 from .backbone_master_asr import family_of, keep_frozen_parts_still
 from .base_master_asr import BaseMixin, StoredMixin
-from .configuration_master_asr import MasterASRConfig
+from .configuration_master_asr import PAD_TOKEN, MasterASRConfig
 from .construction_master_asr import Construction, build_backbone
 from .hub_master_asr import HubMixin
 from .languages_master_asr import LanguageMixin
@@ -100,7 +100,7 @@ class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
         )
 
 
-class Taken:
+class Owned:
     """What the languages of a call own, looked up once: the encoder, the heads and every group of a batch read the same, whatever another thread replaces.
 
     A class of its own: accelerate's hooks would move modules that a dict among a call's arguments holds.
@@ -124,14 +124,20 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         self.character_bank = CharacterBank(hidden, len(config.character_bank)) if config.character_bank else None
         self.assemblies = Assemblies()
         for language in config.languages:
-            self.assemblies[language] = self._new_assembly(language)
+            self.assemblies[language] = self.new_assembly(language)
         named = inspect.signature(self.backbone.forward).parameters.values()
         self._encoder_keywords = frozenset(p.name for p in list(named)[1:] if p.kind is p.POSITIONAL_OR_KEYWORD) - {"attention_mask"}
         self._masks = MaskStore()
         self._is_sharded = False
         self.post_init()
 
-    def _new_assembly(self, language: str, config: Optional[MasterASRConfig] = None) -> LanguageAssembly:
+    def new_assembly(self, language: str, config: Optional[MasterASRConfig] = None) -> LanguageAssembly:
+        """A fresh assembly of a language's entry in `config` (None: the model's own), in float32: without first values, and in no place of the model yet.
+
+        Raises:
+            KeyError: if there is no such entry.
+            ValueError: for a rank that the smallest matrix of a part does not have.
+        """
         return LanguageAssembly(config or self.config, language, self.layout, self.family.hidden_size(self.config.backbone_config), self).float()
 
     @property
@@ -176,9 +182,18 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         store = None if self._is_sharded or elsewhere else self._masks
         return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
 
+    @property
+    def masks(self) -> MaskStore:
+        """What was selected and assembled before."""
+        return self._masks
+
+    def forget_masks(self) -> None:
+        """Drops what was kept of masks and assembled weights: for whoever replaces or removes what a language owns."""
+        self._masks.forget()
+
     def _forget(self) -> None:
         """Drops what was kept of masks, weights and the fingerprint: called by everything that may write to what they are made of."""
-        self._masks.forget()
+        self.forget_masks()
         self.forget_fingerprint()
 
     def train(self, mode: bool = True):
@@ -207,7 +222,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         input_features: Optional[torch.Tensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
         language: Languages = None,
-        taken: Optional[Taken] = None,
+        owned: Optional[Owned] = None,
         **kwargs,
     ) -> BaseModelOutput:
         """Encodes a batch, every clip with the weights of its own language.
@@ -216,8 +231,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             input_values: `(B, samples)`, or
             input_features: `(B, mels, frames)` (Whisper) or `(B, frames, features)` (wav2vec2-BERT).
             attention_mask: `(B, samples or frames)`, 1 where there is speech.
-            language: one code, or one for each clip; None: the default, or the only one loaded.
-            taken: what these languages own, where the caller reads it too; None: what they own now.
+            language: one code, or one for each clip; None: the default, or the only one loaded. With `owned`: one for each clip.
+            owned: what these languages own, where the caller reads it too; None: what they own now.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what else the encoder's stock class names.
 
         Returns:
@@ -226,6 +241,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         Raises:
             ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame.
             TypeError: for a keyword that nothing here reads: a misspelt `language` would be answered in the default one.
+            RuntimeError: under `torch.export`: a graph cannot select masks.
         """
         kwargs = self._known_keywords(kwargs)
         if is_exporting():  # a mask is a choice among values, which a graph does not have
@@ -234,11 +250,12 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
                 "torch.export.export(model.materialize(language), ...), or python -m training.export_onnx for ONNX."
             )
         inputs = self.check_inputs(input_values, input_features)
-        codes = self.resolve_languages(language, len(inputs)) if taken is None else language
-        taken = Taken(self.assemblies, codes) if taken is None else taken
-        groups = self._groups(codes, attention_mask)
+        if owned is None:
+            language = self.resolve_languages(language, len(inputs))  # from here on one code a clip
+            owned = Owned(self.assemblies, language)
+        groups = self._groups(language, attention_mask)
         if len(groups) == 1 and groups[0][1] is None:
-            return self._encode(inputs, attention_mask, codes[0], taken, **kwargs)
+            return self._encode(inputs, attention_mask, language[0], owned, **kwargs)
         pieces, order = [], []
         for clips, length in groups:
             index = torch.tensor(clips, device=inputs.device)
@@ -246,7 +263,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             piece = inputs[index]
             if length is not None:  # equal lengths: no padding at all
                 piece, mask = piece.narrow(self.family.time_axis, 0, length), mask[:, :length]
-            pieces.append(self._encode(piece, mask, codes[clips[0]], taken, **kwargs))
+            pieces.append(self._encode(piece, mask, language[clips[0]], owned, **kwargs))
             order += clips
         return _merge(pieces, order)
 
@@ -292,21 +309,21 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             groups.setdefault(key, []).append(clip)
         return [(clips, length) for (_, length), clips in groups.items()]
 
-    def _encode(self, inputs, attention_mask, language: str, taken: Taken, **kwargs) -> BaseModelOutput:
+    def _encode(self, inputs, attention_mask, language: str, owned: Owned, **kwargs) -> BaseModelOutput:
         asked = {name: getattr(self.config, name, None) for name in ("output_hidden_states", "output_attentions")}
         kwargs = {name: value for name, value in asked.items() if value} | kwargs
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
         if torch.compiler.is_compiling():
-            weights = self._assembled_parameters(language, taken)
+            weights = self._assembled_parameters(language, owned)
             with weights_in_their_places():
                 return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
-        with assembled_as(self.assembled(language, taken.assemblies[language])):
+        with assembled_as(self.assembled(language, owned.assemblies[language])):
             return self.backbone(inputs, **kwargs)
 
     @torch.compiler.disable
-    def _assembled_parameters(self, language: str, taken: Taken) -> dict[str, torch.Tensor]:
+    def _assembled_parameters(self, language: str, owned: Owned) -> dict[str, torch.Tensor]:
         """`{name in the backbone: the language's own}`: torch.compile cannot trace the selection of masks, and need not."""
-        assembled, named = self.assembled(language, taken.assemblies[language]), dict(self.backbone.named_modules())
+        assembled, named = self.assembled(language, owned.assemblies[language]), dict(self.backbone.named_modules())
         layers = {name: named[name] for name in named if named[name] in self.layout.place}
         read = {f"{name}.{kind}": assembled.parameter(layer, kind) for name, layer in layers.items() for kind in ("weight", "bias")}
         return {name: value for name, value in read.items() if value is not None}
@@ -396,9 +413,9 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         codes = self.master_asr.resolve_languages(language, len(inputs))
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
-        taken = Taken(self.assemblies, codes)
-        vocabs = {} if labels is None else {code: self.config.vocab(code) for code in taken.assemblies}
-        outputs = self.master_asr(input_values, input_features, attention_mask, codes, taken, return_dict=True, **kwargs)
+        owned = Owned(self.assemblies, codes)
+        vocabs = {} if labels is None else {code: self.config.vocab(code) for code in owned.assemblies}
+        outputs = self.master_asr(input_values, input_features, attention_mask, codes, owned, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         clips_of: dict[str, list[int]] = {}
         for clip, code in enumerate(codes):
@@ -406,12 +423,10 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         pieces = {}  # language -> (b, T, V of that language)
         for code, clips in clips_of.items():
             of_language = hidden_states if len(clips_of) == 1 else hidden_states[clips]
-            head = taken.assemblies[code].head
+            head = owned.assemblies[code].head
             pieces[code] = head(of_language.to(head.bias.dtype))  # float32 under a half-precision encoder
         frames = self.master_asr.frame_counts(inputs, attention_mask)
-        loss = None
-        if labels is not None:
-            loss = self._ctc_loss(pieces, clips_of, labels, frames, vocabs)
+        loss = None if labels is None else self._ctc_loss(pieces, clips_of, labels, frames, vocabs)
         entries = [] if language is None or isinstance(language, str) else list(self.config.assemblies.items())  # one look: others may go meanwhile
         width = max([*(piece.shape[-1] for piece in pieces.values()), *(len(entry["vocab"]) for _, entry in entries)])
         return MasterASROutput(
@@ -427,8 +442,8 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         for code, logits in pieces.items():
             clips, vocab = clips_of[code], vocabs[code]
             targets = labels[clips]
-            if bool((targets == vocab["[PAD]"]).any()):
-                raise ValueError(f"Labels of {code!r} hold the id {vocab['[PAD]']}, [PAD], which CTC keeps for its blank. Pad labels with -100: processor.pad does.")
+            if bool((targets == vocab[PAD_TOKEN]).any()):
+                raise ValueError(f"Labels of {code!r} hold the id {vocab[PAD_TOKEN]}, {PAD_TOKEN}, which CTC keeps for its blank. Pad labels with -100: processor.pad does.")
             if targets.numel() and int(targets.max()) >= len(vocab):
                 raise ValueError(
                     f"Label id {int(targets.max())} is outside the {len(vocab)} tokens of {code!r}: "
@@ -441,7 +456,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             device = device_of_ctc(log_probs.device)
             nll = nn.functional.ctc_loss(
                 log_probs.to(device), targets[is_label].to(device), frames[clips].to(device), lengths.to(device),
-                blank=vocab["[PAD]"], reduction="none", zero_infinity=True,
+                blank=vocab[PAD_TOKEN], reduction="none", zero_infinity=True,
             ).to(log_probs.device)  # fmt: skip
             impossible = frames_needed(targets) > frames[clips]
             if bool(impossible.any()):
@@ -460,7 +475,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
 
 
 def frames_needed(labels: torch.Tensor) -> torch.Tensor:
-    """Fewest frames CTC can spell `labels` `(B, L)` in (-100 where padded): one a label, and a blank between repeats."""
+    """Fewest frames CTC can spell `labels` `(B, L)` in (-100 where padded), `(B,)`: one a label, and a blank between repeats."""
     is_label = labels >= 0
     return is_label.sum(-1) + ((labels[:, 1:] == labels[:, :-1]) & is_label[:, 1:]).sum(-1)
 

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import Optional
 
 import numpy as np
 import torch
+
+from .configuration_master_asr import PAD_TOKEN, UNK_TOKEN
+from .text_master_asr import tokens_of
 
 # CHOICE: the paper reads greedily. All five by validation CER, the same for every language (RESULTS.md).
 ORDER = 6  # tokens that are counted together
@@ -25,6 +29,9 @@ WIDEST = 64  # tokens that are tried in a frame, at most: of an alphabet of thou
 
 LONGEST = 1500  # frames that are searched at once, 30 s in most families: texts, and the path's table, stay short
 SHORTEST = 1000  # from here on a search may end, in the middle of a pause
+
+KEPT_CHARACTERS = 12_500_000  # of sentences whose n-grams are kept: 50 languages of 200,000, 26 MB each, or 350 of 10,000, 4 MB each
+OF_EACH = 25_000  # characters that a language takes beside its own: what is remembered while it reads
 
 
 class Ngrams:
@@ -66,6 +73,40 @@ def _log_prob_after(counts: Counter, kinds: Counter, totals: Counter, prob: floa
             break
         prob = (counts[seen + token] + kinds[seen] * prob) / (totals[seen] + kinds[seen])
     return math.log(prob)
+
+
+_KEPT: OrderedDict[tuple[str, tuple[str, ...]], Ngrams] = OrderedDict()  # the last used are the last
+_LOCK = threading.Lock()
+
+
+def ngrams_of(text: str, tokens: tuple[str, ...]) -> Ngrams:
+    """What is counted in a language's sentences: once, and anew where more than `KEPT_CHARACTERS` of others were read since.
+
+    Args:
+        text: a line a sentence, as `config.text`.
+        tokens: of the alphabet, in the order of their ids.
+    """
+    with _LOCK:
+        kept = _KEPT.get((text, tokens))
+    kept = _counted(text, tokens) if kept is None else kept
+    with _LOCK:
+        _KEPT[text, tokens] = kept
+        _KEPT.move_to_end((text, tokens))
+        while len(_KEPT) > 1 and sum(len(of) + OF_EACH for of, _ in _KEPT) > KEPT_CHARACTERS:
+            _KEPT.popitem(last=False)
+    return kept
+
+
+def forget_ngrams() -> None:
+    """Drops all that is kept."""
+    with _LOCK:
+        _KEPT.clear()
+
+
+def _counted(text: str, tokens: tuple[str, ...]) -> Ngrams:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    sentences = [[vocab.get(token, vocab[UNK_TOKEN]) for token in tokens_of(line, vocab)] for line in text.splitlines()]
+    return Ngrams(sentences, len(vocab), vocab[PAD_TOKEN])
 
 
 def path(log_probs: np.ndarray, ngrams: Ngrams, blank: int, silent: Iterable[int]) -> np.ndarray:

@@ -22,7 +22,7 @@ from .assembly_master_asr import Assemblies, LanguageAssembly, read_tensors
 from .base_master_asr import check_base
 from .configuration_master_asr import DEFAULT_PRESET, check_text, from_preset
 from .hub_master_asr import fetch_assembly
-from .languages_master_asr import spell_sentences
+from .text_master_asr import spell_sentences
 
 
 def _extend_peft_type(name: str) -> PeftType:
@@ -166,7 +166,11 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
     # ------------------------------------------------------------------ as PEFT sees it
 
     def set_adapter(self, adapter_names, inference_mode: bool = False) -> None:
-        """Makes one adapter's language the one of calls that name none."""
+        """Makes one adapter's language the one of calls that name none.
+
+        Raises:
+            ValueError: for several adapters.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if len(names) > 1:
             raise ValueError(f"A call has one default language; got the adapters {names}. Pass language=[...] for a mixed batch.")

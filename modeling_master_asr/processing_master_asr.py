@@ -24,8 +24,8 @@ from transformers.utils import logging
 
 from .audio_master_asr import MAX_DURATION_S, MIN_SAMPLES, check_audio, clips_of, is_recording, read_audio
 from .backbone_master_asr import family_of, family_reading
-from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
-from .text_master_asr import spelled, tokens_of
+from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
+from .text_master_asr import characters_of, spelled, tokens_of
 from .upload_master_asr import UploadMixin
 
 logger = logging.get_logger(__name__)
@@ -308,8 +308,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         rows, unknown = [], Counter()
         for text, code in zip(texts, self._codes(language, len(texts))):
             alphabet = self.vocabs[self._known(code)]
-            known = {character for token in alphabet if token not in SPECIAL_TOKENS for character in token}
-            tokens = tokens_of(spelled(text, known | {" "}, code, raw), alphabet)
+            tokens = tokens_of(spelled(text, characters_of(alphabet), code, raw), alphabet)
             if not tokens:
                 raise ValueError(f"Empty transcript (language {code!r}): CTC has nothing to learn from it. Drop the clip.")
             unknown.update((code, token) for token in tokens if token not in alphabet)
@@ -352,7 +351,12 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 
         Args:
             language: one code, or one for each clip.
-            frames: each clip's true number of frames; past them a batch holds padding, which is not speech.
+            frames: each clip's true number of frames, `(B,)`; past them a batch holds padding, which is not speech.
+            kwargs: as in `decode`.
+
+        Raises:
+            ValueError: for a missing language, or another number of codes, or of frames, than of clips.
+            KeyError: for an unknown language.
         """
         codes = self._codes(language, len(token_ids))
         ends = [None] * len(codes) if frames is None else [int(f) for f in frames]

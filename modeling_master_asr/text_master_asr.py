@@ -8,7 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Optional
 
+from transformers.utils import logging
+
 from .configuration_master_asr import SPACE_TOKEN, SPECIAL_TOKENS
+
+logger = logging.get_logger(__name__)
 
 APOSTROPHES = "'\u2018\u2019\u02bc\u02bb\u02b9\u00b4`"  # CHOICE: the letters ʼ and ʻ too: who lacks them types ', and one sound is one token
 QUOTES = "'\u2018\u2019\u201a\u00b4`"  # those of them that are no letters, and the low one, which is never an apostrophe
@@ -173,10 +177,41 @@ def _in_case(small: str, known: set[str], language: str) -> str:
     return capital if small not in known and capital in known else small
 
 
+def characters_of(alphabet: dict[str, int]) -> set[str]:
+    """What a text of an alphabet is made of: the characters of its tokens, and the space."""
+    return {" "}.union(*(token for token in alphabet if token not in SPECIAL_TOKENS))
+
+
 def tokens_of(text: str, alphabet: dict[str, int]) -> list[str]:
     """The tokens of a spelled text, the longest first ("ch" before "c"); what no token is, character by character."""
     letters = sorted((token for token in alphabet if token not in SPECIAL_TOKENS), key=len, reverse=True)
     return re.findall("|".join([*map(re.escape, letters), "."]), text.replace(" ", SPACE_TOKEN), re.DOTALL)
+
+
+def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, int], raw: bool = True) -> list[str]:
+    """The sentences as an alphabet spells them, each once, without those that it cannot spell.
+
+    Args:
+        raw: False for sentences that were normalised already, whose apostrophes are all letters.
+
+    Raises:
+        ValueError: if there are some and none is left; for one text in the place of several; for what is no text.
+    """
+    if isinstance(sentences, str):
+        raise ValueError("sentences is one text; a list of texts is wanted, one a sentence: text.splitlines().")
+    sentences, kept = list(sentences), {}
+    if strange := [sentence for sentence in sentences if not isinstance(sentence, str)]:
+        raise ValueError(f"sentences: got {strange[0]!r} among them; allowed: texts.")
+    known = characters_of(vocab)
+    for sentence in sentences:
+        written = " ".join(spelled(sentence, known, language, raw).split())
+        if written and known.issuperset(written) and all(token in vocab for token in tokens_of(written, vocab)):
+            kept[written] = None
+    if sentences and not kept:
+        raise ValueError(f"None of these {len(sentences)} sentences can be spelled with the alphabet of {language!r}: {sorted(known - {' '})}.")
+    if len(kept) < len(sentences):
+        logger.info(f"{language!r} keeps {len(kept)} of {len(sentences)} sentences: the others are there already or hold what its alphabet lacks.")
+    return list(kept)
 
 
 def build_vocab(texts: Iterable[str]) -> dict[str, int]:

@@ -105,8 +105,8 @@ def spell(processor, label_ids: np.ndarray, language: str) -> str:
             f"Labels hold {foreign}, and {language!r} has {len(token_of)} tokens: predictions do not come in the order of the languages given. "
             'Trainer shuffles the evaluation set with train_sampling_strategy="group_by_length": leave that out.'
         )
-    token_of[processor.vocabs[language]["[UNK]"]] = "\ufffd"
-    return "".join(token_of[int(i)] for i in label_ids if i >= 0).replace("|", " ")
+    token_of[processor.vocabs[language][UNK_TOKEN]] = "\ufffd"
+    return "".join(token_of[int(i)] for i in label_ids if i >= 0).replace(SPACE_TOKEN, " ")
 
 
 def error_rates(predictions: list[str], references: list[str]) -> dict[str, float]:

@@ -445,8 +445,8 @@ def test_a_push_goes_where_it_is_told_branch_proposal_and_description(hub, pushe
     if what == "model":
         pushed.push_to_hub(MODEL, tags=["spoken"], **options)
         assert "spoken" in ModelCard(hub.files(MODEL)["README.md"].decode()).data.tags
-        with pytest.raises(TypeError, match="push_to_hub: got .'bogus'.; allowed: what its docstring names"):
-            pushed.push_to_hub(MODEL, bogus=3, token=TOKEN)
+        with pytest.raises(TypeError, match="push_to_hub: got .'bogus', 'safe_serialization'.; allowed: what its docstring names"):
+            pushed.push_to_hub(MODEL, bogus=3, safe_serialization=True, token=TOKEN)
     else:
         model.push_assembly_to_hub("es", SPANISH, **options)
         facts = json.loads(hub.files(SPANISH)["assembly_config.json"])["assemblies"]["es"]

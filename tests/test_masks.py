@@ -269,7 +269,7 @@ def test_what_trains_keeps_no_mask(monkeypatch):
     for step in range(1, 4):
         model(**inputs, labels=LABELS, language="es")
         assert len(calls) == step * layers
-    store = model.master_asr._masks
+    store = model.master_asr.masks
     assert not any(store._masks.values()) and not store._products and not store._dense
 
 
@@ -282,14 +282,14 @@ def test_no_more_masks_are_kept_than_languages_and_without_room_no_more_dense_we
         for code in model.languages:
             model.assemblies[code].mapping.normal_()
             model(**inputs, language=code)
-    store = model.master_asr._masks
+    store = model.master_asr.masks
     assert max(map(len, store._masks.values())) <= len(model.languages) and len(store._dense) == DENSE_LANGUAGES
 
 
 @torch.no_grad()
 def test_as_many_languages_keep_dense_weights_as_there_is_room_for(monkeypatch):
     model = tiniest(("mapping", "head"))
-    inputs, store = inputs_for(model, (1600, 1600)), model.master_asr._masks
+    inputs, store = inputs_for(model, (1600, 1600)), model.master_asr.masks
     for code in "abcd":
         model.add_language(code, model.config.vocab("en"))
     model.eval()
@@ -314,7 +314,7 @@ def test_the_language_that_was_asked_for_longest_ago_is_the_first_to_be_forgotte
     assert len(codes) == DENSE_LANGUAGES + 1
     for code in (codes[0], codes[1], codes[0], codes[2]):
         model(**inputs, language=code)
-    assert [code for code, *_ in model.master_asr._masks._dense] == [codes[0], codes[2]]
+    assert [code for code, *_ in model.master_asr.masks._dense] == [codes[0], codes[2]]
 
 
 @torch.no_grad()

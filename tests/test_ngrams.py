@@ -12,11 +12,9 @@ from conftest import tiny_model, vocab
 from peft import PeftModel, get_peft_model
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
-from modeling_master_asr import languages_master_asr as languages
 from modeling_master_asr import ngrams_master_asr as ngrams
 from modeling_master_asr.assembly_master_asr import text_kilobytes
-from modeling_master_asr.languages_master_asr import ngrams_of
-from modeling_master_asr.ngrams_master_asr import GAP, LONGEST, Ngrams, path, path_of, read, search
+from modeling_master_asr.ngrams_master_asr import GAP, LONGEST, Ngrams, ngrams_of, path, path_of, read, search
 from modeling_master_asr.peft_assembly import AssemblyConfig, peft_from_assembly
 
 BLANK, UNK, A, B, C = range(5)
@@ -371,18 +369,18 @@ def test_new_sentences_are_read_at_once():
 
 def test_n_grams_are_counted_once_for_as_many_languages_as_there_is_room_for_and_those_last_read_stay(monkeypatch):
     model, counted = tiny_model(), []
-    monkeypatch.setattr(languages, "Ngrams", lambda *args: (counted.append(args), Ngrams(*args))[1])
+    monkeypatch.setattr(ngrams, "Ngrams", lambda *args: (counted.append(args), Ngrams(*args))[1])
     letters = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"]
     texts = ["".join(sentence) for sentence in itertools.product(letters, repeat=3)][:50]
     tokens = tuple(model.config.vocab("en"))
-    languages.forget_ngrams()
+    ngrams.forget_ngrams()
     for _ in range(2):
         assert [ngrams_of(text, tokens) for text in texts] == [ngrams_of(text, tokens) for text in texts]
     assert len(counted) == len(texts) == 50
-    monkeypatch.setattr(languages, "KEPT_CHARACTERS", 10 * (3 + languages.OF_EACH))
+    monkeypatch.setattr(ngrams, "KEPT_CHARACTERS", 10 * (3 + ngrams.OF_EACH))
     ngrams_of(texts[0], tokens)
-    assert [text for text, _ in languages._KEPT] == [*texts[41:], texts[0]]
-    languages.forget_ngrams()
+    assert [text for text, _ in ngrams._KEPT] == [*texts[41:], texts[0]]
+    ngrams.forget_ngrams()
 
 
 def test_n_grams_that_are_dropped_leave_the_memory_at_once():

@@ -144,7 +144,7 @@ ROOMS = {  # who may import whom
     "upload": {"configuration"},
     "base": {"configuration", "masks", "upload"},
     "languages": {"artisan", "assembly", "backbone", "configuration", "ngrams", "text"},
-    "ngrams": set(),
+    "ngrams": {"configuration", "text"},
     "hub": {"assembly", "base", "configuration", "processing", "upload"},
     "modeling": {"artisan", "assembly", "backbone", "base", "configuration", "construction", "hub", "languages", "masks", "weights", "whisper", "wrapping"},
     "wrapping": {"artisan", "assembly"},

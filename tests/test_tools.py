@@ -58,7 +58,7 @@ def test_an_offloaded_model_holds_one_layers_assembled_weights_at_a_time():
         layer.register_forward_hook(lambda *_: held.append({module for module, _ in _ASSEMBLED.get()._made}))
     model(**inputs_for(model), language="es")
     assert len(held) == len(model.master_asr.layout.place) and max(map(len, held)) == 1
-    assert not model.master_asr._masks._dense and not model.master_asr._masks._masks
+    assert not model.master_asr.masks._dense and not model.master_asr.masks._masks
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def test_a_whole_model_pickles_after_forwards_without_what_it_kept():
     model.zero_grad()
     with torch.no_grad():
         expected = model.eval()(**inputs, language=["fr", "es"]).logits
-        assert model.master_asr._masks._dense and abs(len(pickled(model)) - fresh) < 200  # a flag more, no tensor
+        assert model.master_asr.masks._dense and abs(len(pickled(model)) - fresh) < 200  # a flag more, no tensor
         for again in (torch.load(io.BytesIO(pickled(model)), weights_only=False), pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
             assert torch.equal(again(**inputs, language=["fr", "es"]).logits, expected)
 

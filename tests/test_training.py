@@ -23,8 +23,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
 from modeling_master_asr.configuration_master_asr import PRESETS
-from modeling_master_asr.languages_master_asr import spell_sentences
-from modeling_master_asr.text_master_asr import build_vocab, normalize, spelled
+from modeling_master_asr.text_master_asr import build_vocab, normalize, spell_sentences, spelled
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.adapt_language import give_parts, letters_beyond
 from training.loop import checkpoints, steps

@@ -22,8 +22,7 @@ from tqdm import tqdm
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.configuration_master_asr import MAX_TEXT
-from modeling_master_asr.languages_master_asr import spell_sentences
-from modeling_master_asr.text_master_asr import without_pairs
+from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
 from training.loop.config import positive, speak_any_script
 from training.loop.data import Collator, Features, minutes_of, select
 from training.loop.metrics import error_rates, evaluate_clips, flattered, transcribe_clips

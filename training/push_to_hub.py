@@ -22,12 +22,25 @@ from training.loop.models import folder_or_id, model_argument, processor_of
 
 
 def push_model(model, args) -> str:
+    """Publishes the model of `--model` with its processor, and returns what to say of it.
+
+    Raises:
+        OSError: if the folder or repo holds no processor.
+        ValueError, HfHubHTTPError: as the model's `push_to_hub`.
+    """
     processor = processor_of(model, args.model)
     info = model.push_to_hub(args.repo, processor=processor, card=args.card, private=args.private)
     return f"Pushed {info.oid}.\nNext: pipeline('automatic-speech-recognition', model='{args.repo}', trust_remote_code=True)"
 
 
 def push_assembly(model, args) -> str:
+    """Publishes the language of `--assembly`, once it has been loaded into its base, and returns what to say of it.
+
+    Raises:
+        OSError: if the folder or repo, or a file of it, is not there.
+        ValueError: as the model's `load_assembly` and `push_assembly_to_hub`; where `--assembly` holds several languages and none is named.
+        HfHubHTTPError: if the upload fails.
+    """
     language, sizes, _ = fetch_assembly(args.assembly, args.language)
     in_its_place = ", replace=True" if language in model.languages else ""
     model.load_assembly(args.assembly, language, replace=True)

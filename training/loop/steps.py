@@ -17,8 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from tqdm import tqdm
 
 from modeling_master_asr.assembly_master_asr import text_kilobytes
-from modeling_master_asr.languages_master_asr import spell_sentences
-from modeling_master_asr.text_master_asr import without_pairs
+from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
 from training.loop.data import Clip, Collator, NothingToRead, bucket_of_step, having, minutes_of, select, to_device
