@@ -36,10 +36,14 @@ from training.adapt_language import (
     written_first,
 )
 from training.loop.config import Positive, Share, as_record, parse
-from training.loop.data import Features, drop_impossible, minutes_of
+from training.loop.data import Features, drop_impossible, having, minutes_of
+from training.loop.launch import opened, place
+from training.loop.metrics import measured, tested
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
-from training.loop.steps import Splits, having, keep_text, load_splits, measured, opened, place, read, tested, train
+from training.loop.splits import Splits, load_splits, read
+from training.loop.steps import train
+from training.loop.text import keep_text
 from training.loop.untranscribed import beside
 
 BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints

@@ -30,7 +30,7 @@ from training.loop.config import Count, Positive, Settings, parse
 from training.loop.data import Features, read_manifest, select
 from training.loop.folder import locked, traces
 from training.loop.metrics import evaluate_clips
-from training.loop.steps import Splits
+from training.loop.splits import Splits
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "checkpoints" / "master-asr-whisper-base"

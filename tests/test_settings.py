@@ -15,7 +15,7 @@ from demo.run import DemoConfig
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from training import adapt_language, train_multilingual
-from training.loop import steps, watching
+from training.loop import splits, steps, watching
 from training.loop.data import Features, read_manifest
 from training.loop.optim import Turns
 from training.loop.watching import mapping_figures
@@ -39,8 +39,7 @@ def seen(monkeypatch):
 
     for module in (train_multilingual, adapt_language):
         spy(module, "Turns"), spy(module, "drop_impossible")
-    for name in ("bucket_of_step", "select", "Collator"):
-        spy(steps, name)
+    spy(steps, "bucket_of_step"), spy(splits, "select"), spy(steps, "Collator")
     return calls
 
 

@@ -45,12 +45,15 @@ from training.loop.config import (
     parse,
 )
 from training.loop.data import Clip, Collator, Features, bucket, drop_impossible, minutes_of
+from training.loop.launch import opened, place
+from training.loop.metrics import measured, tested
 from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, tested, train
-from training.loop.text import build_vocab
+from training.loop.splits import Splits, load_splits
+from training.loop.steps import train
+from training.loop.text import build_vocab, keep_text
 from training.loop.untranscribed import beside, written_down
 
 RATE_OF_TRAINED_HEAD = 1e-3

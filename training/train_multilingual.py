@@ -27,12 +27,15 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
+from training.loop.launch import opened, place
+from training.loop.metrics import measured
 from training.loop.models import check_there
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, train
-from training.loop.text import build_vocab
+from training.loop.splits import Splits, load_splits
+from training.loop.steps import train
+from training.loop.text import build_vocab, keep_text
 from training.loop.watching import mapping_figures
 
 

@@ -35,7 +35,7 @@ HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is
 
 
 class NothingToRead(ValueError):
-    """Data that a run cannot be made of: it ends a script with its words alone (`training.loop.steps.opened`)."""
+    """Data that a run cannot be made of: it ends a script with its words alone (`training.loop.launch.opened`)."""
 
 
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:
