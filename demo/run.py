@@ -27,9 +27,10 @@ from modeling_master_asr.configuration_master_asr import DEFAULT_PRESET
 from training.adapt_language import AdaptConfig, add_language, announce, trained
 from training.loop import checkpoints
 from training.loop.config import Count, Positive, Settings, parse
-from training.loop.data import Features, read_manifest, select
+from training.loop.data import Features, select
 from training.loop.folder import locked, traces
 from training.loop.metrics import evaluate_clips
+from training.loop.sources import read_manifest
 from training.loop.splits import Splits
 
 HERE = Path(__file__).parent

@@ -26,8 +26,9 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training import adapt_language, train_multilingual
 from training.loop import checkpoints, folder, launch, steps, watching
 from training.loop.config import LoopConfig
-from training.loop.data import Clip, Collator, Features, bucket_of_step, read_manifest, select
+from training.loop.data import Collator, Features, bucket_of_step, select
 from training.loop.optim import Turns, tri_stage
+from training.loop.sources import Clip, read_manifest
 from training.loop.splits import load_splits, say_what_is_left
 from training.loop.stopping import StopRequest
 

@@ -16,8 +16,9 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from training import adapt_language, train_multilingual
 from training.loop import splits, steps, watching
-from training.loop.data import Features, read_manifest
+from training.loop.data import Features
 from training.loop.optim import Turns
+from training.loop.sources import read_manifest
 from training.loop.watching import mapping_figures
 
 

@@ -15,9 +15,10 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
 from training.loop.config import LoopConfig
-from training.loop.data import Clip, Features, read_manifest, select
+from training.loop.data import Features, select
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer
+from training.loop.sources import Clip, read_manifest
 from training.loop.steps import Run, train
 from training.loop.trainer import MasterASRTrainer
 

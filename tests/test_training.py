@@ -25,15 +25,16 @@ from modeling_master_asr.artisan_master_asr import pack_mask
 from modeling_master_asr.configuration_master_asr import PRESETS
 from modeling_master_asr.languages_master_asr import spell_sentences
 from modeling_master_asr.text_master_asr import build_vocab, normalize, spelled
+from modeling_master_asr.trainer_utils import error_rates, macro
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.adapt_language import give_parts, letters_beyond
 from training.loop import checkpoints, metrics
 from training.loop import text as loop_text
 from training.loop.config import LoopConfig
-from training.loop.data import Clip, bucket, bucket_of_step, read_manifest, select
+from training.loop.data import bucket, bucket_of_step, select
 from training.loop.launch import opened, place
-from training.loop.metrics import error_rates, macro
 from training.loop.optim import Turns, tri_stage
+from training.loop.sources import Clip, read_manifest
 from training.loop.splits import Splits
 from training.loop.watching import share_of_differing_bits
 

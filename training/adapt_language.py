@@ -30,7 +30,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import SPECIAL_TOKENS, from_preset
 from modeling_master_asr.languages_master_asr import nearest_of
-from modeling_master_asr.text_master_asr import spelled, tokens_of
+from modeling_master_asr.text_master_asr import build_vocab, spelled, tokens_of
 from training.loop import checkpoints
 from training.loop.config import (
     EVALUATE_EVERY,
@@ -44,16 +44,17 @@ from training.loop.config import (
     as_record,
     parse,
 )
-from training.loop.data import Clip, Collator, Features, bucket, drop_impossible, minutes_of
+from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
 from training.loop.launch import opened, place
 from training.loop.metrics import measured, tested
 from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
+from training.loop.sources import Clip
 from training.loop.splits import Splits, load_splits
 from training.loop.steps import train
-from training.loop.text import build_vocab, keep_text
+from training.loop.text import keep_text
 from training.loop.untranscribed import beside, written_down
 
 RATE_OF_TRAINED_HEAD = 1e-3

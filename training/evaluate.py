@@ -24,9 +24,10 @@ from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.configuration_master_asr import MAX_TEXT
 from modeling_master_asr.languages_master_asr import spell_sentences
 from modeling_master_asr.text_master_asr import without_pairs
+from modeling_master_asr.trainer_utils import error_rates
 from training.loop.config import positive, speak_any_script
 from training.loop.data import Collator, Features, minutes_of, select
-from training.loop.metrics import error_rates, evaluate_clips, flattered, transcribe_clips
+from training.loop.metrics import evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import digests_of, facts_of_run, write_json
 from training.loop.sources import read_data

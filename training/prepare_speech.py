@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
-from training.loop.text import letters_beside, main_script, normalize
+from modeling_master_asr.text_master_asr import normalize
+from training.loop.text import letters_beside, main_script
 
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
 DIALOGUE = ("cs", "nl")

@@ -25,6 +25,7 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
+from modeling_master_asr.text_master_asr import build_vocab
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
 from training.loop.launch import opened, place
@@ -35,7 +36,7 @@ from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
 from training.loop.splits import Splits, load_splits
 from training.loop.steps import train
-from training.loop.text import build_vocab, keep_text
+from training.loop.text import keep_text
 from training.loop.watching import mapping_figures
 
 

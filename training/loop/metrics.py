@@ -10,10 +10,12 @@ import torch
 from accelerate.utils import gather_object
 
 from modeling_master_asr.assembly_master_asr import text_kilobytes
+from modeling_master_asr.text_master_asr import normalize
 from modeling_master_asr.trainer_utils import error_rates, macro
-from training.loop.data import Clip, Collator, bucket, to_device
+from training.loop.data import Collator, bucket, to_device
+from training.loop.sources import Clip
 from training.loop.splits import Splits
-from training.loop.text import normalize, said_in
+from training.loop.text import said_in
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from training.loop.config import LoopConfig
-from training.loop.data import Clip, having, minutes_of, select
-from training.loop.sources import Report, read_data
+from training.loop.data import having, minutes_of, select
+from training.loop.sources import Clip, Report, read_data
 
 
 @dataclass

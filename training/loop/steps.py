@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
-from training.loop.data import Clip, Collator, bucket_of_step, to_device
+from training.loop.data import Collator, bucket_of_step, to_device
 from training.loop.optim import allowed_to_skip
 from training.loop.sharding import average_languages, is_sharded, load_model_state, whole
+from training.loop.sources import Clip
 from training.loop.stopping import StopRequest
 from training.loop.teacher import divergence
 from training.loop.watching import state_of_masks, watch
@@ -41,7 +42,7 @@ class Run:
     """One training run: its state, its checkpoints and its watching.
 
     Args:
-        clips, validation: `training.loop.data.Clip`s.
+        clips, validation: `training.loop.sources.Clip`s.
         config: how it trains, and `out`, the folder of its checkpoints.
         teacher: a model that stays as it is, from which this one learns beside CTC; or None.
     """

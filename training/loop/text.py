@@ -1,4 +1,4 @@
-"""Scripts of texts, and the sentences that a language keeps; normalisation and alphabets are the package's own and handed on."""
+"""Scripts of texts, and the sentences that a language keeps; normalisation and alphabets are the package's own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from typing import Optional
 
 from modeling_master_asr.languages_master_asr import spell_sentences
-from modeling_master_asr.text_master_asr import build_vocab, normalize, without_pairs
-
-__all__ = ["beginning", "build_vocab", "keep_text", "letters_beside", "main_script", "normalize", "said_in", "script_of", "without"]
+from modeling_master_asr.text_master_asr import normalize, without_pairs
 
 WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together

@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from training.loop.data import Clip, Collator, Features, bucket_of_step
+from training.loop.data import Collator, Features, bucket_of_step
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer, tri_stage
+from training.loop.sources import Clip
 
 
 class StepBatches(Dataset):
@@ -47,7 +48,7 @@ class MasterASRTrainer(Trainer):
         model: a `MasterASRForCTC`; for stage 2 after `add_language` and `freeze_except`.
         args: `max_steps` is the number of steps. Batches hold `batch_s` seconds, so the batch size is set to 1 batch, and
             gradients are clipped by `turns`.
-        clips, validation: training and validation clips (`training.loop.data`).
+        clips, validation: training and validation clips (`training.loop.sources`).
         turns: the optimizer and its schedule (`training.loop.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
             `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3, beta2=0.98`.
         batch_s: seconds of audio a batch, padding included.
