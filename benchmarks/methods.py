@@ -141,10 +141,8 @@ def steps_of(accelerator, config: MethodConfig, model, processor, features, spli
     rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
     if again:
         rates["head"] = config.head_learning_rate or RATE_OF_TRAINED_HEAD
-    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher, stage="method-untranscribed" if again else "method")
-    turns.use_average()
-    return log
+    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2)
+    return train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher, stage="method-untranscribed" if again else "method")
 
 
 def on_untranscribed(accelerator, config: MethodConfig, model, processor, features, splits: Splits, more: list[str], started_s: float) -> dict:

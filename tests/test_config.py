@@ -87,6 +87,7 @@ def test_every_setting_but_those_named_is_compared_and_survives_json(kind):
     for name, value in record.items():
         expected = [] if name in MAY_CHANGE else [f"{name}: {value!r} then, 'other' now"]
         assert differences(before, {"config": {**record, name: "other"}}) == expected
+    assert differences({"config": {**record, "gone": 0.0}}, {"config": record}) == ["gone: 0.0 then, 'not there' now"]  # a setting that there was once
 
 
 def test_help_shows_every_setting_with_its_default(capsys):

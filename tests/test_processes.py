@@ -46,7 +46,6 @@ def stage_1(corpus, out) -> list:  # noqa: F811
     return [
         "--data", corpus / "manifest.jsonl", "--out", out, "--backbone", corpus / "backbone", "--languages", "en", "fr", "--steps", "10",
         "--batch_s", "1.5", "--evaluate_every", "5", "--beta", "2", "--gamma", "3", "--learning_rate", "1e-3",
-        "--average_last", "0.6",
     ]  # fmt: skip
 
 

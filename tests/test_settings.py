@@ -17,7 +17,6 @@ from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from training import adapt_language, train_multilingual
 from training.loop import splits, steps, watching
 from training.loop.data import Features
-from training.loop.optim import Turns
 from training.loop.sources import read_manifest
 from training.loop.watching import mapping_figures
 
@@ -44,14 +43,14 @@ def seen(monkeypatch):
     return calls
 
 
-LOOP = ("--spec_masks", "2", "--vtlp", "0.25", "--temperature", "1.5", "--seed", "7", "--beta2", "0.97", "--average_last", "0.45", "--batch_s", "2.5")
+LOOP = ("--spec_masks", "2", "--vtlp", "0.25", "--temperature", "1.5", "--seed", "7", "--beta2", "0.97", "--batch_s", "2.5")
 
 
 def check_loop(seen, batches) -> None:
     assert {name: seen["bucket_of_step"][name] for name in ("batch_s", "seed", "temperature")} == {"batch_s": 2.5, "seed": 7, "temperature": 1.5}
     assert {name: seen["Collator"][name] for name in ("seed", "spec_masks", "vtlp")} == {"seed": 7, "spec_masks": 2, "vtlp": 0.25}
     assert seen["Collator"]["full_augment_step"] == batches // 4 and seen["drop_impossible"]["speed"] == 1.1
-    assert seen["select"]["seed"] == 7 and seen["Turns"]["beta2"] == 0.97 and seen["Turns"]["average_last"] == 0.45
+    assert seen["select"]["seed"] == 7 and seen["Turns"]["beta2"] == 0.97
 
 
 def test_the_settings_of_stage_1_reach_what_they_are_named_after(corpus, tmp_path, seen, monkeypatch):  # noqa: F811
@@ -106,14 +105,6 @@ def test_validation_while_a_language_trains_is_read_greedily(corpus, base, tmp_p
     monkeypatch.setattr(watching, "evaluate_clips", lambda *args, **kwargs: (greedy.append(kwargs.get("greedy")), evaluate(*args, **kwargs))[1])
     run_stage_2(corpus, base, tmp_path)
     assert greedy == [True, True]
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_weights_of_the_last_steps_are_averaged_in_both_stages_where_that_is_asked_for(corpus, base, tmp_path, monkeypatch, stage):  # noqa: F811
-    used, use = [], Turns.use_average
-    monkeypatch.setattr(Turns, "use_average", lambda turns: (used.append(turns.averaged), use(turns)))
-    run_stage_1(corpus, tmp_path, "--average_last", "0.5") if stage == 1 else run_stage_2(corpus, base, tmp_path, "--average_last", "0.5")
-    assert used == [4 if stage == 1 else 2]
 
 
 def test_what_stage_2_tests_is_what_its_file_holds_in_few_bits(corpus, base, tmp_path, monkeypatch):  # noqa: F811

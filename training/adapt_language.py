@@ -217,9 +217,8 @@ def after_steps(accelerator, config: AdaptConfig, model, processor, features, sp
     """The model after the steps of what is free in it, and their log."""
     place(accelerator, model, config)
     turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2,
-                  config.mapping_decay, config.mapping_rest, config.average_last)  # fmt: skip
+                  config.mapping_decay, config.mapping_rest)  # fmt: skip
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher, stage=stage)
-    turns.use_average()
     return unsharded(model), log
 
 
@@ -281,9 +280,8 @@ def finetuned(accelerator, config: AdaptConfig, model, processor, features, spli
     place(accelerator, model, config)
     config = phase(config, "finetune", config.finetune_steps, started_s)
     rates = dict.fromkeys(("W", "M", "T", "head", *OWN_PARTS), config.finetune_learning_rate)
-    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
+    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2)
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, stage="stage2-finetune")
-    turns.use_average()
     model = unsharded(model)
     if accelerator.is_main_process:
         folder = config.out.parent / "model"

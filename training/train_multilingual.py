@@ -123,9 +123,8 @@ def announce(model, clips, dropped) -> None:
 def trained(accelerator, config: MultilingualConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
     """The model after its steps, and their log."""
     place(accelerator, model, config)
-    turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2, average_last=config.average_last)
+    turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2)
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, stage="stage1")
-    turns.use_average()
     return unsharded(model), log
 
 
