@@ -54,24 +54,17 @@ def check_loop(seen, batches) -> None:
 
 
 def test_the_settings_of_stage_1_reach_what_they_are_named_after(corpus, tmp_path, seen, monkeypatch):  # noqa: F811
-    noises, stds, reset, build = [], [], ArtisanLinear.reset_specialists, train_multilingual.build
-
-    def watched(*args):
-        model, processor = build(*args)
-        stds.append(float(torch.stack([assembly.mapping.detach() for assembly in model.assemblies.values()]).std()))
-        return model, processor
-
+    noises, reset = [], ArtisanLinear.reset_specialists
     monkeypatch.setattr(ArtisanLinear, "reset_specialists", lambda layer, **kwargs: (noises.append(kwargs), reset(layer, **kwargs)))
-    monkeypatch.setattr(train_multilingual, "build", watched)
     model = run_stage_1(
         corpus, tmp_path, *LOOP, "--alpha", "3", "--beta", "4", "--gamma", "5", "--learning_rate", "1e-4", "--specialists_learning_rate", "2e-4", "--head_learning_rate", "3e-4",
-        "--mapping_learning_rate", "4e-4", "--norms_learning_rate", "5e-4", "--mapping_std", "3.0", "--specialist_noise", "0.375", "--gradient_accumulation", "2",
+        "--mapping_learning_rate", "4e-4", "--norms_learning_rate", "5e-4", "--specialist_noise", "0.375", "--gradient_accumulation", "2",
     )  # fmt: skip
     check_loop(seen, batches=16)
     turns = seen["Turns"]
     assert {name: turns[name] for name in ("alpha", "beta", "gamma", "num_steps")} == {"alpha": 3, "beta": 4, "gamma": 5, "num_steps": 8}
     assert {name: turns["learning_rates"][name] for name in ("W", "M", "head", "T", "norms")} == {"W": 1e-4, "M": 2e-4, "head": 3e-4, "T": 4e-4, "norms": 5e-4}
-    assert noises.count({"noise": 0.375}) == len(model.master_asr.artisan_layers) and stds[0] == pytest.approx(3.0, rel=0.5)
+    assert noises.count({"noise": 0.375}) == len(model.master_asr.artisan_layers)
 
 
 def test_the_settings_of_stage_2_reach_what_they_are_named_after(corpus, base, tmp_path, seen):  # noqa: F811
