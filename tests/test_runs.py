@@ -481,11 +481,11 @@ def test_the_demo_cleans_its_default_folder_alone_and_is_alone_in_it(tmp_path, m
             checkpoints.save(out / "paper", 1, {"model": {}}, {})
         config = demo.DemoConfig(out=out)
         if out == Path("mine"):
-            with pytest.raises(FileExistsError, match="mine holds a run already: .'checkpoint-00000001'.*runs/demo is written anew"), demo.opened(config):
+            with pytest.raises(FileExistsError, match="mine holds a run already: .'checkpoint-00000001'.*runs/demo is written anew"), demo.own_folder(config):
                 pass
             assert checkpoints.listed(out / "paper")
             continue
-        with demo.opened(config), pytest.raises(RuntimeError, match="Another run is at work in"), demo.opened(config):
+        with demo.own_folder(config), pytest.raises(RuntimeError, match="Another run is at work in"), demo.own_folder(config):
             pass
 
 
