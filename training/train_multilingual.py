@@ -1,6 +1,9 @@
 """Stage 1: trains W, M, T and the heads of several languages together.
 
-    accelerate launch training/train_multilingual.py --data data/manifest.jsonl --out runs/stage1 --backbone openai/whisper-base
+    accelerate launch training/train_multilingual.py --data data/manifest.jsonl --out runs/stage1 --backbone openai/whisper-base \
+        --num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000
+
+All settings of the shipped model are in README, "Train your own"; the defaults are the paper's XLSR-53 and 100,000 steps.
 
 One minute on a CPU:
 
