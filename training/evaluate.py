@@ -49,7 +49,11 @@ def row_swap(model, processor, features, clips, left_out=(), greedy=False) -> di
 
 
 def check_languages(asked: list[str], model, model_id: str) -> None:
-    """Stops, before data is read, at languages that the model lacks."""
+    """Stops, before data is read, at languages that the model lacks.
+
+    Raises:
+        SystemExit: naming them, and how to get them.
+    """
     missing = [code for code in asked if code not in model.languages]
     if missing:
         raise SystemExit(f"{model_id} has no assembly for {missing}. It has {model.languages}. Load theirs with --assembly FOLDER_OR_ID, "
@@ -57,7 +61,11 @@ def check_languages(asked: list[str], model, model_id: str) -> None:
 
 
 def languages_there(clips, split: str, model) -> list[str]:
-    """The model's languages that have clips in a split; stops where there are none."""
+    """The model's languages that have clips in a split; those that the model lacks are named.
+
+    Raises:
+        SystemExit: where there are none.
+    """
     there = sorted({clip.language for clip in clips if clip.split == split})
     common = [code for code in model.languages if code in there]
     if not common:

@@ -107,6 +107,7 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
 
 
 def learning_rates(config: MultilingualConfig) -> dict[str, float]:
+    """`{group of `training.loop.optim.named_groups`: learning rate}`."""
     rate = config.learning_rate
     return {
         "W": rate, "M": config.specialists_learning_rate or rate, "head": config.head_learning_rate or rate,
@@ -115,6 +116,7 @@ def learning_rates(config: MultilingualConfig) -> dict[str, float]:
 
 
 def announce(model, clips, dropped) -> None:
+    """Says how much trains, on how many minutes, and which clips do not."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     print(f"{trainable:,} trainable of {total:,} parameters; minutes of training audio {minutes_of(clips)}")
