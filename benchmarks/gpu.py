@@ -20,9 +20,10 @@ from benchmarks import serving
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import select_mask
 from modeling_master_asr.audio_master_asr import decode_audio
-from training.loop.data import Collator, Features, read_manifest, select, to_device
+from training.loop.data import Collator, Features, select, to_device
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
+from training.loop.sources import read_manifest
 
 ROUNDS, WARM_UP, SPARSITY = 20, 3, 0.3
 LEARNING_RATES = dict.fromkeys(("W", "M", "T", "head", "specialist", "delta", "scales", "norms"), 1e-4)

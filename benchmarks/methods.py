@@ -36,10 +36,14 @@ from training.adapt_language import (
     written_first,
 )
 from training.loop.config import Positive, Share, as_record, parse
-from training.loop.data import Features, drop_impossible, minutes_of
+from training.loop.data import Features, drop_impossible, having, minutes_of
+from training.loop.launch import opened, place
+from training.loop.metrics import measured, tested
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
-from training.loop.steps import Splits, having, keep_text, load_splits, measured, opened, place, read, tested, train
+from training.loop.splits import Splits, load_splits, read
+from training.loop.steps import train
+from training.loop.text import keep_text
 from training.loop.untranscribed import beside
 
 BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints
@@ -137,10 +141,8 @@ def steps_of(accelerator, config: MethodConfig, model, processor, features, spli
     rates = {**learning_rates(config), "W": config.method_learning_rate, "M": config.method_learning_rate}
     if again:
         rates["head"] = config.head_learning_rate or RATE_OF_TRAINED_HEAD
-    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
-    log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher, stage="method-untranscribed" if again else "method")
-    turns.use_average()
-    return log
+    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2)
+    return train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher, stage="method-untranscribed" if again else "method")
 
 
 def on_untranscribed(accelerator, config: MethodConfig, model, processor, features, splits: Splits, more: list[str], started_s: float) -> dict:

@@ -21,13 +21,14 @@ from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr import ngrams_master_asr as ngrams
 from modeling_master_asr.assembly_master_asr import text_kilobytes
 from modeling_master_asr.ngrams_master_asr import forget_ngrams
+from modeling_master_asr.text_master_asr import normalize
 from modeling_master_asr.trainer_utils import error_rates, macro
 from training.evaluate import check_languages, text_of
-from training.loop.data import Clip, Collator, Features, select, to_device
+from training.loop.data import Collator, Features, select, to_device
 from training.loop.models import processor_of
 from training.loop.record import facts_of_run, write_json
-from training.loop.sources import read_data
-from training.loop.text import beginning, normalize, without
+from training.loop.sources import Clip, read_data
+from training.loop.text import beginning, without
 
 SPLITS = ("validation", "test")
 TRIED = [  # none, then one of them changed at a time

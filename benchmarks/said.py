@@ -14,9 +14,9 @@ import numpy as np
 
 from benchmarks import labels
 from benchmarks.tables import edits_of_clips, of_method, whisper_edits
-from training.loop.data import Clip, select
+from training.loop.data import select
 from training.loop.record import facts_of_run, write_json
-from training.loop.sources import read_data
+from training.loop.sources import Clip, read_data
 from training.loop.text import said_in
 
 

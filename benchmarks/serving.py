@@ -23,8 +23,8 @@ from tqdm import tqdm
 from benchmarks import zero_shot
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.audio_master_asr import decode_audio
-from training.loop.data import Clip, read_manifest
 from training.loop.record import facts_of_run, write_json
+from training.loop.sources import Clip, read_manifest
 
 CHECKPOINT, MANIFEST = "./checkpoints/master-asr-whisper-base", "demo/manifest.jsonl"
 LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl", "es"]

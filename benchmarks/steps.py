@@ -18,8 +18,8 @@ from torch import nn
 
 from benchmarks.methods import add_bottlenecks, train_mask
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC
-from modeling_master_asr.backbone_master_asr import TrueLengthWhisperEncoder
 from modeling_master_asr.configuration_master_asr import PRESETS
+from modeling_master_asr.whisper_master_asr import TrueLengthWhisperEncoder
 from training.loop.config import LEARNING_RATES
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json

@@ -22,7 +22,8 @@ import soundfile
 from tqdm import tqdm
 
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
-from training.loop.text import build_vocab, normalize, without
+from modeling_master_asr.text_master_asr import build_vocab, normalize
+from training.loop.text import without
 
 LANGUAGE, ENCODING = "cs", "iso-8859-2"
 VOICES = ("czech_ph", "czech_dita", "czech_krb", "czech_machac")

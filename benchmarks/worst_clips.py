@@ -20,13 +20,13 @@ from scipy.signal import welch
 from benchmarks.zero_shot import by_name, read_heard, spell_numbers
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.audio_master_asr import decode_audio
-from training.loop.data import Clip, Collator, Features, select
+from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
+from modeling_master_asr.text_master_asr import normalize
+from training.loop.data import Collator, Features, select
 from training.loop.metrics import edits_of, transcribe_clips
 from training.loop.models import processor_of
 from training.loop.record import facts_of_run, write_json
-from training.loop.sources import read_data
-from training.loop.text import normalize
-from training.prepare_speech import SAMPLING_RATE_HZ
+from training.loop.sources import Clip, read_data
 
 VERDICTS = (
     "wrong or incomplete transcript", "spelled otherwise", "foreign name", "noise, effect or shouting", "very short", "read by neither",

@@ -25,13 +25,14 @@ from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_
 from transformers.utils import logging
 
 from modeling_master_asr.audio_master_asr import decode_audio
+from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
+from modeling_master_asr.text_master_asr import normalize
 from modeling_master_asr.trainer_utils import error_rates, macro
-from training.loop.data import Clip, minutes_of, select
+from training.loop.data import minutes_of, select
 from training.loop.metrics import edits_of
 from training.loop.record import facts_of_run, write_json
-from training.loop.sources import read_data
-from training.loop.text import normalize
-from training.prepare_speech import SAMPLING_RATE_HZ, spell_digits
+from training.loop.sources import Clip, read_data
+from training.prepare_speech import spell_digits
 
 MAX_NEW_TOKENS = 200  # 20 s of speech are at most about 120 tokens; what comes later is a loop
 LONGEST_NUMBER = 6  # digits that are read as one number; longer rows, and those that begin with 0, are read digit by digit

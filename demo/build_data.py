@@ -13,7 +13,8 @@ import soundfile
 
 from modeling_master_asr.audio_master_asr import decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
-from training.loop.data import read_manifest, select
+from training.loop.data import select
+from training.loop.sources import read_manifest
 
 HERE = Path(__file__).parent
 

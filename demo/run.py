@@ -27,10 +27,11 @@ from modeling_master_asr.configuration_master_asr import DEFAULT_PRESET
 from training.adapt_language import AdaptConfig, add_language, announce, trained
 from training.loop import checkpoints
 from training.loop.config import Count, Positive, Settings, parse
-from training.loop.data import Features, read_manifest, select
+from training.loop.data import Features, select
 from training.loop.folder import locked, traces
 from training.loop.metrics import evaluate_clips
-from training.loop.steps import Splits
+from training.loop.sources import read_manifest
+from training.loop.splits import Splits
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "checkpoints" / "master-asr-whisper-base"
@@ -110,7 +111,7 @@ def report(results: dict[str, dict], demo: DemoConfig) -> None:
 
 
 @contextmanager
-def opened(demo: DemoConfig) -> Iterator[None]:
+def own_folder(demo: DemoConfig) -> Iterator[None]:
     """The demo's folder, its own as long as the context lasts; only the default one is ever cleaned.
 
     Raises:
@@ -124,13 +125,12 @@ def opened(demo: DemoConfig) -> Iterator[None]:
         yield
 
 
-def main(argv=None) -> None:
-    demo = parse(DemoConfig, __doc__, argv)
-    with opened(demo):
-        show(demo)
+def run(demo: DemoConfig) -> None:
+    """Trains and compares the presets, writes assembly and model, reports, and transcribes with what was written.
 
-
-def show(demo: DemoConfig) -> None:
+    Raises:
+        SystemExit: if another language's logits have changed.
+    """
     start_s = time.time()
     clips = read_manifest(DATA)
     model = MasterASRForCTC.from_pretrained(CHECKPOINT)
@@ -149,6 +149,12 @@ def show(demo: DemoConfig) -> None:
     print(f"Next: {python} -m training.transcribe YOUR.mp3 --model {demo.out / 'model'} --language es --json")
     if not same:
         raise SystemExit("Another language's logits changed: this is a bug, please report it.")
+
+
+def main(argv=None) -> None:
+    demo = parse(DemoConfig, __doc__, argv)
+    with own_folder(demo):
+        run(demo)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import by_name, spell_numbers, transcribe_all
 from modeling_master_asr import MasterASRConfig, MasterASRProcessor
 from modeling_master_asr import ngrams_master_asr as ngrams
+from modeling_master_asr.text_master_asr import normalize
 from training.loop.config import parse
 from training.loop.data import select
 from training.loop.sources import Clip
 from training.loop.steps import train
-from training.loop.text import normalize
 
 
 @pytest.mark.parametrize("language, written, spoken", [

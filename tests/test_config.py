@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from conftest import tiny_model, vocab
 
 from demo.run import DemoConfig
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline
-from training import adapt_language, train_multilingual
+from training import adapt_language, prepare_speech, train_multilingual
 from training.adapt_language import AdaptConfig
 from training.loop.config import MAY_CHANGE, LoopConfig, as_record, differences, parse
 from training.train_multilingual import MultilingualConfig
@@ -87,6 +89,21 @@ def test_every_setting_but_those_named_is_compared_and_survives_json(kind):
     for name, value in record.items():
         expected = [] if name in MAY_CHANGE else [f"{name}: {value!r} then, 'other' now"]
         assert differences(before, {"config": {**record, name: "other"}}) == expected
+    assert differences({"config": {**record, "gone": 0.0}}, {"config": record}) == ["gone: 0.0 then, 'not there' now"]  # a setting that there was once
+
+
+def test_the_commands_that_lead_to_stage_1_are_of_a_size_for_a_laptop_and_set_what_the_shipped_model_has_too():
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    printed = prepare_speech.next_command(Path("data/manifest.jsonl"), [*reversed(prepare_speech.LANGUAGES)])
+    commands = [printed, *(re.search("accelerate launch .*--out runs/stage1 .*", text)[0] for text in (train_multilingual.__doc__, page))]
+    script = ["accelerate", "launch", "training/train_multilingual.py"]
+    assert all(shlex.split(command, comments=True)[:3] == script for command in commands)
+    next_one, example, shipped = (parse(MultilingualConfig, "", shlex.split(command, comments=True)[3:]) for command in commands)
+    assert next_one == example and (example.backbone, example.steps) == ("openai/whisper-base", 3000)
+    changed = [field.name for field in dataclasses.fields(example) if getattr(example, field.name) != field.default]
+    assert all(getattr(example, name) == getattr(shipped, name) for name in changed)
+    alone = parse(MultilingualConfig, "", shlex.split(prepare_speech.next_command(Path("m.jsonl"), ["it", "es"]))[3:])
+    assert alone == dataclasses.replace(example, data=["m.jsonl"], languages=["it", "es"])  # the manifest has no others
 
 
 def test_help_shows_every_setting_with_its_default(capsys):

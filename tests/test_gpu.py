@@ -18,7 +18,7 @@ from modeling_master_asr.audio_master_asr import decode_audio
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.peft_assembly import AssemblyConfig
 from training import adapt_language
-from training.loop.data import read_manifest
+from training.loop.sources import read_manifest
 
 CHECKPOINT = "./checkpoints/master-asr-whisper-base"
 

@@ -1,4 +1,4 @@
-"""What the optimizer adds to the paper's turns: a mean of the last weights, and a T that comes to rest."""
+"""What the optimizer adds to the paper's turns: a T that comes to rest."""
 
 import pytest
 import torch
@@ -25,23 +25,6 @@ def run(model, turns, steps) -> None:
         turns.step(step)
 
 
-@pytest.mark.parametrize("cut", [None, 5, 8])
-def test_use_average_puts_the_mean_of_the_last_steps_in_place_also_after_a_resume(cut):
-    model, turns = stage_2(average_last=0.3)
-    seen = []
-    for step in range(10):
-        if step == cut:
-            state = turns.state_dict()
-            turns = Turns(model, 10, 1, 0, RATES, num_steps=10, average_last=0.3)
-            turns.load_state_dict(state)
-        run(model, turns, [step])
-        seen.append(model.assemblies["es"].norms.values.detach().clone())
-    mapping = model.assemblies["es"].mapping.detach().clone()
-    turns.use_average()
-    torch.testing.assert_close(model.assemblies["es"].norms.values.detach(), torch.stack(seen[-3:]).mean(0))
-    assert torch.equal(model.assemblies["es"].mapping, mapping)  # gates are choices, which have no mean
-
-
 def test_a_steps_gradients_have_at_most_a_norm_of_one_and_smaller_ones_are_left_as_they_are(monkeypatch):
     (_, turns), seen = stage_2(), []
     moving = [p for group in turns.optimizer.param_groups for p in group["params"]]
@@ -52,14 +35,6 @@ def test_a_steps_gradients_have_at_most_a_norm_of_one_and_smaller_ones_are_left_
         turns.begin(0)
         assert turns.step(0)
     assert seen == pytest.approx([1.0, 1e-3], rel=1e-3)
-
-
-def test_without_average_last_the_last_weights_stay():
-    model, turns = stage_2()
-    run(model, turns, range(3))
-    before = model.assemblies["es"].norms.values.detach().clone()
-    turns.use_average()
-    assert torch.equal(model.assemblies["es"].norms.values, before)
 
 
 def test_t_rests_in_the_last_share_of_the_steps_and_its_rate_falls_if_asked_to():

@@ -202,8 +202,8 @@ def test_the_shipped_checkpoint_links_to_todays_code():
 
 @torch.no_grad()
 def test_the_shipped_checkpoint_reads_a_real_recording_in_six_languages():
-    from training.loop.data import read_manifest
-    from training.loop.metrics import error_rates
+    from modeling_master_asr.trainer_utils import error_rates
+    from training.loop.sources import read_manifest
     from training.transcribe import load
 
     asr = load(str(ROOT / "checkpoints" / "master-asr-whisper-base"), [])

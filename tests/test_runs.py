@@ -24,10 +24,12 @@ from transformers import AutoModel
 from demo import run as demo
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training import adapt_language, train_multilingual
-from training.loop import checkpoints, folder, steps, watching
+from training.loop import checkpoints, folder, launch, steps, watching
 from training.loop.config import LoopConfig
-from training.loop.data import Clip, Collator, Features, bucket_of_step, read_manifest, select
+from training.loop.data import Collator, Features, bucket_of_step, select
 from training.loop.optim import Turns, tri_stage
+from training.loop.sources import Clip, read_manifest
+from training.loop.splits import load_splits, say_what_is_left
 from training.loop.stopping import StopRequest
 
 ROOT = Path(__file__).parent.parent
@@ -207,8 +209,8 @@ def test_a_second_ctrl_c_ends_at_once_and_one_that_is_ignored_stays_ignored(hear
 
 def test_minutes_that_are_left_out_and_letters_that_they_alone_hold_are_said(capsys):
     clips = [Clip(Path(f"{i}.wav"), "es", text, 30.0, "train") for i, text in enumerate(("ola", "gola", "ala"))]
-    steps.say_what_is_left(SimpleNamespace(print=print), [clips[0]], clips)
-    steps.say_what_is_left(SimpleNamespace(print=print), clips, clips)
+    say_what_is_left(SimpleNamespace(print=print), [clips[0]], clips)
+    say_what_is_left(SimpleNamespace(print=print), clips, clips)
     assert capsys.readouterr().out == "es: 1.0 minutes of training clips are left out (--minutes, --minutes_per_language). Letters that they alone hold: g\n"
 
 
@@ -479,11 +481,11 @@ def test_the_demo_cleans_its_default_folder_alone_and_is_alone_in_it(tmp_path, m
             checkpoints.save(out / "paper", 1, {"model": {}}, {})
         config = demo.DemoConfig(out=out)
         if out == Path("mine"):
-            with pytest.raises(FileExistsError, match="mine holds a run already: .'checkpoint-00000001'.*runs/demo is written anew"), demo.opened(config):
+            with pytest.raises(FileExistsError, match="mine holds a run already: .'checkpoint-00000001'.*runs/demo is written anew"), demo.own_folder(config):
                 pass
             assert checkpoints.listed(out / "paper")
             continue
-        with demo.opened(config), pytest.raises(RuntimeError, match="Another run is at work in"), demo.opened(config):
+        with demo.own_folder(config), pytest.raises(RuntimeError, match="Another run is at work in"), demo.own_folder(config):
             pass
 
 
@@ -503,20 +505,20 @@ def test_fp16_whose_losses_nobody_would_scale_back_is_refused_and_reading_may_ta
         handed.update(kwargs)
         return SimpleNamespace(mixed_precision="fp16", distributed_type="NO")
 
-    monkeypatch.setattr(steps, "Accelerator", told)
+    monkeypatch.setattr(launch, "Accelerator", told)
     config = LoopConfig(out=tmp_path, data=["x"], steps=1, evaluate_every=1)
     with pytest.raises(ValueError, match=r"told to train in fp16; allowed: no or bf16.*--mixed_precision no"):
-        steps.make_accelerator(config)
+        launch.make_accelerator(config)
     (waiting,) = [handler for handler in handed["kwargs_handlers"] if isinstance(handler, InitProcessGroupKwargs)]
     assert waiting.timeout.total_seconds() >= 3600  # a default of ten minutes killed runs whose data took longer to read
 
 
 def test_validation_and_test_have_their_minutes_too(corpus, tmp_path, capsys):  # noqa: F811
     config = LoopConfig(out=tmp_path, data=[str(corpus / "manifest.jsonl")], steps=1, evaluate_every=1, held_out_minutes=0.012)
-    splits = steps.load_splits(Accelerator(), config, ["en", "fr"], 60.0)
+    splits = load_splits(Accelerator(), config, ["en", "fr"], 60.0)
     assert [len(clips) for clips in (splits.training, splits.validation, splits.test)] == [12, 2, 2]  # one of two a language
     assert re.search(r"en: 0\.0\d minutes of validation and test are left out \(--held_out_minutes\)", capsys.readouterr().out)
-    whole = steps.load_splits(Accelerator(), replace(config, held_out_minutes=60.0), ["en", "fr"], 60.0)
+    whole = load_splits(Accelerator(), replace(config, held_out_minutes=60.0), ["en", "fr"], 60.0)
     assert len(whole.validation) == len(whole.test) == 4 and "--held_out_minutes" not in capsys.readouterr().out
 
 

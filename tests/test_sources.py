@@ -17,12 +17,12 @@ from datasets import Audio, Dataset
 from huggingface_hub import HfApi
 
 from modeling_master_asr import MasterASRProcessor
+from modeling_master_asr.text_master_asr import normalize
 from training.evaluate import row_swap
 from training.loop import augment, data, sources
-from training.loop.data import Clip, Collator, Features, bucket_of_step, drop_impossible
+from training.loop.data import Collator, Features, bucket_of_step, drop_impossible
 from training.loop.metrics import edits_of, evaluate_clips, transcribe_clips
-from training.loop.sources import read_data, split_named, split_of
-from training.loop.text import normalize
+from training.loop.sources import Clip, read_data, split_named, split_of
 
 
 def record(path, seconds=0.5):

@@ -7,8 +7,8 @@ import pytest
 from conftest import tiny_model
 
 from modeling_master_asr import MasterASRProcessor
-from modeling_master_asr.text_master_asr import spelled
-from training.loop.text import build_vocab, letters_beside, main_script, normalize, said_in, without
+from modeling_master_asr.text_master_asr import build_vocab, normalize, spelled
+from training.loop.text import letters_beside, main_script, said_in, without
 
 
 @pytest.mark.parametrize("raw, clean", [

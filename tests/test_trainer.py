@@ -15,9 +15,10 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 from modeling_master_asr.trainer_utils import ClipCollator, ctc_metrics, greedy_ids
 from training.loop.config import LoopConfig
-from training.loop.data import Clip, Features, read_manifest, select
+from training.loop.data import Features, select
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer
+from training.loop.sources import Clip, read_manifest
 from training.loop.steps import Run, train
 from training.loop.trainer import MasterASRTrainer
 
@@ -79,18 +80,11 @@ def test_a_trainer_names_steps_without_finite_gradients_and_stops_when_they_are_
     model, processor, turns = fresh(1)
     broken = next(p for group in turns.optimizer.param_groups for p in group["params"])
     broken.register_hook(lambda gradient: gradient * float("nan"))
-    turns.num_steps, turns.first_averaged = 30, 30
+    turns.num_steps = 30
     trainer = MasterASRTrainer(model, arguments(tmp_path, max_steps=30), processor, clips_of(corpus, 1, "train"), clips_of(corpus, 1, "validation"), turns, batch_s=3.0)
     with pytest.raises(FloatingPointError, match=r"11 steps had gradients that are not finite \(allowed: 10\)"):
         trainer.train()
     assert sum("gradients are NaN or infinite, skipped" in record.getMessage() for record in caplog.records) == 10
-
-
-def test_a_trainer_takes_no_turns_that_average_steps_which_it_does_not_save(corpus, tmp_path):  # noqa: F811
-    model, processor, _ = fresh(1)
-    turns = Turns(model, alpha=10, beta=2, gamma=3, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=STEPS, average_last=0.5)
-    with pytest.raises(ValueError, match=r"turns: got Turns\(average_last=...\); allowed: 0"):
-        MasterASRTrainer(model, arguments(tmp_path), processor, clips_of(corpus, 1, "train"), [], turns)
 
 
 def test_trainer_and_accelerate_hear_the_same_augmented_batches(corpus, tmp_path):  # noqa: F811

@@ -24,14 +24,17 @@ from modeling_master_asr import weights_master_asr as weights
 from modeling_master_asr.artisan_master_asr import pack_mask
 from modeling_master_asr.configuration_master_asr import PRESETS
 from modeling_master_asr.text_master_asr import build_vocab, normalize, spell_sentences, spelled
+from modeling_master_asr.trainer_utils import error_rates, macro
 from training import adapt_language, evaluate, train_multilingual, transcribe
 from training.adapt_language import give_parts, letters_beyond
-from training.loop import checkpoints, steps
+from training.loop import checkpoints, metrics
+from training.loop import text as loop_text
 from training.loop.config import LoopConfig
-from training.loop.data import Clip, bucket, bucket_of_step, read_manifest, select
-from training.loop.metrics import error_rates, macro
+from training.loop.data import bucket, bucket_of_step, select
+from training.loop.launch import opened, place
 from training.loop.optim import Turns, tri_stage
-from training.loop.steps import place
+from training.loop.sources import Clip, read_manifest
+from training.loop.splits import Splits
 from training.loop.watching import share_of_differing_bits
 
 
@@ -128,9 +131,9 @@ def test_sentences_that_are_too_many_or_cannot_be_spelled_cost_no_training(capsy
 
 def keep_text(model, language, config, texts, held_out=(), more=(), monkeypatch=None, **settings) -> None:
     for name, value in settings.items():
-        monkeypatch.setattr(steps, name, value)
+        monkeypatch.setattr(loop_text, name, value)
     clips, tested = ([SimpleNamespace(language=language, text=text) for text in of] for of in (texts, held_out))
-    steps.keep_text(SimpleNamespace(print=print), model, language, steps.Splits(clips, [], tested, []), config, more)
+    loop_text.keep_text(SimpleNamespace(print=print), model, language, Splits(clips, [], tested, []), config, more)
 
 
 def test_a_letter_that_is_written_as_an_apostrophe_is_kept_at_both_ends_of_a_word_by_labels_sentences_and_scores():
@@ -503,7 +506,7 @@ def test_a_language_without_clips_of_a_split_says_what_to_do_and_ends_a_script_w
     )
     with pytest.raises(ValueError, match=re.escape(said)):  # in a notebook
         select(clips, "validation", ["es"])
-    with pytest.raises(SystemExit) as ended, steps.opened(LoopConfig(out=tmp_path / "run", data=["m.jsonl"], steps=1, evaluate_every=1)):  # in a script
+    with pytest.raises(SystemExit) as ended, opened(LoopConfig(out=tmp_path / "run", data=["m.jsonl"], steps=1, evaluate_every=1)):  # in a script
         select(clips, "validation", ["es"])
     assert ended.value.code == said and not isinstance(ended.value, ValueError)
     with pytest.raises(ValueError, match="No train clip of 'es' fits into 0.001 minutes; the shortest lasts 1.0 s"):
@@ -568,6 +571,6 @@ def test_a_model_trained_in_bf16_reads_in_float32_as_the_saved_one_will(corpus, 
         seen.append(logits(model))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "tested", tested)
+        patch.setattr(metrics, "tested", tested)
         saved = run_stage_1(corpus, tmp_path / "again", "--mixed_precision", "bf16")
     assert len(seen) == 4 and all(torch.equal(read, logits(saved)) for read in seen)

@@ -20,9 +20,9 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import assembly_part
 from training import adapt_language, evaluate
 from training.loop import checkpoints, untranscribed
-from training.loop.data import Clip, NothingToRead
+from training.loop.data import NothingToRead
 from training.loop.optim import Turns
-from training.loop.sources import read_data
+from training.loop.sources import Clip, read_data
 from training.loop.untranscribed import Written, beside, recordings, trusted
 
 OPTIONS = ("--language", "fr", "--refine", "--parts", "mapping", "head", "delta", "--rank", "1", "--steps", "4", "--evaluate_every", "2", "--batch_s", "3", "--beta", "2")

@@ -30,7 +30,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import SPECIAL_TOKENS, from_preset
 from modeling_master_asr.languages_master_asr import nearest_of
-from modeling_master_asr.text_master_asr import spelled, tokens_of
+from modeling_master_asr.text_master_asr import build_vocab, characters_of, spelled, tokens_of
 from training.loop import checkpoints
 from training.loop.config import (
     EVALUATE_EVERY,
@@ -44,13 +44,17 @@ from training.loop.config import (
     as_record,
     parse,
 )
-from training.loop.data import Clip, Collator, Features, bucket, drop_impossible, minutes_of
+from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
+from training.loop.launch import opened, place
+from training.loop.metrics import measured, tested
 from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, tested, train
-from training.loop.text import build_vocab
+from training.loop.sources import Clip
+from training.loop.splits import Splits, load_splits
+from training.loop.steps import train
+from training.loop.text import keep_text
 from training.loop.untranscribed import beside, written_down
 
 RATE_OF_TRAINED_HEAD = 1e-3
@@ -190,7 +194,7 @@ def give_parts(model, processor, training, config: AdaptConfig) -> None:
 
 def letters_beyond(vocab: dict[str, int], texts: Iterable[str], language: str) -> list[str]:
     """What is in normalised texts that no token of an alphabet writes, in capitals where it has those alone."""
-    known = {" "}.union(*(token for token in vocab if token not in SPECIAL_TOKENS))
+    known = characters_of(vocab)
     tokens = {token for text in texts for token in tokens_of(spelled(text, known, language, raw=False), vocab)} - vocab.keys()
     if any(map(str.isupper, vocab.keys() - set(SPECIAL_TOKENS))) and not any(map(str.islower, vocab)):
         tokens = {token.upper() for token in tokens}
@@ -213,9 +217,8 @@ def after_steps(accelerator, config: AdaptConfig, model, processor, features, sp
     """The model after the steps of what is free in it, and their log."""
     place(accelerator, model, config)
     turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2,
-                  config.mapping_decay, config.mapping_rest, config.average_last)  # fmt: skip
+                  config.mapping_decay, config.mapping_rest)  # fmt: skip
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, teacher, stage=stage)
-    turns.use_average()
     return unsharded(model), log
 
 
@@ -277,9 +280,8 @@ def finetuned(accelerator, config: AdaptConfig, model, processor, features, spli
     place(accelerator, model, config)
     config = phase(config, "finetune", config.finetune_steps, started_s)
     rates = dict.fromkeys(("W", "M", "T", "head", *OWN_PARTS), config.finetune_learning_rate)
-    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2, average_last=config.average_last)
+    turns = Turns(model, config.alpha, config.beta, 0, rates, config.steps, beta2=config.beta2)
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, stage="stage2-finetune")
-    turns.use_average()
     model = unsharded(model)
     if accelerator.is_main_process:
         folder = config.out.parent / "model"

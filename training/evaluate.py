@@ -23,9 +23,10 @@ from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.configuration_master_asr import MAX_TEXT
 from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
+from modeling_master_asr.trainer_utils import error_rates
 from training.loop.config import positive, speak_any_script
 from training.loop.data import Collator, Features, minutes_of, select
-from training.loop.metrics import error_rates, evaluate_clips, flattered, transcribe_clips
+from training.loop.metrics import evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import digests_of, facts_of_run, write_json
 from training.loop.sources import read_data
@@ -47,7 +48,11 @@ def row_swap(model, processor, features, clips, left_out=(), greedy=False) -> di
 
 
 def check_languages(asked: list[str], model, model_id: str) -> None:
-    """Stops, before data is read, at languages that the model lacks."""
+    """Stops, before data is read, at languages that the model lacks.
+
+    Raises:
+        SystemExit: naming them, and how to get them.
+    """
     missing = [code for code in asked if code not in model.languages]
     if missing:
         raise SystemExit(f"{model_id} has no assembly for {missing}. It has {model.languages}. Load theirs with --assembly FOLDER_OR_ID, "
@@ -55,7 +60,11 @@ def check_languages(asked: list[str], model, model_id: str) -> None:
 
 
 def languages_there(clips, split: str, model) -> list[str]:
-    """The model's languages that have clips in a split; stops where there are none."""
+    """The model's languages that have clips in a split; those that the model lacks are named.
+
+    Raises:
+        SystemExit: where there are none.
+    """
     there = sorted({clip.language for clip in clips if clip.split == split})
     common = [code for code in model.languages if code in there]
     if not common:

@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
-from training.loop.text import letters_beside, main_script, normalize
+from modeling_master_asr.text_master_asr import normalize
+from training.loop.text import letters_beside, main_script
 
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
 DIALOGUE = ("cs", "nl")
@@ -207,6 +208,13 @@ def report(language: str, clips: list[dict], skipped: Counter, dropped: Counter)
     tqdm.write(f"{language}: {len(clips)} clips, {parts}; skipped {dict(skipped)}; dropped characters {dict(dropped.most_common(6))}")
 
 
+def next_command(manifest: Path, languages: list[str]) -> str:
+    """Stage 1 on the corpus, of a size for a laptop: the script's own defaults are the paper's backbone and 100,000 steps."""
+    of = "" if set(languages) == set(LANGUAGES) else f" --languages {' '.join(languages)}"  # of all but Spanish, unless it is told others
+    return (f"accelerate launch training/train_multilingual.py --data {manifest} --out runs/stage1 --backbone openai/whisper-base "
+            f"--num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000{of}")  # fmt: skip
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path)
@@ -227,7 +235,7 @@ def main(argv=None) -> None:
     part = manifest.with_suffix(".part")
     part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     os.replace(part, manifest)
-    print(f"Wrote {manifest}. Next: accelerate launch training/train_multilingual.py --data {manifest} --out runs/stage1")
+    print(f"Wrote {manifest}. Next: {next_command(manifest, args.languages)}\nAll settings of the shipped model: README, \"Train your own\".")
 
 
 if __name__ == "__main__":

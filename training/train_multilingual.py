@@ -1,6 +1,9 @@
 """Stage 1: trains W, M, T and the heads of several languages together.
 
-    accelerate launch training/train_multilingual.py --data data/manifest.jsonl --out runs/stage1 --backbone openai/whisper-base
+    accelerate launch training/train_multilingual.py --data data/manifest.jsonl --out runs/stage1 --backbone openai/whisper-base \
+        --num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000
+
+All settings of the shipped model are in README, "Train your own"; the defaults are the paper's XLSR-53 and 100,000 steps.
 
 One minute on a CPU:
 
@@ -25,14 +28,18 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
+from modeling_master_asr.text_master_asr import build_vocab
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of
+from training.loop.launch import opened, place
+from training.loop.metrics import measured
 from training.loop.models import check_there
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.steps import Splits, keep_text, load_splits, measured, opened, place, train
-from training.loop.text import build_vocab
+from training.loop.splits import Splits, load_splits
+from training.loop.steps import train
+from training.loop.text import keep_text
 from training.loop.watching import mapping_figures
 
 
@@ -56,7 +63,6 @@ class MultilingualConfig(PartsConfig):
     alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
     beta: Count = HfArg(default=5, help="T moves every beta steps")
     gamma: CountOrZero = HfArg(default=5000, help="W and M take turns of gamma steps; 0: both at once")
-    mapping_std: NotNegative = HfArg(default=0.01, help="of T at the start")
     specialist_noise: NotNegative = HfArg(default=SPECIALIST_NOISE, help="of M at the start, relative to |W|")
     gates: Literal["learnt", "open", "own"] = HfArg(
         default="learnt", help="by T; or baselines with T fixed: all open, one mask for all languages; or each language its own specialist alone"
@@ -83,7 +89,7 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
         artisan_targets=config.artisan_targets, **config.owned(),
     )  # fmt: skip
     for own, assembly in enumerate(model.assemblies.values()):
-        torch.nn.init.normal_(assembly.mapping, std=config.mapping_std)
+        assembly.reset_mapping()  # drawn once more than it has to be: a seed goes on giving the model that RESULTS.md measured
         if config.gates != "learnt":
             torch.nn.init.constant_(assembly.mapping, 1.0 if config.gates == "open" else -1.0)
             assembly.mapping.requires_grad_(False)
@@ -101,6 +107,7 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
 
 
 def learning_rates(config: MultilingualConfig) -> dict[str, float]:
+    """`{group of `training.loop.optim.named_groups`: learning rate}`."""
     rate = config.learning_rate
     return {
         "W": rate, "M": config.specialists_learning_rate or rate, "head": config.head_learning_rate or rate,
@@ -109,6 +116,7 @@ def learning_rates(config: MultilingualConfig) -> dict[str, float]:
 
 
 def announce(model, clips, dropped) -> None:
+    """Says how much trains, on how many minutes, and which clips do not."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     print(f"{trainable:,} trainable of {total:,} parameters; minutes of training audio {minutes_of(clips)}")
@@ -119,9 +127,8 @@ def announce(model, clips, dropped) -> None:
 def trained(accelerator, config: MultilingualConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
     """The model after its steps, and their log."""
     place(accelerator, model, config)
-    turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2, average_last=config.average_last)
+    turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2)
     log = train(accelerator, model, processor, features, turns, splits.training, splits.validation, config, stage="stage1")
-    turns.use_average()
     return unsharded(model), log
 
 

@@ -95,7 +95,6 @@ class LoopConfig(Settings):
     beta2: Share = HfArg(default=0.999, help="Adam's, for the squares of the gradients")
     spec_masks: Count = HfArg(default=1, help="bands of mels, and times in every 2 s, that SpecAugment masks in log-mel features")
     vtlp: Share = HfArg(default=0.0, help="share of the augmented clips whose formants are moved, as by another throat; of log-mel features")
-    average_last: Share = HfArg(default=0.0, help="share of the steps, at the end, whose weights are averaged; 0: none")
     mixed_precision: Optional[Literal["no", "bf16"]] = HfArg(default=None, help="else what accelerate launch says, or no")
     gradient_checkpointing: bool = HfArg(default=False, help="recompute activations: less memory, slower")
     shard: bool = HfArg(default=False, help="divide weights and optimizer among the processes (FSDP2): for big backbones")
@@ -111,8 +110,6 @@ class LoopConfig(Settings):
         super().__post_init__()
         if self.min_s > self.max_s:
             raise ValueError(f"--min_s: got {self.min_s}; allowed: at most --max_s, which is {self.max_s}.")
-        if self.patience and self.average_last:
-            raise ValueError(f"--average_last: got {self.average_last}; allowed: 0 with --patience, which returns to the best step's own weights.")
 
 
 # Those that served best for es on validation; what else was tried is in RESULTS.md.

@@ -21,9 +21,7 @@ from tqdm import tqdm
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
 from training.loop.augment import SPEEDS, hears_mels, other_throat, spec_augment
 from training.loop.recordings import content_name
-from training.loop.sources import Clip, read_manifest
-
-__all__ = ["Clip", "read_manifest"]  # handed on
+from training.loop.sources import Clip
 
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
 MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops: more say that the data is not what it seems
@@ -35,7 +33,7 @@ HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is
 
 
 class NothingToRead(ValueError):
-    """Data that a run cannot be made of: it ends a script with its words alone (`training.loop.steps.opened`)."""
+    """Data that a run cannot be made of: it ends a script with its words alone (`training.loop.launch.opened`)."""
 
 
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:

@@ -1,4 +1,4 @@
-"""Texts of clips, and their CER and WER."""
+"""Texts of clips, and their CER and WER; those of a run's splits, once it has trained."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import jiwer
 import torch
 from accelerate.utils import gather_object
 
+from modeling_master_asr.assembly_master_asr import text_kilobytes
+from modeling_master_asr.text_master_asr import normalize
 from modeling_master_asr.trainer_utils import error_rates, macro
-from training.loop.data import Clip, Collator, bucket, to_device
-from training.loop.text import normalize, said_in
+from training.loop.data import Collator, bucket, to_device
+from training.loop.sources import Clip
+from training.loop.splits import Splits
+from training.loop.text import said_in
 
 
 @torch.no_grad()
@@ -90,3 +94,27 @@ def evaluate_clips(model, processor, features, clips: list[Clip], accelerator=No
 def flattered(rates: dict) -> list[str]:
     """A warning for each language whose figures its own sentences flatter."""
     return [f"WARNING: {count} of the {code!r} clips say a sentence that it is read with, or a part of one: its figures flatter." for code, count in rates.get("known", {}).items()]
+
+
+def tested(accelerator, model, processor, features, clips: list[Clip], greedy: bool = False) -> Optional[dict]:
+    """CER and WER on test clips, and each clip's edits; None where there is nothing to score, with the reason said: what was trained is
+    saved already."""
+    try:
+        rates = evaluate_clips(model, processor, features, clips, accelerator, by_clip=True, greedy=greedy)
+        for line in flattered(rates):
+            accelerator.print(line)
+        return rates
+    except ValueError as error:
+        accelerator.print(f"Not tested: {error}")
+        return None
+
+
+def measured(accelerator, model, processor, features, splits: Splits) -> dict:
+    """`{"validation", "test"}`, greedy, and "with_text" the same with the languages' sentences in mind."""
+
+    def both(greedy: bool) -> dict:
+        return {name: tested(accelerator, model, processor, features, getattr(splits, name), greedy) for name in ("validation", "test")}
+
+    kilobytes = {code: text_kilobytes(text) for code in model.languages if (text := model.config.text(code))}
+    greedy = both(greedy=True)
+    return {**greedy, "with_text": {"kilobytes": kilobytes, **(both(greedy=False) if kilobytes else greedy)}}

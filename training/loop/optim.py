@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from modeling_master_asr.configuration_master_asr import PAPER_PARTS
-from training.loop.sharding import as_sharded, clip_gradients, load_optimizer_state
+from training.loop.sharding import clip_gradients, load_optimizer_state
 
 logger = logging.get_logger(__name__)
 # CHOICE: CTC's first gradients are far larger than the later ones; unclipped they fill Adam's second moment, and the blank
@@ -60,7 +60,6 @@ class Turns:
             reaches the one row that trains, and the steps in between need no gradient of any assembled weight.
         mapping_decay: T's rate follows the others' (the paper's is constant).
         mapping_rest: share of the steps, at the end, in which T no longer moves.
-        average_last: share of the steps, at the end, whose weights `use_average` takes the mean of (T's gates stay the last ones).
         beta2: of Adam; 0.999 remembers CTC's first, largest gradients for a thousand steps.
 
     Raises:
@@ -70,7 +69,6 @@ class Turns:
     def __init__(
         self, model, alpha: float, beta: int, gamma: int, learning_rates: dict[str, float], num_steps: int,
         mapping_gradient: str = "accumulated", beta2: float = 0.999, mapping_decay: bool = False, mapping_rest: float = 0.0,
-        average_last: float = 0.0,
     ):  # fmt: skip
         self.beta, self.gamma, self.num_steps, self.mapping_gradient = beta, gamma, num_steps, mapping_gradient
         self.mapping_decay, self.mapping_steps = mapping_decay, (1 - mapping_rest) * num_steps
@@ -88,8 +86,6 @@ class Turns:
         self.mapping_lr = alpha * learning_rates["T"]
         self.mapping_optimizer = torch.optim.Adam(self.mappings, lr=self.mapping_lr, betas=(0.9, beta2)) if self.mappings else None
         self.collected: list = [None] * len(self.mappings)  # T's gradients since it last moved
-        self.first_averaged = (1 - average_last) * num_steps
-        self.averaged, self.means = 0, []  # how many steps, and their mean, parameter by parameter
         self.takes_turns = gamma > 0 and bool(self.masked) and bool(self.specialists)
 
     def phase(self, step: int) -> str:
@@ -140,8 +136,6 @@ class Turns:
         if finite:
             self.optimizer.step()
             self._collect()
-            if step >= self.first_averaged:
-                self._average()
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self.mappings:
             parameter.grad = None
@@ -159,29 +153,12 @@ class Turns:
             if parameter.grad is not None:
                 self.collected[i] = parameter.grad if self.collected[i] is None else self.collected[i] + parameter.grad
 
-    def _slow(self) -> list[torch.nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        self.averaged += 1
-        self.means = self.means or [torch.zeros_like(p) for p in self._slow()]
-        for mean, parameter in zip(self.means, self._slow()):
-            mean.lerp_(parameter, 1 / self.averaged)
-
-    @torch.no_grad()
-    def use_average(self) -> None:
-        """Puts the mean of the last steps' weights in their place, if `average_last` asked for one."""
-        for mean, parameter in zip(self.means, self._slow()):
-            parameter.copy_(mean)
-
     def state_dict(self) -> dict:
         """Everything a resumed run needs, T's half-collected gradients included."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "mapping_optimizer": self.mapping_optimizer.state_dict() if self.mapping_optimizer else None,
             "mapping_grads": list(self.collected),
-            "average": {"steps": self.averaged, "means": self.means},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -189,8 +166,6 @@ class Turns:
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.mapping_optimizer is not None:
             load_optimizer_state(self.mapping_optimizer, state["mapping_optimizer"])
-        self.averaged = state["average"]["steps"]
-        self.means = [as_sharded(mean, p).to(p.device) for mean, p in zip(state["average"]["means"], self._slow())]
         self.collected = [g if g is None else g.to(p.device) for g, p in zip(state["mapping_grads"], self.mappings)]
 
 

@@ -28,10 +28,10 @@ from typing import Optional
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
-from modeling_master_asr.text_master_asr import SPOKEN
+from modeling_master_asr.text_master_asr import SPOKEN, build_vocab, normalize
 from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, repeats, seconds_of
 from training.loop.tables import COLUMNS, TABLES, TORN, pick, read_table
-from training.loop.text import build_vocab, letters_beside, main_script, normalize
+from training.loop.text import letters_beside, main_script
 
 SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",

@@ -3,191 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Optional
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from modeling_master_asr.assembly_master_asr import text_kilobytes
-from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
-from training.loop.data import Clip, Collator, NothingToRead, bucket_of_step, having, minutes_of, select, to_device
-from training.loop.folder import claimed
-from training.loop.metrics import evaluate_clips, flattered
+from training.loop.data import Collator, bucket_of_step, to_device
 from training.loop.optim import allowed_to_skip
-from training.loop.sharding import average_languages, is_sharded, load_model_state, shard, whole
-from training.loop.sources import Report, read_data
+from training.loop.sharding import average_languages, is_sharded, load_model_state, whole
+from training.loop.sources import Clip
 from training.loop.stopping import StopRequest
 from training.loop.teacher import divergence
-from training.loop.text import beginning, without
 from training.loop.watching import state_of_masks, watch
-
-READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
-KEPT_TEXT = 200_000  # characters of sentences a language, transcripts first; 900,000 win half a point more (RESULTS.md, Voices), in a config four times as large
-
-
-def make_accelerator(config: LoopConfig) -> Accelerator:
-    """Accelerate as both stages use it: ranks train different languages, so a step leaves parameters without gradients.
-
-    Raises:
-        ValueError: if Accelerate was told to shard the model itself, or to train in fp16, whose losses have to be scaled.
-    """
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=READING_TIMEOUT)]
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.out, kwargs_handlers=handlers,
-        gradient_accumulation_steps=config.gradient_accumulation,
-    )  # fmt: skip
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("Accelerate's own FSDP reduces in lockstep, and ranks train different languages: leave --use_fsdp out, pass --shard.")
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise ValueError(
-            f"Accelerate was told to train in {accelerator.mixed_precision}; allowed: no or bf16. W, M and T take turns, which its loss scaling "
-            "knows nothing of. Pass --mixed_precision no (or bf16, where the device has it)."
-        )
-    return accelerator
-
-
-@contextmanager
-def opened(config: LoopConfig) -> Iterator[Accelerator]:
-    """A run from its claim on `--out`, made before any data is read, to its end.
-
-    Raises:
-        RuntimeError, FileExistsError: see `training.loop.folder.claimed`.
-        SystemExit: for data that no run can be made of.
-    """
-    accelerator = make_accelerator(config)
-    with claimed(config.out, config.resume) if accelerator.is_main_process else nullcontext():
-        try:
-            yield accelerator
-        except NothingToRead as error:
-            raise SystemExit(str(error)) from error
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
-
-
-def place(accelerator, model, config: LoopConfig) -> None:
-    """Puts the model where it trains, in shards if `--shard` asks for it: before optimizers are made, or filled by `--resume`."""
-    model.to(accelerator.device)
-    if config.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if config.shard:
-        shard(model, accelerator)
-
-
-@dataclass
-class Splits:
-    """A run's clips."""
-
-    training: list[Clip]
-    validation: list[Clip]
-    test: list[Clip]
-    left_out: list[Clip] = field(default_factory=list)  # of validation and test, by --held_out_minutes
-
-
-def read(config: LoopConfig, minutes: Optional[float] = None, splits: Optional[Collection[str]] = None) -> tuple[list[Clip], Report]:
-    """`training.loop.sources.read_data` as a run's settings say."""
-    return read_data(
-        config.data, config.out / "recordings", minutes, config.min_s, config.max_s, config.allow_outside, config.max_download_gb,
-        config.download_timeout_s, splits,
-    )  # fmt: skip
-
-
-def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: float) -> Splits:
-    """Clips of `--data`, with the report of what was read and what was left out.
-
-    Raises:
-        ValueError: if a language has no clips to train on, or none to validate with.
-    """
-    with accelerator.main_process_first():
-        clips, report = read(config, minutes)
-    testable = having(clips, "test", languages)
-    accelerator.print("\n".join(report.lines(clips)))
-    if len(testable) < len(languages):
-        accelerator.print(f"No test clips of {[code for code in languages if code not in testable]}: there will be no test figures of them.")
-    held_out = [select(clips, split, codes, config.held_out_minutes) for split, codes in (("validation", languages), ("test", testable))]
-    kept = {id(clip) for part in held_out for clip in part}
-    left = [clip for clip in clips if clip.split != "train" and clip.language in languages and id(clip) not in kept]
-    for code, minutes_left in minutes_of(left).items():
-        accelerator.print(f"{code}: {minutes_left} minutes of validation and test are left out (--held_out_minutes).")
-    training = select(clips, "train", languages, minutes, config.seed)
-    say_what_is_left(accelerator, training, [clip for clip in clips if clip.split == "train" and clip.language in languages])
-    return Splits(training, *held_out, left)
-
-
-def say_what_is_left(accelerator, training: list[Clip], there: list[Clip]) -> None:
-    """Names the minutes that `--minutes` leaves out, and the letters that nobody trains then."""
-    chosen = {id(clip) for clip in training}
-    left = [clip for clip in there if id(clip) not in chosen]
-    for code, minutes_left in minutes_of(left).items():
-        letters = [{letter for clip in of if clip.language == code for letter in clip.text} for of in (left, training)]
-        lost = f" Letters that they alone hold: {''.join(sorted(letters[0] - letters[1]))}" if letters[0] - letters[1] else ""
-        accelerator.print(f"{code}: {minutes_left} minutes of training clips are left out (--minutes, --minutes_per_language).{lost}")
-
-
-def keep_text(accelerator, model, language: str, splits: Splits, config, more: Iterable[str] = ()) -> None:
-    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says: what it trained on, those
-    that it had and further ones, `KEPT_TEXT` characters of them.
-
-    Args:
-        more: further ones, of which those stay out that validation or test clips say.
-    """
-    before, more = model.config.text(language).splitlines(), list(more)
-    transcripts = [clip.text for clip in splits.training if clip.language == language]
-    kept = [*transcripts, *before] if config.text == "transcripts" else []
-    if before and not kept:
-        model.config.set_text(language, "")
-        accelerator.print(f"The {len(before)} sentences that {language!r} had are gone (--text none).")
-    allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
-    given = list(dict.fromkeys([*kept, *map(without_pairs, allowed)]))  # what is refined has many twice
-    try:
-        written = spell_sentences(given, language, model.config.vocab(language), raw=False)
-        fitting = beginning(written, KEPT_TEXT)
-        model.config.set_text(language, "\n".join(fitting))  # as they are spelled already
-    except ValueError as error:  # what was trained is saved, whatever its sentences
-        accelerator.print(f"Read {'with the sentences that it had' if model.config.text(language) else 'greedily'}: {error}")
-        return
-    if fitting:
-        accelerator.print(f"{language!r} is read with {len(fitting)} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
-    for lost, why in (
-        (len(more) - len(allowed), "are said in validation or test clips, whose figures they would flatter"),
-        (len(given) - len(written), "hold what the alphabet lacks (digits, signs, letters), or are written as others are"),
-        (len(written) - len(fitting), f"do not fit into {KEPT_TEXT:,} characters beside the others (a sentence a line, please)"),
-    ):
-        if lost:
-            accelerator.print(f"{lost} sentences were left out: they {why}.")
-
-
-def tested(accelerator, model, processor, features, clips: list[Clip], greedy: bool = False) -> Optional[dict]:
-    """CER and WER on test clips, and each clip's edits; None where there is nothing to score, with the reason said: what was trained is
-    saved already."""
-    try:
-        rates = evaluate_clips(model, processor, features, clips, accelerator, by_clip=True, greedy=greedy)
-        for line in flattered(rates):
-            accelerator.print(line)
-        return rates
-    except ValueError as error:
-        accelerator.print(f"Not tested: {error}")
-        return None
-
-
-def measured(accelerator, model, processor, features, splits: Splits) -> dict:
-    """`{"validation", "test"}`, greedy, and "with_text" the same with the languages' sentences in mind."""
-
-    def both(greedy: bool) -> dict:
-        return {name: tested(accelerator, model, processor, features, getattr(splits, name), greedy) for name in ("validation", "test")}
-
-    kilobytes = {code: text_kilobytes(text) for code in model.languages if (text := model.config.text(code))}
-    greedy = both(greedy=True)
-    return {**greedy, "with_text": {"kilobytes": kilobytes, **(both(greedy=False) if kilobytes else greedy)}}
 
 
 @dataclass
@@ -207,7 +42,7 @@ class Run:
     """One training run: its state, its checkpoints and its watching.
 
     Args:
-        clips, validation: `training.loop.data.Clip`s.
+        clips, validation: `training.loop.sources.Clip`s.
         config: how it trains, and `out`, the folder of its checkpoints.
         teacher: a model that stays as it is, from which this one learns beside CTC; or None.
     """

@@ -1,4 +1,4 @@
-"""Scripts of texts, and which sentences a language may keep; normalisation and alphabets are the package's own and handed on."""
+"""Scripts of texts, and the sentences that a language keeps; normalisation and alphabets are the package's own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Optional
 
-from modeling_master_asr.text_master_asr import build_vocab, normalize
-
-__all__ = ["beginning", "build_vocab", "letters_beside", "main_script", "normalize", "said_in", "script_of", "without"]
+from modeling_master_asr.text_master_asr import normalize, spell_sentences, without_pairs
 
 WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together
+KEPT_TEXT = 200_000  # characters of sentences a language, transcripts first; 900,000 win half a point more (RESULTS.md, Voices), in a config four times as large
 
 
 def script_of(letter: str) -> Optional[str]:
@@ -41,6 +40,40 @@ def without(sentences: Iterable[str], texts: Iterable[str], language: str) -> li
         if not any(text.by(normalised) for text in wanted):
             kept.append(sentence)
     return kept
+
+
+def keep_text(accelerator, model, language: str, splits, config, more: Iterable[str] = ()) -> None:
+    """Gives a language that has trained the sentences that it is read with from now on, as `--text` says: what it trained on, those
+    that it had and further ones, `KEPT_TEXT` characters of them.
+
+    Args:
+        splits: the run's `training.loop.splits.Splits`.
+        more: further ones, of which those stay out that validation or test clips say.
+    """
+    before, more = model.config.text(language).splitlines(), list(more)
+    transcripts = [clip.text for clip in splits.training if clip.language == language]
+    kept = [*transcripts, *before] if config.text == "transcripts" else []
+    if before and not kept:
+        model.config.set_text(language, "")
+        accelerator.print(f"The {len(before)} sentences that {language!r} had are gone (--text none).")
+    allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
+    given = list(dict.fromkeys([*kept, *map(without_pairs, allowed)]))  # what is refined has many twice
+    try:
+        written = spell_sentences(given, language, model.config.vocab(language), raw=False)
+        fitting = beginning(written, KEPT_TEXT)
+        model.config.set_text(language, "\n".join(fitting))  # as they are spelled already
+    except ValueError as error:  # what was trained is saved, whatever its sentences
+        accelerator.print(f"Read {'with the sentences that it had' if model.config.text(language) else 'greedily'}: {error}")
+        return
+    if fitting:
+        accelerator.print(f"{language!r} is read with {len(fitting)} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
+    for lost, why in (
+        (len(more) - len(allowed), "are said in validation or test clips, whose figures they would flatter"),
+        (len(given) - len(written), "hold what the alphabet lacks (digits, signs, letters), or are written as others are"),
+        (len(written) - len(fitting), f"do not fit into {KEPT_TEXT:,} characters beside the others (a sentence a line, please)"),
+    ):
+        if lost:
+            accelerator.print(f"{lost} sentences were left out: they {why}.")
 
 
 def said_in(texts: Iterable[str], sentences: Iterable[str]) -> list[bool]:

@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from training.loop.data import Clip, Collator, Features, bucket_of_step
+from training.loop.data import Collator, Features, bucket_of_step
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer, tri_stage
+from training.loop.sources import Clip
 
 
 class StepBatches(Dataset):
@@ -47,7 +48,7 @@ class MasterASRTrainer(Trainer):
         model: a `MasterASRForCTC`; for stage 2 after `add_language` and `freeze_except`.
         args: `max_steps` is the number of steps. Batches hold `batch_s` seconds, so the batch size is set to 1 batch, and
             gradients are clipped by `turns`.
-        clips, validation: training and validation clips (`training.loop.data`).
+        clips, validation: training and validation clips (`training.loop.sources`).
         turns: the optimizer and its schedule (`training.loop.optim.Turns`), made for `args.max_steps` steps; in stage 2 the script's has
             `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3, beta2=0.98`.
         batch_s: seconds of audio a batch, padding included.
@@ -55,7 +56,7 @@ class MasterASRTrainer(Trainer):
         full_augment_step, spec_masks, vtlp: see `training.loop.data.Collator`; `None`, 1 and 0 are no augmentation, the scripts' are in their configs.
 
     Raises:
-        ValueError: if `max_steps` is not set, or is not the steps that `turns` were made for; if `turns` are to average the last steps, which checkpoints of a Trainer do not hold.
+        ValueError: if `max_steps` is not set, or is not the steps that `turns` were made for.
         FloatingPointError: in training, once too many steps had gradients that are not finite.
     """
 
@@ -67,8 +68,6 @@ class MasterASRTrainer(Trainer):
             raise ValueError(f"MasterASRTrainer counts steps, not epochs: set TrainingArguments(max_steps=...); got {args.max_steps}.")
         if turns.num_steps != args.max_steps:
             raise ValueError(f"turns: got Turns(num_steps={turns.num_steps}); allowed: {args.max_steps}, as max_steps: warm-up, decay and T's rest are shares of them.")
-        if turns.first_averaged < turns.num_steps:
-            raise ValueError("turns: got Turns(average_last=...); allowed: 0. The scripts average the last steps, a Trainer saves and evaluates each step's own weights.")
         args.per_device_train_batch_size, args.max_grad_norm = 1, 0.0
         args.remove_unused_columns = False
         args.ddp_find_unused_parameters = True  # processes train different languages in the same step

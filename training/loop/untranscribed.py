@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from training.loop import checkpoints
 from training.loop.augment import SPEEDS
-from training.loop.data import Clip, Collator, NothingToRead, has_frames
+from training.loop.data import Collator, NothingToRead, has_frames
 from training.loop.metrics import edits_of, transcribe_clips
 from training.loop.record import write_text
 from training.loop.recordings import SUFFIXES, LeftOut, copies, printable, repeats, seconds_of
-from training.loop.sources import below
+from training.loop.sources import Clip, below
 
 FILE = "untranscribed.jsonl"  # of a run's folder: a manifest of what was written
 # CHOICE: the fifth that is read least alike with the language's sentences in mind and without has the most errors, and is left out.

@@ -1,0 +1,65 @@
+"""A run from its claim on `--out` to its end: Accelerate as both stages use it, and the model on its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+
+from training.loop.config import LoopConfig
+from training.loop.data import NothingToRead
+from training.loop.folder import claimed
+from training.loop.sharding import shard
+
+READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
+
+
+def make_accelerator(config: LoopConfig) -> Accelerator:
+    """Accelerate as both stages use it: ranks train different languages, so a step leaves parameters without gradients.
+
+    Raises:
+        ValueError: if Accelerate was told to shard the model itself, or to train in fp16, whose losses have to be scaled.
+    """
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=READING_TIMEOUT)]
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.out, kwargs_handlers=handlers,
+        gradient_accumulation_steps=config.gradient_accumulation,
+    )  # fmt: skip
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("Accelerate's own FSDP reduces in lockstep, and ranks train different languages: leave --use_fsdp out, pass --shard.")
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(
+            f"Accelerate was told to train in {accelerator.mixed_precision}; allowed: no or bf16. W, M and T take turns, which its loss scaling "
+            "knows nothing of. Pass --mixed_precision no (or bf16, where the device has it)."
+        )
+    return accelerator
+
+
+@contextmanager
+def opened(config: LoopConfig) -> Iterator[Accelerator]:
+    """A run from its claim on `--out`, made before any data is read, to its end.
+
+    Raises:
+        RuntimeError, FileExistsError: see `training.loop.folder.claimed`.
+        SystemExit: for data that no run can be made of.
+    """
+    accelerator = make_accelerator(config)
+    with claimed(config.out, config.resume) if accelerator.is_main_process else nullcontext():
+        try:
+            yield accelerator
+        except NothingToRead as error:
+            raise SystemExit(str(error)) from error
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+
+
+def place(accelerator, model, config: LoopConfig) -> None:
+    """Puts the model where it trains, in shards if `--shard` asks for it: before optimizers are made, or filled by `--resume`."""
+    model.to(accelerator.device)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if config.shard:
+        shard(model, accelerator)

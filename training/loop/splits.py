@@ -1,0 +1,61 @@
+"""A run's clips: which of `--data` train, validate and test, and what is said of those that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Optional
+
+from training.loop.config import LoopConfig
+from training.loop.data import having, minutes_of, select
+from training.loop.sources import Clip, Report, read_data
+
+
+@dataclass
+class Splits:
+    """A run's clips."""
+
+    training: list[Clip]
+    validation: list[Clip]
+    test: list[Clip]
+    left_out: list[Clip] = field(default_factory=list)  # of validation and test, by --held_out_minutes
+
+
+def read(config: LoopConfig, minutes: Optional[float] = None, splits: Optional[Collection[str]] = None) -> tuple[list[Clip], Report]:
+    """`training.loop.sources.read_data` as a run's settings say."""
+    return read_data(
+        config.data, config.out / "recordings", minutes, config.min_s, config.max_s, config.allow_outside, config.max_download_gb,
+        config.download_timeout_s, splits,
+    )  # fmt: skip
+
+
+def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: float) -> Splits:
+    """Clips of `--data`, with the report of what was read and what was left out.
+
+    Raises:
+        ValueError: if a language has no clips to train on, or none to validate with.
+    """
+    with accelerator.main_process_first():
+        clips, report = read(config, minutes)
+    testable = having(clips, "test", languages)
+    accelerator.print("\n".join(report.lines(clips)))
+    if len(testable) < len(languages):
+        accelerator.print(f"No test clips of {[code for code in languages if code not in testable]}: there will be no test figures of them.")
+    held_out = [select(clips, split, codes, config.held_out_minutes) for split, codes in (("validation", languages), ("test", testable))]
+    kept = {id(clip) for part in held_out for clip in part}
+    left = [clip for clip in clips if clip.split != "train" and clip.language in languages and id(clip) not in kept]
+    for code, minutes_left in minutes_of(left).items():
+        accelerator.print(f"{code}: {minutes_left} minutes of validation and test are left out (--held_out_minutes).")
+    training = select(clips, "train", languages, minutes, config.seed)
+    say_what_is_left(accelerator, training, [clip for clip in clips if clip.split == "train" and clip.language in languages])
+    return Splits(training, *held_out, left)
+
+
+def say_what_is_left(accelerator, training: list[Clip], there: list[Clip]) -> None:
+    """Names the minutes that `--minutes` leaves out, and the letters that nobody trains then."""
+    chosen = {id(clip) for clip in training}
+    left = [clip for clip in there if id(clip) not in chosen]
+    for code, minutes_left in minutes_of(left).items():
+        letters = [{letter for clip in of if clip.language == code for letter in clip.text} for of in (left, training)]
+        lost = f" Letters that they alone hold: {''.join(sorted(letters[0] - letters[1]))}" if letters[0] - letters[1] else ""
+        accelerator.print(f"{code}: {minutes_left} minutes of training clips are left out (--minutes, --minutes_per_language).{lost}")
