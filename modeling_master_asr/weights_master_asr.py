@@ -127,7 +127,7 @@ class AssembledWeights:
 
     def _make(self, module: nn.Module, name: str, plain: torch.Tensor) -> torch.Tensor:
         if isinstance(module, AssembledLayerNorm) or name == "bias":
-            key = isinstance(module, AssembledLayerNorm), self._layout.place[module], name
+            key = isinstance(module, AssembledLayerNorm), self._place(module), name
             return plain + self._own.norms[key].to(plain.dtype)
         weight = self._scaled(module, self._masked_weight(module))
         delta = self._delta(module)
@@ -138,13 +138,27 @@ class AssembledWeights:
             return torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype))
 
     def _delta(self, layer: AssembledLinear) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
-        return self._own.delta_of(self._layout.place[layer], self._layout.row.get(layer))
+        return self._own.delta_of(self._place(layer), self._layout.row.get(layer))
+
+    def _place(self, layer: nn.Module) -> int:
+        """A layer's place in the layout.
+
+        Raises:
+            NotImplementedError: for a copy of one, which no language knows.
+        """
+        if layer not in self._layout.place:
+            raise NotImplementedError(
+                f"The language {self._language!r} owns changes of the layer itself, and this {type(layer).__name__} is a copy, which would be read without them: PEFT's LNTuning "
+                'trains copies of layer norms. Give the language norms of its own in their stead, parts=("mapping", "head", "norms"), or adapt its plain model: '
+                "model.materialize(language)."
+            )
+        return self._layout.place[layer]
 
     def _scaled(self, layer: AssembledLinear, weight: torch.Tensor) -> torch.Tensor:
         """W_l's rows, each times 1 + its scale, `[out, in]`."""
         if "scales" not in self._parts:
             return weight
-        return weight * (1 + self._own.scales[self._layout.place[layer]]).to(weight.dtype)[:, None]
+        return weight * (1 + self._own.scales[self._place(layer)]).to(weight.dtype)[:, None]
 
     def _masked_weight(self, layer: AssembledLinear) -> torch.Tensor:
         """W * B of an Artisan layer, W of another."""

@@ -9,11 +9,14 @@ copies; anything nearer would be a patch of PEFT's classes. The hook looks at th
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
+from types import SimpleNamespace
 
+import torch
 from torch import nn
 
-from .artisan_master_asr import ArtisanLinear, AssembledLayerNorm, AssembledLinear
+from .artisan_master_asr import ArtisanLinear, AssembledLayerNorm, AssembledLinear, assembled_as
 from .assembly_master_asr import BankHead, LanguageAssembly
 
 INSTEAD = (
@@ -32,16 +35,55 @@ def _refuse_merge(*args, **kwargs) -> None:
 
 def _check_merge_allowed(tuner: nn.Module) -> None:
     """Before the first layer is merged: a refusal half way would leave half of the adapter in the base."""
-    adapted = [module.base_layer for module in tuner.model.modules() if isinstance(getattr(module, "base_layer", None), AssembledLinear)]
-    if any(isinstance(layer, ArtisanLinear) for layer in adapted):
+    entries = tuner.model.config.assemblies.items()
+    wrappers = [module for module in tuner.model.modules() if isinstance(getattr(module, "get_base_layer", lambda: None)(), AssembledLinear)]
+    if any(isinstance(wrapper.get_base_layer(), ArtisanLinear) for wrapper in wrappers):
         _refuse_merge()
-    scaled = [code for code, entry in tuner.model.config.assemblies.items() if "scales" in entry["parts"]]
-    if adapted and scaled:
+    scaled = [code for code, entry in entries if "scales" in entry["parts"]]
+    if wrappers and scaled:
         raise NotImplementedError(
             f"The languages {scaled} scale the rows of these layers, and s * (W + BA) is not s * W + BA. Leave the adapter unmerged, "
             f"or remove these languages first. {INSTEAD}"
         )
+    reading_other = {
+        "weight": [code for code, entry in entries if "delta" in entry["parts"] and entry["targets"] == "all"],
+        "bias": [code for code, entry in entries if "norms" in entry["parts"]],
+    }
+    for kind, codes in reading_other.items():
+        found = [name for wrapper in wrappers for name in wrapper._get_available_adapters() if not _adds(wrapper, name, kind)] if codes else []
+        if found:
+            raise NotImplementedError(
+                f"{tuner.peft_config[found[0]].peft_type.value} changes a {kind} by what it is, and the languages {codes} read another one than is merged into: they "
+                "would be read with another change than now. Leave the adapter unmerged: forward, training, saving and loading are right; or remove these languages "
+                f"first: model.remove_language(language). {INSTEAD}"
+            )
     type(tuner)._check_merge_allowed(tuner)
+
+
+@torch.no_grad()
+def _adds(wrapper: nn.Module, adapter: str, kind: str) -> bool:
+    """Whether an adapter changes a layer's answers by the same, whatever its weight or bias (`kind`) is: what is merged then serves every language.
+
+    Tried on random input, since PEFT says it of no method and has new ones in every release.
+    """
+    probe = deepcopy(wrapper).eval()  # no dropout; and what is off or merged is as it would be merged
+    probe._active_adapter, probe._disable_adapters, probe.merged_adapters = [adapter], False, []
+    weight = probe.get_base_layer()._parameters["weight"]
+    inputs = torch.randn(4, probe.get_base_layer().in_features, generator=torch.Generator().manual_seed(0))
+    inputs = inputs.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)  # meta: offloaded, and its hook moves them
+
+    def another(module: nn.Module, name: str):
+        plain = module._parameters[name]
+        return plain if plain is None or name != kind else 2 * plain.flip(0) + 1  # of another norm, direction and order
+
+    changes, largest = [], 0.0
+    for read in (lambda module, name: module._parameters[name], another):
+        with assembled_as(SimpleNamespace(parameter=read, factors=lambda layer: None)):
+            without, answers = probe.base_layer(inputs), probe(inputs)
+        changes.append(answers - without)
+        largest = max(largest, float(answers.abs().max()), float(without.abs().max()))
+    rounding = max(1e-5, 8 * torch.finfo(weight.dtype).eps)  # in half precision every sum is rounded
+    return float((changes[1] - changes[0]).abs().max()) <= rounding * largest
 
 
 def _refuse_rewrite(*args, **kwargs) -> None:
@@ -75,6 +117,12 @@ def _refuse_copy(module: nn.Module) -> None:
 
 
 def _refuse_loss(layer: nn.Module, instead) -> None:
+    if isinstance(instead, type(layer)) and instead is not layer:
+        raise NotImplementedError(
+            f"A copy in the place of an {type(layer).__name__} would be no language's: what languages own belongs to the layer itself. Give it the copy's "
+            "values: layer.load_state_dict(copy.state_dict()). PEFT's LNTuning merges by copies: leave it unmerged, or give one language norms of its own: "
+            'parts=("mapping", "head", "norms").'
+        )
     if isinstance(instead, nn.Module) and not any(module is layer for module in instead.modules()):
         raise NotImplementedError(
             f"A {type(instead).__name__} in place of an {type(layer).__name__} would read one dense weight for every language. Quantize or replace "
