@@ -55,13 +55,17 @@ class BankHead(nn.Module):
         self._row_ids = list(rows)
         self.register_buffer("rows", torch.tensor(rows, dtype=torch.long))
 
+    def _of_bank(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias, of the one call that a forward makes: an adapter that PEFT puts around the bank answers it, and what is written is what is read."""
+        return self._model[0].character_bank(self.rows)
+
     @property
     def weight(self) -> torch.Tensor:
-        return self._model[0].character_bank.weight[self.rows]
+        return self._of_bank()[0]
 
     @property
     def bias(self) -> torch.Tensor:
-        return self._model[0].character_bank.bias[self.rows]
+        return self._of_bank()[1]
 
     def reset_rows(self) -> None:
         init.copy_(self.rows, torch.tensor(self._row_ids, device=self.rows.device))
@@ -82,7 +86,7 @@ class BankHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden)` -> `(B, T, V)`."""
-        return nn.functional.linear(hidden_states, *self._model[0].character_bank(self.rows))
+        return nn.functional.linear(hidden_states, *self._of_bank())
 
 
 class Matrices(nn.ParameterList):

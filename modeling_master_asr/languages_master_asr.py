@@ -143,7 +143,8 @@ class LanguageMixin:
         known: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         bank = self.master_asr.character_bank
         if bank is not None:
-            known = {token: (bank.weight[i], bank.bias[i]) for i, token in enumerate(self.config.character_bank)}
+            weight, bias = bank(torch.arange(len(self.config.character_bank)))  # called, as a head does: PEFT may have wrapped it
+            known = {token: (weight[i], bias[i]) for i, token in enumerate(self.config.character_bank)}
         if source is not None:
             own = self.assemblies[source].head
             weight, bias = own.weight, own.bias  # of a head that shares the bank each is a gather of all its rows

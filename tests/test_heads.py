@@ -1,0 +1,56 @@
+"""What a file holds of a head is what was read."""
+
+import copy
+
+import pytest
+import torch
+from conftest import inputs_for, tiny_model, vocab
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from modeling_master_asr import MasterASRForCTC
+
+ONE = vocab("abñ")
+BANK = {"target_parameters": ["character_bank.weight"], "target_modules": []}
+
+
+def with_an_adapter_on_the_bank(folder, config):
+    """`(peft_model, inputs, logits)` of "fr", whose head shares the bank."""
+    base = MasterASRForCTC.from_pretrained(folder)
+    model = get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+        inputs = inputs_for(base, (4000,))
+        logits = model(**inputs, language="fr").logits
+        with model.disable_adapter():
+            assert (model(**inputs, language="fr").logits - logits).abs().max() > 0.1
+    return model, inputs, logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [
+    LoraConfig(r=2, **BANK),
+    LoraConfig(r=2, target_modules=r".*lang_xx\.head", modules_to_save=["character_bank"]),
+])  # fmt: skip
+def test_what_is_written_of_a_head_is_what_was_read_through_an_adapter_on_the_bank(tmp_path, config):
+    first = tiny_model()
+    first.add_language("xx", ONE)
+    first.save_pretrained(tmp_path / "base")
+    model, inputs, logits = with_an_adapter_on_the_bank(tmp_path / "base", copy.deepcopy(config))
+    base = model.get_base_model()
+    base.save_assembly("fr", tmp_path / "fr")
+    again = MasterASRForCTC.from_pretrained(tmp_path / "base", assemblies=tmp_path / "fr")
+    assert torch.allclose(again(**inputs, language="fr").logits, logits, atol=1e-5)
+    assert torch.allclose(base.materialize("fr")(**inputs).logits, logits, atol=1e-5)
+    base.add_language("de", vocab("abcé"), init="fr")
+    assert torch.equal(base.assemblies["de"].head.weight, base.assemblies["fr"].head.weight)
+    with model.disable_adapter():
+        base.save_assembly("fr", tmp_path / "plain")
+    plain = MasterASRForCTC.from_pretrained(tmp_path / "base")
+    plain.save_assembly("fr", tmp_path / "before")
+    files = [load_file(tmp_path / folder / "assembly.fr.safetensors") for folder in ("plain", "before")]
+    assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
+    with pytest.raises(ValueError, match="A PEFT adapter is on"):
+        base.save_pretrained(tmp_path / "whole")
