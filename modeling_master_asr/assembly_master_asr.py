@@ -254,6 +254,7 @@ class LanguageAssembly(nn.Module):
     def __init__(self, config: MasterASRConfig, language: str, layout, hidden: int, model=None):
         super().__init__()
         entry = config.assemblies[language]
+        self._language, self._vocab_sha256 = language, vocab_digest(entry["vocab"])
         self.parts, self.targets = tuple(entry["parts"]), entry["targets"]
         for part in self.parts:
             if part in PARTS:
@@ -264,6 +265,19 @@ class LanguageAssembly(nn.Module):
             self.head = BankHead(model, [row_of[token] for token in tokens])
         else:
             self.head = nn.Linear(hidden, len(entry["vocab"]))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # no key of its own: what a language owns stays what its parts hold
+            destination._metadata[prefix[:-1]]["vocab_sha256"] = self._vocab_sha256
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
+        if local_metadata.get("vocab_sha256", self._vocab_sha256) != self._vocab_sha256:  # of another alphabet of the same size: the shapes fit
+            error_msgs.append(
+                f"{prefix[:-1]}: the values are of another alphabet of {self._language!r} than this model's: its letters would come out as others. Give the language "
+                "the alphabet that they were trained with, or start without these values."
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def forward(self) -> OwnTensors:
         """What the language owns of the encoder."""

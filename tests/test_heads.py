@@ -1,4 +1,4 @@
-"""What a file holds of a head is what was read."""
+"""A head's rows are its own alphabet's, wherever its values come from; what a file holds of it is what was read."""
 
 import copy
 
@@ -54,3 +54,24 @@ def test_what_is_written_of_a_head_is_what_was_read_through_an_adapter_on_the_ba
     assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
     with pytest.raises(ValueError, match="A PEFT adapter is on"):
         base.save_pretrained(tmp_path / "whole")
+
+
+def test_values_of_another_alphabet_of_the_same_size_are_refused(tmp_path):
+    models = [tiny_model() for _ in range(3)]
+    for model, alphabet in zip(models, (ONE, vocab("abž"), ONE)):
+        model.add_language("es", alphabet, parts=("mapping", "head"))
+    one, other, same = models
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    for state in (one.state_dict(), torch.load(tmp_path / "state.pt", weights_only=True)):
+        with pytest.raises(RuntimeError, match=r"lang_es: the values are of another alphabet of 'es' than this model's.*start without these values"):
+            other.load_state_dict(state)
+        same.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="of another alphabet of 'es'"):
+        other.assemblies["es"].load_state_dict(one.assemblies["es"].state_dict())
+    assert torch.equal(same.assemblies["es"].head.weight, one.assemblies["es"].head.weight)
+    other.load_state_dict(dict(one.state_dict()))  # as safetensors hands it out, which says nothing: as before
+    grown = {**ONE, "ž": len(ONE)}
+    one.give_parts("es", parts=("mapping", "head", "delta"), vocab=grown)
+    another = tiny_model()
+    another.add_language("es", grown, parts=("mapping", "head", "delta"))
+    another.load_state_dict(one.state_dict())  # the alphabet that it has now

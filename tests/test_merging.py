@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import inputs_for, tiny_model, vocab
 from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 T = ["intermediate_dense", "output_dense"]
 ADDING = {
@@ -112,3 +113,17 @@ def test_copies_of_layer_norms_are_refused_in_words_where_a_language_owns_norms_
     with pytest.raises(NotImplementedError, match=r"A copy in the place of an AssembledLayerNorm would be no language's.*LNTuning merges by copies: leave it unmerged.*\"norms\""):
         model.merge_and_unload()
     assert torch.equal(model(**inputs, language="en").logits, adapted(norms)[0](**inputs, language="en").logits)
+
+
+@torch.no_grad()
+def test_a_copy_of_the_code_that_was_loaded_from_a_folder_leaves_the_check_of_merges_as_it_is(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    theirs = get_class_from_dynamic_module("modeling_master_asr.MasterASRForCTC", tmp_path).from_pretrained(tmp_path)
+    assert not isinstance(theirs, type(tiny_model()))
+    for base in (tiny_model(), theirs):
+        model = get_peft_model(base, LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(NotImplementedError, match="An adapter on Artisan layers cannot be merged"):
+            model.merge_and_unload()
+        after = model.state_dict()
+        assert after.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in after.items())
