@@ -73,6 +73,7 @@ METHODS = {  # benchmarks/results/SERIES_NAME_seedN.json
     "lora": "PEFT LoRA r = 8 on attention alone, on the dense model",
     "lora_all": "PEFT LoRA r = 8 on attention and feed-forward, on the dense model",
     "lora_all_taught": "... taught",
+    "lora_all_untranscribedtext": "... and on recordings without transcripts, written down, and read, with 200,000 letters of fortunes in mind",
     "bottleneck": "bottleneck adapters (MMS), on the dense model",
     "mask": "mask tuning (S3-Router), on the dense model",
     "full": "full tuning of the dense model",
