@@ -153,6 +153,7 @@ def command(corpus, out):  # noqa: F811
     ]  # fmt: skip
 
 
+@pytest.mark.timeout(600)  # five starts of a training, on a machine that may have other work
 def test_a_run_killed_at_random_moments_ends_bit_equal_to_an_uninterrupted_one(corpus, tmp_path):  # noqa: F811
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     # in a process of its own too: other tests of this one may have left another number of threads, and so another order of sums
