@@ -277,6 +277,8 @@ class LanguageAssembly(nn.Module):
                 f"{prefix[:-1]}: the values are of another alphabet of {self._language!r} than this model's: its letters would come out as others. Give the language "
                 "the alphabet that they were trained with, or start without these values."
             )
+            for name in [name for name in state_dict if name.startswith(prefix)]:  # PyTorch raises at the end, and hands them on before
+                del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def forward(self) -> OwnTensors:

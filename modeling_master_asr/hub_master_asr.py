@@ -158,8 +158,8 @@ def default_card(config) -> str:
 
 
 def said_of(config, facts: dict) -> dict:
-    """What was said of a language when its file was written (figures, minutes), beside what the file says of itself."""
-    own = {*config.entry_of(facts), *SIZES, "language", "num_specialists", "sparsity", "base", "base_revision", "fingerprint"}
+    """What was said of a language when its file, which may be another's, was written (figures, minutes), beside what the file says of itself."""
+    own = {*config.entry_of(facts), *SIZES, *OF_A_PUSH, "language", "num_specialists", "sparsity", "base", "base_revision", "fingerprint"}
     return {name: value for name, value in facts.items() if name not in own}
 
 

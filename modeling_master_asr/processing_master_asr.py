@@ -494,7 +494,7 @@ def row_of(given, name: str, axis: int, dtype) -> np.ndarray:
     """An array, or what a mapping holds under `name`, up to the end that its `attention_mask` gives it.
 
     Raises:
-        ValueError: for a mask of another length, or with padding elsewhere than at the end.
+        ValueError: for a mask of another length, without speech, or with padding elsewhere than at the end.
     """
     if not isinstance(given, Mapping):
         return np.asarray(given, dtype=dtype)
@@ -503,9 +503,10 @@ def row_of(given, name: str, axis: int, dtype) -> np.ndarray:
         return row
     mask = np.asarray(given["attention_mask"]) != 0
     end = int(mask.sum())
-    if mask.shape != (row.shape[axis],) or not mask[:end].all():
+    if mask.shape != (row.shape[axis],) or not end or not mask[:end].all():
         raise ValueError(
-            f"attention_mask: got one of shape {mask.shape} with {end} ones beside {name} of shape {row.shape}; allowed: a value for each step of axis {axis}, ones and then zeros."
+            f"attention_mask: got one of shape {mask.shape} with {end} ones beside {name} of shape {row.shape}; allowed: of one clip, a value for each step of axis {axis}, ones and then "
+            "zeros. Of a batch: a mapping for each of its clips."
         )
     return row.take(range(end), axis)
 

@@ -35,7 +35,8 @@ def _refuse_merge(*args, **kwargs) -> None:
 
 def _check_merge_allowed(tuner: nn.Module) -> None:
     """Before the first layer is merged: a refusal half way would leave half of the adapter in the base."""
-    entries = tuner.model.config.assemblies.items()
+    configs = [module.config for module in tuner.model.modules() if hasattr(getattr(module, "config", None), "assemblies")]
+    entries = configs[0].assemblies.items() if configs else ()
     wrappers = [module for module in tuner.model.modules() if isinstance(getattr(module, "get_base_layer", lambda: None)(), AssembledLinear)]
     if any(isinstance(wrapper.get_base_layer(), ArtisanLinear) for wrapper in wrappers):
         _refuse_merge()
@@ -48,14 +49,14 @@ def _check_merge_allowed(tuner: nn.Module) -> None:
     reading_other = {
         "weight": [code for code, entry in entries if "delta" in entry["parts"] and entry["targets"] == "all"],
         "bias": [code for code, entry in entries if "norms" in entry["parts"]],
-    }
+    } if configs else dict.fromkeys(("weight", "bias"), "of the model around this encoder")  # which it does not know  # fmt: skip
     for kind, codes in reading_other.items():
         found = [name for wrapper in wrappers for name in wrapper._get_available_adapters() if not _adds(wrapper, name, kind)] if codes else []
         if found:
             raise NotImplementedError(
                 f"{tuner.peft_config[found[0]].peft_type.value} changes a {kind} by what it is, and the languages {codes} read another one than is merged into: they "
-                "would be read with another change than now. Leave the adapter unmerged: forward, training, saving and loading are right; or remove these languages "
-                f"first: model.remove_language(language). {INSTEAD}"
+                "would be read with another change than now. Leave the adapter unmerged: forward, training, saving and loading are right; or first delete it, where another is "
+                f"to be merged, delete_adapter({found[0]!r}), or these languages, model.remove_language(language). {INSTEAD}"
             )
     type(tuner)._check_merge_allowed(tuner)
 
@@ -68,9 +69,11 @@ def _adds(wrapper: nn.Module, adapter: str, kind: str) -> bool:
     """
     probe = deepcopy(wrapper).eval()  # no dropout; and what is off or merged is as it would be merged
     probe._active_adapter, probe._disable_adapters, probe.merged_adapters = [adapter], False, []
+    if not probe.get_base_layer()._parameters["weight"].is_meta:  # offloaded: its hook moves them
+        probe = probe.float()  # half precision would round small changes away
     weight = probe.get_base_layer()._parameters["weight"]
     inputs = torch.randn(4, probe.get_base_layer().in_features, generator=torch.Generator().manual_seed(0))
-    inputs = inputs.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)  # meta: offloaded, and its hook moves them
+    inputs = inputs.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
 
     def another(module: nn.Module, name: str):
         plain = module._parameters[name]
@@ -80,9 +83,11 @@ def _adds(wrapper: nn.Module, adapter: str, kind: str) -> bool:
     for read in (lambda module, name: module._parameters[name], another):
         with assembled_as(SimpleNamespace(parameter=read, factors=lambda layer: None)):
             without, answers = probe.base_layer(inputs), probe(inputs)
+        if not answers.isfinite().all():  # of no use to anybody, merged or not
+            return True
         changes.append(answers - without)
         largest = max(largest, float(answers.abs().max()), float(without.abs().max()))
-    rounding = max(1e-5, 8 * torch.finfo(weight.dtype).eps)  # in half precision every sum is rounded
+    rounding = max(1e-5, 8 * torch.finfo(weight.dtype).eps)
     return float((changes[1] - changes[0]).abs().max()) <= rounding * largest
 
 

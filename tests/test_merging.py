@@ -99,9 +99,37 @@ def test_dropout_and_a_base_in_half_precision_hide_no_sum_and_make_none():
         model.train().merge_adapter()
         assert model.training and torch.equal(torch.random.get_rng_state(), state)
     model, _ = adapted(MULTIPLYING["IA3"])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.sub_(1).mul_(0.02).add_(1)  # a change that bf16 would round away
     model.get_base_model().master_asr.backbone.to(torch.bfloat16)
-    with pytest.raises(NotImplementedError, match="IA3 changes a weight by what it is"):
+    with pytest.raises(NotImplementedError, match=r"IA3 changes a weight by what it is.*delete_adapter\('default'\)"):
         model.merge_and_unload()
+
+
+class Holder(torch.nn.Module):
+    """A user's own module around a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+
+@pytest.mark.parametrize("part", [lambda base: base.master_asr.backbone, Holder], ids=["the encoder alone", "a module around it"])
+def test_an_adapter_on_a_part_of_a_model_or_around_it_merges_where_it_adds(part):
+    base = tiny_model()
+    base.add_language("es", vocab("xyz"), parts=DELTA, rank=2, targets="all")
+    moved(base.assemblies["es"].parameters())
+    inputs = inputs_for(base)
+    adapter = get_peft_model(part(base), LoraConfig(target_modules=T, r=2)).eval()
+    moved(parameter for parameter in adapter.parameters() if parameter.requires_grad)
+    before = said(base, inputs)
+    adapter.merge_adapter()
+    assert all(torch.allclose(logits, before[language], atol=2e-5, rtol=0) for language, logits in said(base, inputs).items())
+    other = get_peft_model(part(tiny_model()) if part is not Holder else Holder(base), copy.deepcopy(MULTIPLYING["IA3"]))
+    moved(parameter for parameter in other.parameters() if parameter.requires_grad)
+    with pytest.raises(NotImplementedError, match="IA3 changes a weight by what it is"):
+        other.merge_adapter()
 
 
 def test_copies_of_layer_norms_are_refused_in_words_where_a_language_owns_norms_and_where_they_merge():

@@ -406,8 +406,8 @@ def test_clips_that_were_padded_before_are_padded_again_as_if_they_had_not_been(
     texts = processor.pad(labels=[[3, 6], [3]])
     rows = [{"input_ids": ids, "attention_mask": mask} for ids, mask in zip(texts["input_ids"], texts["attention_mask"])]
     assert processor.pad(labels=rows)["attention_mask"].tolist() == [[1, 1], [1, 0]] and processor.pad(again[name], labels=rows)["labels"][1, 1] == -100
-    for mask in (once["attention_mask"][0].flip(0), once["attention_mask"][0][1:]):
-        with pytest.raises(ValueError, match="attention_mask: got one of shape .* ones and then zeros"):
+    for mask in (once["attention_mask"][0].flip(0), once["attention_mask"][0][1:], once["attention_mask"], 0 * once["attention_mask"][0]):
+        with pytest.raises(ValueError, match="attention_mask: got one of shape .* ones and then zeros. Of a batch: a mapping for each"):
             processor.pad([{name: once[name][0], "attention_mask": mask}])
 
 

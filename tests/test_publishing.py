@@ -96,6 +96,9 @@ def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, mo
     (tmp_path / "card/x.png").write_bytes(b"a picture")
     push_to_hub.main(["--model", str(tmp_path / "model"), "--repo", "tester/m", "--card", str(tmp_path / "card/README.md")])
     assert hub.files("tester/m")["x.png"] == b"a picture" and b"# tester/m" in hub.files("tester/m")["README.md"]
+    facts = json.loads((tmp_path / "es/assembly_config.json").read_text())
+    facts["assemblies"]["es"] |= {"revision": "elsewhere", "token": "theirs", "private": True, "create_pr": True, "repo_id": "other/m"}  # a stranger's file steers no push
+    (tmp_path / "es/assembly_config.json").write_text(json.dumps(facts))
     push_to_hub.main(["--model", "tester/m", "--assembly", str(tmp_path / "es"), "--repo", "tester/m-es"])
     assert "32 bits of gates" in capsys.readouterr().out
     assert MasterASRForCTC.from_pretrained("tester/m", assemblies=["tester/m-es"]).languages == ["en", "fr", "ru", "es"]
