@@ -20,7 +20,7 @@ SHORT = {
     "assembly_best_taught": "best, taught", "lora_all_taught": "LoRA, taught", "head": "head alone", "lora": "LoRA, attention",
     "lora_all": "LoRA, all layers", "bottleneck": "bottleneck", "mask": "mask tuning", "full": "full tuning",
 }  # fmt: skip
-PLACES = {"assembly_paper": {"xytext": (4, 9)}, "bottleneck": {"xytext": (-4, 14), "ha": "right"}, "mask": {"xytext": (-9, -4), "ha": "right"}, "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (9, 2)}, "assembly_small_taught": {"xytext": (-8, 2), "ha": "right"}, "lora_all_taught": {"xytext": (-9, 2), "ha": "right"}, "assembly_best_taught": {"xytext": (9, -10), "ha": "left"}}  # of labels that would lie on others
+PLACES = {"assembly_paper": {"xytext": (4, 9)}, "bottleneck": {"xytext": (4, 24), "ha": "right"}, "mask": {"xytext": (-9, -4), "ha": "right"}, "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (9, 2)}, "assembly_small_taught": {"xytext": (-8, 2), "ha": "right"}, "lora_all_taught": {"xytext": (-9, 2), "ha": "right"}, "assembly_best_taught": {"xytext": (9, -10), "ha": "left"}}  # of labels that would lie on others
 
 
 def means(series: str, with_text: bool = False) -> dict[str, tuple[float, float, list[float]]]:
