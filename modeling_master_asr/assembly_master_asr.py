@@ -272,13 +272,13 @@ class LanguageAssembly(nn.Module):
             destination._metadata[prefix[:-1]]["vocab_sha256"] = self._vocab_sha256
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
-        if local_metadata.get("vocab_sha256", self._vocab_sha256) != self._vocab_sha256:  # of another alphabet of the same size: the shapes fit
+        is_of_another = local_metadata.get("vocab_sha256", self._vocab_sha256) != self._vocab_sha256  # of the same size, so that the shapes fit
+        if is_of_another and not isinstance(self.head, BankHead):  # which looks at its rows
             error_msgs.append(
                 f"{prefix[:-1]}: the values are of another alphabet of {self._language!r} than this model's: its letters would come out as others. Give the language "
                 "the alphabet that they were trained with, or start without these values."
             )
-            for name in [name for name in state_dict if name.startswith(prefix)]:  # PyTorch raises at the end, and hands them on before
-                del state_dict[name]
+            state_dict.update(self.state_dict(prefix=prefix))  # PyTorch hands them on, and raises at the end: what is there stays
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def forward(self) -> OwnTensors:
