@@ -22,7 +22,7 @@ ConfigTester = suite("transformers", "test_configuration_common").ConfigTester
 common.MODEL_MAPPING_NAMES["master_asr"] = MasterASRModel.__name__
 common.MODEL_FOR_CTC_MAPPING_NAMES["master_asr"] = MasterASRForCTC.__name__
 
-VOCAB = vocab("abcde")
+VOCAB = vocab("abcdefg")  # ten tokens: ids up to 9 are decoded, and ours refuses those that no alphabet has
 
 
 class Tester:
