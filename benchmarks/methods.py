@@ -148,8 +148,8 @@ def steps_of(accelerator, config: MethodConfig, model, processor, features, spli
 def on_untranscribed(accelerator, config: MethodConfig, model, processor, features, splits: Splits, more: list[str], started_s: float) -> dict:
     """Trains on with what the model writes down of `--untranscribed`, if there is any; what stands of it in the result."""
     written, found = written_first(accelerator, config, model, processor, features, splits, more)
-    if not written:
-        return {}
+    if not written:  # nor where all that was asked for was read as nothing, which the result says
+        return found
     heard = replace(splits, training=beside(splits.training, written))
     rest = phase(config, "untranscribed", config.steps, started_s)
     return {**found, "untranscribed_log": steps_of(accelerator, rest, model, processor, features, heard, again=True)}
