@@ -15,12 +15,13 @@ from test_processes import one, two
 from test_runs import base  # noqa: F401  the fixture
 from test_training import corpus  # noqa: F401  the fixture
 
+from accelerate import Accelerator
 from benchmarks import methods
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import assembly_part
 from training import adapt_language, evaluate
 from training.loop import checkpoints, untranscribed
-from training.loop.data import NothingToRead
+from training.loop.data import Features, NothingToRead
 from training.loop.optim import Turns
 from training.loop.sources import Clip, read_data
 from training.loop.untranscribed import Written, beside, recordings, trusted
@@ -175,6 +176,39 @@ def test_a_run_that_is_resumed_before_its_first_checkpoint_hears_what_it_is_give
     assert {Path(row["audio"]).name for row in rows_of(tmp_path)} <= {"again.wav", "c.flac", "link.wav"}
     refine(corpus, reader, tmp_path, unheard / "d.wav", "--resume", "--steps", "1", "--evaluate_every", "1")
     assert [Path(row["audio"]).name for row in rows_of(tmp_path)] == ["d.wav"]
+
+
+def test_a_run_killed_while_it_writes_down_goes_on_and_reads_anew_only_what_changed(reader, tmp_path, unheard, monkeypatch):
+    model, processor, begun, read = MasterASRForCTC.from_pretrained(reader), MasterASRProcessor.from_pretrained(reader), tmp_path / untranscribed.BEGUN, []
+    shutil.copytree(unheard, tmp_path / "unheard", symlinks=True)
+    clips, _ = recordings([str(tmp_path / "unheard")], [], "fr", 0.2, 30.0)
+    plain, pairs = untranscribed.transcribe_clips, [[clip.audio.name for clip in clips[i : i + 2]] for i in range(0, len(clips), 2)]
+
+    def watched(model, processor, collator, part, **kwargs):
+        if read == pairs[:2]:
+            raise MemoryError
+        read.extend([[clip.audio.name for clip in part]] * kwargs["greedy"])  # a pair is read with sentences in mind, and then without
+        return plain(model, processor, collator, part, **kwargs)
+
+    def write() -> list[Written]:
+        read.clear()
+        return untranscribed.write_down(Accelerator(), model, processor, Features(processor), clips, begun)
+
+    whole = write()
+    begun.unlink()
+    monkeypatch.setattr(untranscribed, "AT_A_TIME", 2)
+    monkeypatch.setattr(untranscribed, "transcribe_clips", watched)
+    with pytest.raises(MemoryError):
+        write()
+    assert write() == whole and read == pairs[2:] and len(pairs) > 3
+    begun.write_text(begun.read_text()[:-1])  # the last line is cut, as a kill cuts it
+    assert write() == whole and read == pairs[-1:] and write() == whole and read == []
+    clips[0].audio.write_bytes(clips[1].audio.read_bytes())
+    assert write() != whole and read == pairs[:1]
+    model.config.set_text("fr", "aé")
+    with pytest.raises(MemoryError):
+        write()
+    assert read == pairs[:2]  # and would read on: this is another reader
 
 
 def test_a_language_whose_alphabet_grows_after_it_has_written_reads_its_new_letters(corpus, reader, tmp_path, unheard):  # noqa: F811

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from modeling_master_asr.base_master_asr import fingerprint
 from training.loop import checkpoints
 from training.loop.augment import SPEEDS
 from training.loop.data import Collator, NothingToRead, has_frames
@@ -19,6 +23,7 @@ from training.loop.recordings import SUFFIXES, LeftOut, copies, printable, repea
 from training.loop.sources import Clip, below
 
 FILE = "untranscribed.jsonl"  # of a run's folder: a manifest of what was written
+BEGUN = "untranscribed.begun.jsonl"  # while it is being written: what was read so far
 # CHOICE: the fifth that is read least alike with the language's sentences in mind and without has the most errors, and is left out.
 TRUSTED_SHARE = 0.8
 # CHOICE: what people transcribed is heard again until there is half as much of it: else many errors outvote few minutes.
@@ -77,15 +82,47 @@ def is_unicode(path: Path) -> bool:
         return False
 
 
-def write_down(accelerator, model, processor, features, clips: list[Clip]) -> list[Written]:
-    """What the model reads in clips of one language, in their order, without those in which it reads nothing; all processes have to call it."""
+def write_down(accelerator, model, processor, features, clips: list[Clip], begun: Path) -> list[Written]:
+    """What the model reads in clips of one language, in their order, without those in which it reads nothing; all processes have to call it.
+
+    Args:
+        begun: a file that keeps what is read, so that a run that was killed goes on: this reader reads no clip twice.
+    """
     collator, written = Collator(features, processor), []
+    read, reader = read_before(accelerator, begun), reader_of(model, clips)
     starts = range(0, len(clips), AT_A_TIME)
     for start in tqdm(starts, desc="writing down", unit=f"x {AT_A_TIME} clips", disable=not accelerator.is_main_process, leave=False):
         part = clips[start : start + AT_A_TIME]
-        texts, others = (transcribe_clips(model, processor, collator, part, accelerator=accelerator, greedy=greedy) for greedy in (False, True))
-        written += [Written(replace(clip, text=text), edits_of(other, text)[0] / len(text)) for clip, text, other in zip(part, texts, others) if text]
+        key = hashlib.sha256(f"{reader} {[content_of(clip) for clip in part]}".encode()).hexdigest()
+        if key not in read:
+            read[key] = [transcribe_clips(model, processor, collator, part, accelerator=accelerator, greedy=greedy) for greedy in (False, True)]
+            if accelerator.is_main_process:
+                with begun.open("a", encoding="utf-8") as file:
+                    file.write("\n" + json.dumps([key, read[key]]))  # on a line of its own, also behind one that was cut
+        written += [Written(replace(clip, text=text), edits_of(other, text)[0] / len(text)) for clip, text, other in zip(part, *read[key]) if text]
     return written
+
+
+def reader_of(model, clips: list[Clip]) -> str:
+    """A digest of all that decides what a model reads in these clips: its values, its config, the sentences in it too."""
+    return f"{fingerprint(model.state_dict())} {clips[0].language} {model.config.to_json_string(use_diff=False)}"
+
+
+def content_of(clip: Clip) -> list:
+    """What a recording that was replaced meanwhile has not in common with the one before."""
+    found = clip.audio.stat()
+    return [str(clip.audio), found.st_size, found.st_mtime_ns]
+
+
+def read_before(accelerator, begun: Path) -> dict[str, list]:
+    """`{digest of reader and clips: [texts with sentences in mind, texts without]}` of a run that was killed, the same in all processes."""
+    lines = begun.read_text(encoding="utf-8").splitlines() if accelerator.is_main_process and begun.is_file() else []
+    read = {}
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):  # the first, which is empty, and one that was cut where the run was
+            key, texts = json.loads(line)
+            read[key] = texts
+    return broadcast_object_list([read])[0]
 
 
 def trusted(written: list[Written], processor, model) -> list[Clip]:
@@ -137,10 +174,11 @@ def written_down(accelerator, config, model, processor, features, splits) -> tup
     if config.resume and begun and (config.out / FILE).is_file():  # as the steps before had them
         kept = read_trained(config.out / FILE)
     else:
-        written = write_down(accelerator, model, processor, features, clips)
+        written = write_down(accelerator, model, processor, features, clips, config.out / BEGUN)
         kept = trusted(written, processor, model)
         if accelerator.is_main_process:
             save(config.out / FILE, written, kept)
+            (config.out / BEGUN).unlink(missing_ok=True)
     minutes, of_kept = (round(sum(clip.duration_s for clip in some) / 60, 1) for some in (clips, kept))
     accelerator.print(f"untranscribed: {len(clips)} recordings, {minutes} minutes, are written down in {config.out / FILE}; the {len(kept)}, {of_kept} minutes, of which "
                       "the texts are surest train too.")  # fmt: skip
