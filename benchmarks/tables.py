@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import statistics
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,22 @@ def text_table(series: str) -> list[str]:
     rate = whisper_on(series[:2])
     if rate:
         lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | {rate['cer']:.1f} on test | | {whisper_beside(series[:2], best)} | {rate['wer']:.1f} | |")
+    return lines
+
+
+def new_language_table(series: str) -> list[str]:
+    """Methods of stage 2 at a glance, as README has them: the same runs greedily and with the sentences of the ten minutes in mind, and what the other languages are read with then."""
+    columns = ["kept, KB*", "greedy: CER, %, validation / test", "with its sentences: CER, %, validation / test", "WER on test, %, greedy -> with", "seeds", "the other languages, CER, %"]
+    lines = [f"| {' | '.join([labels.SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
+    for name, label in labels.METHODS.items():
+        runs = of_method(name, series)
+        if runs:
+            rates = [" / ".join(spread([of(run)[split]["macro"]["cer"] for run in runs]) for split in ("validation", "test")) for of in (dict, itemgetter("with_text"))]
+            wer = " -> ".join(spread([of(run)["test"]["macro"]["wer"] for run in runs]) for of in (dict, itemgetter("with_text")))
+            lines.append(f"| {label} | {runs[0]['kilobytes']:,.0f} | {rates[0]} | {rates[1]} | {wer} | {len(runs)} | {fate_of_others(runs)} |")
+    rate = whisper_on(series[:2])
+    if rate:
+        lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | {rate['cer']:.1f} on test | | {rate['wer']:.1f} | | as they are |")
     return lines
 
 
@@ -338,15 +355,19 @@ def fate_of_base(runs: list[dict]) -> str:
     return "bit-equal" if all(None not in pair for pair in pairs) else "nothing of theirs trains; not measured"
 
 
+def fate_of_others(runs: list[dict]) -> str:
+    """Macro CER of the languages from before, before -> after; "bit-equal" where nothing that they share has moved."""
+    old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
+    return " -> ".join(spread(values) for values in old) if old else fate_of_base(runs)
+
+
 def method_row(name: str, runs: list[dict], best: list[dict] | None, steps: dict | None) -> list[str]:
     last = [validation_of(run) for run in runs]
     cer, wer = ([run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer"))
-    old = [[run[when]["macro"]["cer"] for run in runs] for when in ("old_languages_before", "old_languages_after") if when in runs[0]]
-    fate = " -> ".join(spread(values) for values in old) if old else fate_of_base(runs)
     compared = [] if best is None else ["" if name == "assembly_best" else difference(runs, best)]
     timed = steps["steps"].get(name) if steps else None
     step_s = [f"{timed['step_s']:.2f}" if timed else ""] if steps else []
-    return [f"{runs[0]['trainable']:,}", *step_s, f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate]
+    return [f"{runs[0]['trainable']:,}", *step_s, f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate_of_others(runs)]
 
 
 def tried_table(tried: dict[str, str], steps: str) -> list[str]:
@@ -504,7 +525,7 @@ def all_tables() -> dict[str, list[str]]:
         "stage-1": stage_1_table(labels.STAGE_1), "stage-1-parts": stage_1_table(labels.STAGE_1_PARTS), "stage-1-long": stage_1_table(labels.STAGE_1_LONG),
         "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT),
         "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "pairs": pairs_table(), "refined": refined_table(),
-        "methods": methods_table("es6"), "methods-five": methods_table("es"), "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"),
+        "new-language": new_language_table("es6"), "methods": methods_table("es6"), "methods-five": methods_table("es"), "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"),
         "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-cs6": methods_table("cs6"), "methods-ru": methods_table("ru"), "across": across_table(), "minutes": minutes_table(),
         "text": text_table("es6"), "text-five": text_table("estext"), "text-cs6": text_table("cs6"), "said": said_table("said_es6"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),
         "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"),

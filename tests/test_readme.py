@@ -116,10 +116,8 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "ours trained on [{:.1f} % for {:.1f} %]": lambda: [said_left_out(of) for of in ("greedy", "whisper")],
     "with its sentences {:.1f} %, and about as many wrong words as Whisper ({:.1f} % for {:.1f} %)":
         lambda: [mean("assembly_best", with_text=True), mean("assembly_best", "wer", with_text=True), whisper("new_languages")["wer"]],
-    "So read, `small`, {:.0f} KB in all, makes {:.1f} % letter errors, as many as `best` with {:.0f} KB":
-        lambda: [kept_with_text("assembly_small"), mean("assembly_small", with_text=True), kept_with_text("assembly_best")],
-    "LoRA, with {:.0f} KB, and full tuning, with {:.0f} MB, make {:.1f} % and {:.1f} % with the same sentences":
-        lambda: [kept_with_text("lora_all"), kept_with_text("full") * MB_A_KB, *(mean(name, with_text=True) for name in ("lora_all", "full"))],
+    "all of these come together: `small`, {:.0f} KB in all, makes {:.1f} % letter errors, as many as `best` with {:.0f} KB, LoRA, with {:.0f} KB, {:.1f} %":
+        lambda: [kept_with_text("assembly_small"), mean("assembly_small", with_text=True), kept_with_text("assembly_best"), kept_with_text("lora_all"), mean("lora_all", with_text=True)],
     "`best` makes {:.1f} % letter errors greedily, fewer than full tuning ({:.1f} %); with its sentences {:.1f} %, and {:.1f} % of the words wrong":
         lambda: [mean("assembly_best_taught"), mean("full"), mean("assembly_best_taught", with_text=True), mean("assembly_best_taught", "wer", with_text=True)],
     "with {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
@@ -128,17 +126,15 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "reads {:.2f} points better on test than the dense model and {:.2f} better than one mask for all":
         lambda: [pairs_on_test("a specialist each less dense"), pairs_on_test("a specialist each less one mask")],
     "reads like one mask ({:.2f} better)": lambda: [pairs_on_test("Master-ASR less one mask")],
-    "Full tuning is ahead of `best` by {:.1f} points on validation and {:.1f} on test, and behind `best`, taught, by {:.1f} and {:.1f}":
+    "It is ahead of `best` by {:.1f} points on validation and {:.1f} on test, and behind `best`, taught, by {:.1f} and {:.1f}":
         lambda: [*(-points for points in means(ahead("full"))), *means(ahead("full", best="assembly_best_taught"))],
     "a file of {:.0f} MB, and the other languages read {:.0f} points worse":
         lambda: [of_method("full", "es6")[0]["kilobytes"] * MB_A_KB, statistics.mean(run["old_languages_after"]["macro"]["cer"] - run["old_languages_before"]["macro"]["cer"] for run in of_method("full", "es6"))],
     "than LoRA of rank 8 on attention ({:.1f} % for {:.1f} %), and on test as many ({:.1f} % for {:.1f} %), with a sixth of the bytes":
         lambda: [statistics.mean(rates_of(run)[split] for run in of_method(name, "es6")) for split in (0, 1) for name in ("assembly_small", "lora")],
-    "LoRA on all layers, twelve times as large, makes fewer on test ({:.1f} %)": lambda: [mean("lora_all")],
     "is {:.1f} points behind `best` on validation and level on test": lambda: means(ahead("lora_all"))[:1],
     "ahead with {} of {} seeds on validation and {} of {} on test": seeds_ahead,
     "a request of three seconds costs it {:.0f} times as much": lambda: [request("Whisper-base with its decoder", "ratio")],
-    "at {:.0f} times the cost of a request of three seconds": lambda: [request("Whisper-base with its decoder", "ratio")],
     "For this speed {:.0f} MB of assembled weights": lambda: [kept_mb()],
     "are read with {:.0f} % of the letters wrong by the shipped recipe trained without them; after 81 minutes of thirteen others and 5,000 steps with {:.0f} %, and with all the sentences at hand {:.0f} % (two seeds); Whisper base makes {:.0f} % there, {:.0f} %":
         voices,
@@ -176,7 +172,9 @@ def test_the_words_beside_the_figures_have_their_direction():
     assert abs(means(ahead("lora_all"))[1]) < 0.05  # level on test
     small, lora, lora_all = (of_method(name, "es6") for name in ("assembly_small", "lora", "lora_all"))
     assert len(small) == len(lora) == 3 and mean("assembly_small") <= mean("lora") < mean("assembly_small") + 0.15  # as many
-    assert 5.5 < lora[0]["kilobytes"] / small[0]["kilobytes"] < 6.5 and 11.5 < lora_all[0]["kilobytes"] / small[0]["kilobytes"] < 12.6
+    assert 5.5 < lora[0]["kilobytes"] / small[0]["kilobytes"] < 6.5 and 0.9 < lora_all[0]["kilobytes"] / of_method("assembly_best", "es6")[0]["kilobytes"] < 1.1
+    with_text = [mean(name, with_text=True) for name in ("assembly_small", "assembly_best", "lora", "lora_all", "full")]
+    assert max(with_text) - min(with_text) < 0.4  # come together
     taught = of_method("assembly_best_taught", "es6")
     assert len(taught) == 3 and mean("assembly_best_taught") < mean("full")
     assert abs(mean("assembly_small", with_text=True) - mean("assembly_best", with_text=True)) < 0.1  # as many
