@@ -11,11 +11,11 @@ on, with no sentence that training holds. The prompts of the other languages hav
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Optional
 
+from training.loop.record import read_jsonl, write_jsonl
 from training.prepare_speech import DIALOGUE
 
 
@@ -34,7 +34,7 @@ def divide(clips: list[dict], heard: set[str], tested: Optional[set[str]] = None
 
 
 def write(path: Path, clips: list[dict]) -> None:
-    path.write_text("".join(json.dumps(clip, ensure_ascii=False) + "\n" for clip in clips), encoding="utf-8")
+    write_jsonl(path, clips)
     minutes = defaultdict(float)
     for clip in clips:
         minutes[clip["language"], clip["split"]] += clip["duration_s"] / 60
@@ -48,7 +48,7 @@ def main(argv=None) -> None:
     parser.add_argument("--tested", nargs="+", help="characters to test on; else all that are not heard")
     parser.add_argument("--out", required=True, type=Path, help="OUT_heard.jsonl and OUT_others.jsonl, in the folder of --data, whose paths they share")
     args = parser.parse_args(argv)
-    clips = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
+    clips = read_jsonl(args.data)
     known = {clip["speaker"] for clip in clips if clip["language"] in DIALOGUE}
     for option, names in (("--heard", args.heard), ("--tested", args.tested or [])):
         if unknown := set(names) - known:

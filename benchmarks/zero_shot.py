@@ -30,7 +30,7 @@ from modeling_master_asr.text_master_asr import normalize
 from modeling_master_asr.trainer_utils import error_rates, macro
 from training.loop.data import minutes_of, select
 from training.loop.metrics import edits_of
-from training.loop.record import facts_of_run, write_json
+from training.loop.record import facts_of_run, read_jsonl, write_json
 from training.loop.sources import Clip, read_data
 from training.prepare_speech import spell_digits
 
@@ -93,7 +93,7 @@ def read_heard(path: Path, by: Optional[dict] = None) -> dict[tuple[str, str], d
     Raises:
         ValueError: if another model wrote them than `by` says, or with other options.
     """
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = read_jsonl(path) if path.exists() else []
     for line in lines:
         if by and line.get("by") != by:
             raise ValueError(f"{path} was heard by {line.get('by', 'a model that it does not name')}, not by {by}. Name another file with --heard, or delete it.")

@@ -18,7 +18,7 @@ from training.loop import checkpoints
 from training.loop.augment import SPEEDS
 from training.loop.data import Collator, NothingToRead, has_frames
 from training.loop.metrics import edits_of, transcribe_clips
-from training.loop.record import write_text
+from training.loop.record import read_jsonl, write_jsonl
 from training.loop.recordings import SUFFIXES, LeftOut, copies, printable, repeats, seconds_of
 from training.loop.sources import Clip, below
 
@@ -139,13 +139,12 @@ def save(path: Path, written: list[Written], trained: list[Clip]) -> None:
          "disagreement": round(one.disagreement, 3), "trained": id(one.clip) in kept}
         for one in written
     ]  # fmt: skip
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, rows)
 
 
 def read_trained(path: Path) -> list[Clip]:
     """Those of a file of `save` that trained."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Clip(Path(row["audio"]), row["language"], row["text"], row["duration_s"], row["split"]) for row in rows if row["trained"]]
+    return [Clip(Path(row["audio"]), row["language"], row["text"], row["duration_s"], row["split"]) for row in read_jsonl(path) if row["trained"]]
 
 
 def beside(transcribed: list[Clip], written: list[Clip]) -> list[Clip]:
