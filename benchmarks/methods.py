@@ -126,7 +126,7 @@ def train_mask(model, config: MethodConfig) -> None:
 PREPARE = {"head": train_head, "full": train_full, "lora": train_lora, "lora_all": train_lora, "bottleneck": train_bottleneck, "mask": train_mask}
 
 
-def bytes_to_keep(model, config: MethodConfig) -> int:
+def bytes_to_keep(model) -> int:
     """What has to be kept for the language: in half precision, a mask at one bit a weight."""
     bits = {id(layer.specialists) for layer in model.master_asr.artisan_layers}
     return sum(p.numel() // 8 if id(p) in bits else 2 * p.numel() for p in model.parameters() if p.requires_grad)
@@ -169,7 +169,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     splits: Splits = load_splits(accelerator, config, [config.language], config.minutes)
     features = Features(processor, config.features_cache)
     add_language(model, processor, features, splits.training, config)
-    splits.training, _ = drop_impossible(splits.training, processor, model, speed=1.1)
+    splits.training, _ = drop_impossible(splits.training, processor, model)
     clips, _ = read(config, splits={"test"})
     if without := [code for code in (config.language, *before) if code not in having(clips, "test", [config.language, *before])]:
         raise ValueError(f"--data has no test clips of {without}, whose errors the result compares; allowed: of {config.language!r} and each of {before}.")
@@ -178,7 +178,7 @@ def run(accelerator, config: MethodConfig) -> dict:
     teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, started_s)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
-    trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model, config) / 1024
+    trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model) / 1024
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
     rest = replace(config, max_minutes=minutes_left(config, started_s))
     log = steps_of(accelerator, rest, model, processor, features, splits, teacher)

@@ -316,7 +316,7 @@ def main(argv=None) -> None:
             give_parts(model, processor, splits.training, config)
         else:
             add_language(model, processor, features, splits.training, config)
-        splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
+        splits.training, dropped = drop_impossible(splits.training, processor, model)
         result = {**facts_of_run(model), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped) | of_untranscribed
         heard = replace(splits, training=beside(splits.training, written))

@@ -169,7 +169,7 @@ def main(argv=None) -> None:
         set_seed(config.seed)
         splits = load_splits(accelerator, config, config.languages, config.minutes_per_language)
         model, processor = build(config, splits.training)
-        splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
+        splits.training, dropped = drop_impossible(splits.training, processor, model)
         announce(model, splits.training, dropped)
         features = Features(processor, config.features_cache)
         model, log = trained(accelerator, config, model, processor, features, splits)

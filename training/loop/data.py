@@ -185,8 +185,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
         raise
 
 
-def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> tuple[list[Clip], list[Clip]]:
-    """Splits clips into those whose frames can spell their text, and the others: (kept, dropped).
+def drop_impossible(clips: list[Clip], processor, model, speed: float = max(SPEEDS)) -> tuple[list[Clip], list[Clip]]:
+    """Splits clips into those whose frames can spell their text, played at the fastest or at `speed`, and the others: (kept, dropped).
 
     Raises:
         ValueError: with the list, if that many are dropped that texts and recordings cannot belong together.
@@ -200,8 +200,8 @@ def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> 
     return kept, dropped
 
 
-def has_frames(clip: Clip, processor, model, speed: float = 1.0) -> bool:
-    """Whether a clip's frames can spell its text: one a letter, and a blank between two of the same."""
+def has_frames(clip: Clip, processor, model, speed: float = max(SPEEDS)) -> bool:
+    """Whether a clip's frames can spell its text, played at the fastest or at `speed`: one a letter, and a blank between two of the same."""
     frames = int(clip.duration_s / speed * processor.sampling_rate_hz / model.config.inputs_to_logits_ratio) - 1
     return frames >= len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:]))
 
@@ -262,15 +262,15 @@ def bucket_of_step(clips: list[Clip], batch_s: float, seed: int, temperature: fl
         rng = random.Random(f"{seed}-{number}")
         return tempered(bucket(clips, batch_s, rng), temperature, rng)
 
-    starts, current = [0], [epoch(0)]
+    number, start, batches = 0, 0, epoch(0)
 
     def batch_of(step: int) -> list[Clip]:
-        if step < starts[-1]:  # back to the start, as a new pass over a data set does
-            starts[:], current[:] = [0], [epoch(0)]
-        while step >= starts[-1] + len(current[0]):
-            starts.append(starts[-1] + len(current[0]))
-            current[:] = [epoch(len(starts) - 1)]
-        return current[0][step - starts[-1]]
+        nonlocal number, start, batches
+        if step < start:  # back to the start, as a new pass over a data set does
+            number, start, batches = 0, 0, epoch(0)
+        while step >= start + len(batches):
+            number, start, batches = number + 1, start + len(batches), epoch(number + 1)
+        return batches[step - start]
 
     return batch_of
 

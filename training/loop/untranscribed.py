@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from modeling_master_asr.base_master_asr import fingerprint
 from training.loop import checkpoints
-from training.loop.augment import SPEEDS
 from training.loop.data import Collator, NothingToRead, has_frames
 from training.loop.metrics import edits_of, transcribe_clips
 from training.loop.record import read_jsonl, write_jsonl
@@ -128,7 +127,7 @@ def read_before(accelerator, begun: Path) -> dict[str, list]:
 def trusted(written: list[Written], processor, model) -> list[Clip]:
     """The four fifths, or more where that many are as sure, that are read most alike with sentences in mind and without."""
     limit = sorted(one.disagreement for one in written)[int(TRUSTED_SHARE * (len(written) - 1))] if written else 0.0
-    return [one.clip for one in written if one.disagreement <= limit and has_frames(one.clip, processor, model, speed=max(SPEEDS))]
+    return [one.clip for one in written if one.disagreement <= limit and has_frames(one.clip, processor, model)]
 
 
 def save(path: Path, written: list[Written], trained: list[Clip]) -> None:
