@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
 from training.loop.augment import SPEEDS, hears_mels, other_throat, spec_augment
-from training.loop.recordings import content_name
+from training.loop.recordings import identity_of
 from training.loop.sources import Clip
 
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
@@ -122,9 +122,7 @@ class Features:
         return features
 
     def _from_cache(self, clip: Clip, speed: float) -> np.ndarray:
-        about = clip.audio.stat()
-        recording = content_name(clip.audio) or f"{clip.audio.resolve()}|{about.st_size}|{about.st_mtime_ns}"
-        key = f"{recording}|{clip.duration_s}|{speed}|{self._settings}|{SILENT_PEAK}"
+        key = f"{identity_of(clip.audio)}|{clip.duration_s}|{speed}|{self._settings}|{SILENT_PEAK}"
         path = Path(self.cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.features"
         features = read_array(path)
         if features is None:
