@@ -32,8 +32,8 @@ from training.adapt_language import (
     load,
     minutes_left,
     phase,
-    taught_first,
-    written_first,
+    train_teacher,
+    transcribe_first,
 )
 from training.loop.config import Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, having, minutes_of
@@ -147,7 +147,7 @@ def steps_of(accelerator, config: MethodConfig, model, processor, features, spli
 
 def on_untranscribed(accelerator, config: MethodConfig, model, processor, features, splits: Splits, more: list[str], started_s: float) -> dict:
     """Trains on with what the model writes down of `--untranscribed`, if there is any; what stands of it in the result."""
-    written, found = written_first(accelerator, config, model, processor, features, splits, more)
+    written, found = transcribe_first(accelerator, config, model, processor, features, splits, more)
     if not written:  # nor where all that was asked for was read as nothing, which the result says
         return found
     heard = replace(splits, training=beside(splits.training, written))
@@ -175,7 +175,7 @@ def run(accelerator, config: MethodConfig) -> dict:
         raise ValueError(f"--data has no test clips of {without}, whose errors the result compares; allowed: of {config.language!r} and each of {before}.")
     old = [clip for clip in clips if clip.language in before and clip.split == "test"]
     old_before = tested(accelerator, model, processor, features, old, greedy=True)
-    teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, started_s)
+    teacher, of_teacher = train_teacher(accelerator, config, model, processor, features, splits, started_s)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
     trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model) / 1024

@@ -103,8 +103,8 @@ def test_transcribed_clips_are_heard_again_until_they_are_half_as_long():
 
 
 def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_these_texts(corpus, reader, tmp_path, monkeypatch, capsys, unheard):  # noqa: F811
-    heard, plain = [], adapt_language.after_steps
-    monkeypatch.setattr(adapt_language, "after_steps", lambda *args, **kwargs: (heard.extend(args[5].training), plain(*args, **kwargs))[1])
+    heard, plain = [], adapt_language.run_steps
+    monkeypatch.setattr(adapt_language, "run_steps", lambda *args, **kwargs: (heard.extend(args[5].training), plain(*args, **kwargs))[1])
     result = refine(corpus, reader, tmp_path, unheard)
     rows, said = rows_of(tmp_path), capsys.readouterr().out
     assert len(rows) >= 3 and any(row["trained"] for row in rows)  # an untrained model reads something in noise
