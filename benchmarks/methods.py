@@ -35,7 +35,7 @@ from training.adapt_language import (
     train_teacher,
     transcribe_first,
 )
-from training.loop.config import Positive, Share, as_record, parse
+from training.loop.config import Positive, as_record, parse
 from training.loop.data import Features, drop_impossible, having, minutes_of
 from training.loop.launch import opened, place
 from training.loop.metrics import measured, tested
@@ -47,6 +47,7 @@ from training.loop.text import keep_text
 from training.loop.untranscribed import beside
 
 BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints
+MASK_SPARSITY = 0.1  # of the method `mask`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,6 @@ class MethodConfig(AdaptConfig):
     method: Literal["head", "full", "lora", "lora_all", "bottleneck", "mask"] = HfArg(help="what trains beside the head")
     method_learning_rate: Positive = HfArg(default=1e-3, help="of what the method trains in the encoder")
     preset: Literal["paper", "small", "best"] = HfArg(default="paper", help="what the language is given; the method says what of it trains")
-    mask_sparsity: Share = HfArg(default=0.1, help="of the method `mask`")
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,10 +66,10 @@ class MethodConfig(AdaptConfig):
                 raise ValueError(f"--{name}: got {getattr(self, name)}; allowed: none here, a method adds a language and trains once. With it: training.adapt_language.")
         if self.method == "head" and self.method_learning_rate != defaults["method_learning_rate"]:
             raise ValueError(f"--method_learning_rate: got {self.method_learning_rate}; allowed: none with --method head, which trains nothing in the encoder.")
-        idle = () if self.method == "mask" else ("mask_sparsity",) if self.teacher_steps else ("mask_sparsity", "preset", "parts", "rank", "targets")
+        idle = () if self.method == "mask" or self.teacher_steps else ("preset", "parts", "rank", "targets")
         for name in idle:
             if getattr(self, name) != defaults[name]:
-                raise ValueError(f"--{name}: got {getattr(self, name)!r}; allowed: none with --method {self.method}, which trains none of it; with mask{'' if name == 'mask_sparsity' else ', or with --teacher_steps'}.")
+                raise ValueError(f"--{name}: got {getattr(self, name)!r}; allowed: none with --method {self.method}, which trains none of it; with mask, or with --teacher_steps.")
 
     def reads_first(self) -> bool:
         return True  # what it is given trains on the transcribed minutes before
@@ -117,7 +117,7 @@ def train_mask(model, config: MethodConfig) -> None:
     train_head(model, config)
     for name, parameter in model.assemblies[config.language].named_parameters():
         parameter.requires_grad_(name != "mapping")
-    model.config.sparsity = config.mask_sparsity
+    model.config.sparsity = MASK_SPARSITY
     for layer in model.master_asr.artisan_layers:
         layer.reset_specialists(noise=0.0)
         layer.specialists.requires_grad_(True)
