@@ -18,19 +18,25 @@ from typing import Optional
 from training.loop.record import read_jsonl, write_jsonl
 from training.prepare_speech import DIALOGUE
 
+FISHES = ("small", "big")  # the two who talk most
+
 
 def divide(clips: list[dict], heard: set[str], tested: Optional[set[str]] = None) -> tuple[list[dict], list[dict]]:
     """(clips to train on and to test in the voices heard, test clips of other voices: of all, or of those `tested`)."""
     is_heard = [clip["language"] not in DIALOGUE or clip["speaker"] in heard for clip in clips]
     own = [clip for clip, stays in zip(clips, is_heard) if stays]
     said = {(clip["language"], clip["text"]) for clip in own if clip["split"] == "train"}
-    # "both" is said by one who is heard
-    fishes = {"small", "big"}  # the two who talk most: their held-out sentences are enough
-    others = [
-        {**clip, "split": "test"} for clip, stays in zip(clips, is_heard)
-        if not stays and clip["speaker"] != "both" and (tested is None or clip["speaker"] in tested) and (clip["language"], clip["text"]) not in said and (clip["speaker"] not in fishes or clip["split"] != "train")
-    ]  # fmt: skip
-    return own, others
+
+    def is_tested(clip: dict) -> bool:
+        if clip["speaker"] == "both":  # which one who is heard says too
+            return False
+        if tested is not None and clip["speaker"] not in tested:
+            return False
+        if (clip["language"], clip["text"]) in said:  # a sentence that was trained on, in another voice
+            return False
+        return clip["split"] != "train" or clip["speaker"] not in FISHES  # their held-out sentences are enough
+
+    return own, [{**clip, "split": "test"} for clip, stays in zip(clips, is_heard) if not stays and is_tested(clip)]
 
 
 def write(path: Path, clips: list[dict]) -> None:

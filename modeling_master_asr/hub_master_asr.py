@@ -357,7 +357,7 @@ class HubMixin:
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
         facts = self._assembly_facts(language, facts)  # refuse before anything is created
-        self.config.name_sentences([language])
+        self.config.warn_of_sentences([language])
         facts |= self._base_for_others(facts["fingerprint"], base, token)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
@@ -441,7 +441,7 @@ class HubMixin:
         self._check_push(save_kwargs)
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
-        self.config.name_sentences(self.languages)
+        self.config.warn_of_sentences(self.languages)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
         make_branch(api, repo_id, revision)

@@ -23,7 +23,7 @@ from transformers import Wav2Vec2CTCTokenizer as StockTokenizer
 from transformers.utils import logging
 
 from .audio_master_asr import MAX_DURATION_S, MIN_SAMPLES, check_audio, clips_of, is_recording, read_audio
-from .backbone_master_asr import family_of, family_reading
+from .backbone_master_asr import SAMPLING_RATE_HZ, family_of, family_reading
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
 from .text_master_asr import characters_of, spelled, tokens_of
 from .upload_master_asr import UploadMixin
@@ -31,6 +31,7 @@ from .upload_master_asr import UploadMixin
 logger = logging.get_logger(__name__)
 
 AS_ALWAYS = {"truncation": False, "return_attention_mask": True}  # Transformers' callers say so; nothing else is done here
+OF_PADDING = {"padding_side", "padding_value", "return_attention_mask", "chunk_length", "n_samples", "nb_max_frames"}  # we pad ourselves
 
 
 class MasterASRProcessor(UploadMixin, ProcessorMixin):
@@ -149,7 +150,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
                 f"This processor belongs to another model: its {type(self.feature_extractor).__name__} makes {name} of size {size}, the model "
                 f"takes {wanted}{'' if mels is None else f' of size {mels}'}. Use the model's own: MasterASRProcessor.from_model(model)."
             )
-        others = family_of(config.backbone_config).settings_that_differ(self.feature_extractor, config.feature_extractor)
+        others = settings_that_differ(self.feature_extractor, config.feature_extractor)
         if others:
             raise ValueError(
                 f"This processor's feature extractor is not the one that the model was trained with: "
@@ -446,6 +447,17 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
     def _decode(self, *args, **kwargs):
         self._check_named()
         return super()._decode(*args, **kwargs)
+
+
+def settings_that_differ(extractor, wanted: Optional[dict]) -> dict[str, tuple]:
+    """`{setting: (extractor's, wanted)}` of those that change a clip's features.
+
+    Args:
+        wanted: `to_dict()` of the extractor that the encoder was trained with; None: unknown, so that only the sampling rate can differ.
+    """
+    own = extractor.to_dict()
+    wanted = {"sampling_rate": SAMPLING_RATE_HZ} if wanted is None else {k: v for k, v in wanted.items() if k not in OF_PADDING}
+    return {name: (own.get(name), value) for name, value in wanted.items() if own.get(name) != value}
 
 
 def is_nested(vocab) -> bool:
