@@ -32,10 +32,10 @@ from training.adapt_language import (
     load,
     minutes_left,
     phase,
-    taught_first,
-    written_first,
+    train_teacher,
+    transcribe_first,
 )
-from training.loop.config import Positive, Share, as_record, parse
+from training.loop.config import Positive, as_record, parse
 from training.loop.data import Features, drop_impossible, having, minutes_of
 from training.loop.launch import opened, place
 from training.loop.metrics import measured, tested
@@ -47,6 +47,7 @@ from training.loop.text import keep_text
 from training.loop.untranscribed import beside
 
 BOTTLENECK = 16  # adapter_attn_dim of the MMS checkpoints
+MASK_SPARSITY = 0.1  # of the method `mask`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,6 @@ class MethodConfig(AdaptConfig):
     method: Literal["head", "full", "lora", "lora_all", "bottleneck", "mask"] = HfArg(help="what trains beside the head")
     method_learning_rate: Positive = HfArg(default=1e-3, help="of what the method trains in the encoder")
     preset: Literal["paper", "small", "best"] = HfArg(default="paper", help="what the language is given; the method says what of it trains")
-    mask_sparsity: Share = HfArg(default=0.1, help="of the method `mask`")
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,10 +66,10 @@ class MethodConfig(AdaptConfig):
                 raise ValueError(f"--{name}: got {getattr(self, name)}; allowed: none here, a method adds a language and trains once. With it: training.adapt_language.")
         if self.method == "head" and self.method_learning_rate != defaults["method_learning_rate"]:
             raise ValueError(f"--method_learning_rate: got {self.method_learning_rate}; allowed: none with --method head, which trains nothing in the encoder.")
-        idle = () if self.method == "mask" else ("mask_sparsity",) if self.teacher_steps else ("mask_sparsity", "preset", "parts", "rank", "targets")
+        idle = () if self.method == "mask" or self.teacher_steps else ("preset", "parts", "rank", "targets")
         for name in idle:
             if getattr(self, name) != defaults[name]:
-                raise ValueError(f"--{name}: got {getattr(self, name)!r}; allowed: none with --method {self.method}, which trains none of it; with mask{'' if name == 'mask_sparsity' else ', or with --teacher_steps'}.")
+                raise ValueError(f"--{name}: got {getattr(self, name)!r}; allowed: none with --method {self.method}, which trains none of it; with mask, or with --teacher_steps.")
 
     def reads_first(self) -> bool:
         return True  # what it is given trains on the transcribed minutes before
@@ -117,7 +117,7 @@ def train_mask(model, config: MethodConfig) -> None:
     train_head(model, config)
     for name, parameter in model.assemblies[config.language].named_parameters():
         parameter.requires_grad_(name != "mapping")
-    model.config.sparsity = config.mask_sparsity
+    model.config.sparsity = MASK_SPARSITY
     for layer in model.master_asr.artisan_layers:
         layer.reset_specialists(noise=0.0)
         layer.specialists.requires_grad_(True)
@@ -126,7 +126,7 @@ def train_mask(model, config: MethodConfig) -> None:
 PREPARE = {"head": train_head, "full": train_full, "lora": train_lora, "lora_all": train_lora, "bottleneck": train_bottleneck, "mask": train_mask}
 
 
-def bytes_to_keep(model, config: MethodConfig) -> int:
+def bytes_to_keep(model) -> int:
     """What has to be kept for the language: in half precision, a mask at one bit a weight."""
     bits = {id(layer.specialists) for layer in model.master_asr.artisan_layers}
     return sum(p.numel() // 8 if id(p) in bits else 2 * p.numel() for p in model.parameters() if p.requires_grad)
@@ -147,7 +147,7 @@ def steps_of(accelerator, config: MethodConfig, model, processor, features, spli
 
 def on_untranscribed(accelerator, config: MethodConfig, model, processor, features, splits: Splits, more: list[str], started_s: float) -> dict:
     """Trains on with what the model writes down of `--untranscribed`, if there is any; what stands of it in the result."""
-    written, found = written_first(accelerator, config, model, processor, features, splits, more)
+    written, found = transcribe_first(accelerator, config, model, processor, features, splits, more)
     if not written:  # nor where all that was asked for was read as nothing, which the result says
         return found
     heard = replace(splits, training=beside(splits.training, written))
@@ -169,16 +169,16 @@ def run(accelerator, config: MethodConfig) -> dict:
     splits: Splits = load_splits(accelerator, config, [config.language], config.minutes)
     features = Features(processor, config.features_cache)
     add_language(model, processor, features, splits.training, config)
-    splits.training, _ = drop_impossible(splits.training, processor, model, speed=1.1)
+    splits.training, _ = drop_impossible(splits.training, processor, model)
     clips, _ = read(config, splits={"test"})
     if without := [code for code in (config.language, *before) if code not in having(clips, "test", [config.language, *before])]:
         raise ValueError(f"--data has no test clips of {without}, whose errors the result compares; allowed: of {config.language!r} and each of {before}.")
     old = [clip for clip in clips if clip.language in before and clip.split == "test"]
     old_before = tested(accelerator, model, processor, features, old, greedy=True)
-    teacher, of_teacher = taught_first(accelerator, config, model, processor, features, splits, started_s)
+    teacher, of_teacher = train_teacher(accelerator, config, model, processor, features, splits, started_s)
     PREPARE[config.method](model, config)
     place(accelerator, model, config)
-    trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model, config) / 1024
+    trainable, kilobytes = sum(p.numel() for p in model.parameters() if p.requires_grad), bytes_to_keep(model) / 1024
     print(f"{config.method}: {trainable:,} trainable parameters, {kilobytes:.0f} KB to keep")
     rest = replace(config, max_minutes=minutes_left(config, started_s))
     log = steps_of(accelerator, rest, model, processor, features, splits, teacher)

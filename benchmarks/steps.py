@@ -85,7 +85,7 @@ def mask_step():
     config = MasterASRConfig.from_pretrained(CHECKPOINT)
     config.num_specialists = 1
     model = with_a_language("paper", MasterASRForCTC(config))
-    train_mask(model, SimpleNamespace(language="xx", mask_sparsity=0.1))
+    train_mask(model, SimpleNamespace(language="xx"))
     return step_in_turns(model)
 
 

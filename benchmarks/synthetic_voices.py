@@ -11,7 +11,6 @@ Czech, whose four diphone voices Festival has. What validation or test clips say
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 from modeling_master_asr.text_master_asr import build_vocab, normalize
+from training.loop.record import read_jsonl, write_jsonl
 from training.loop.text import without
 
 LANGUAGE, ENCODING = "cs", "iso-8859-2"
@@ -83,12 +83,12 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     if args.out.resolve().parent != args.data.resolve().parent:
         parser.error(f"--out: got {args.out}; allowed: a name in the folder of {args.data}.")
-    clips = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
+    clips = read_jsonl(args.data)
     sentences = iter(speakable(args.text.read_text(encoding="utf-8").splitlines(), clips))
     folder = args.data.resolve().parent / "audio" / "cs_synthetic"
     folder.mkdir(parents=True, exist_ok=True)
     made = [clip for voice in VOICES for clip in clips_of(voice, sentences, args.minutes / len(VOICES), folder)]
-    args.out.write_text("".join(json.dumps(clip, ensure_ascii=False) + "\n" for clip in [*clips, *made]), encoding="utf-8")
+    write_jsonl(args.out, [*clips, *made])
     minutes = sum(clip["duration_s"] for clip in made) / 60
     print(f"{args.out}: {len(made)} clips of {len({clip['speaker'] for clip in made})} synthetic voices, {minutes:.1f} min, beside {len(clips)} others")
     if minutes < args.minutes:

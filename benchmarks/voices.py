@@ -11,12 +11,14 @@ on, with no sentence that training holds. The prompts of the other languages hav
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Optional
 
+from training.loop.record import read_jsonl, write_jsonl
 from training.prepare_speech import DIALOGUE
+
+FISHES = ("small", "big")  # the two who talk most
 
 
 def divide(clips: list[dict], heard: set[str], tested: Optional[set[str]] = None) -> tuple[list[dict], list[dict]]:
@@ -24,17 +26,21 @@ def divide(clips: list[dict], heard: set[str], tested: Optional[set[str]] = None
     is_heard = [clip["language"] not in DIALOGUE or clip["speaker"] in heard for clip in clips]
     own = [clip for clip, stays in zip(clips, is_heard) if stays]
     said = {(clip["language"], clip["text"]) for clip in own if clip["split"] == "train"}
-    # "both" is said by one who is heard
-    fishes = {"small", "big"}  # the two who talk most: their held-out sentences are enough
-    others = [
-        {**clip, "split": "test"} for clip, stays in zip(clips, is_heard)
-        if not stays and clip["speaker"] != "both" and (tested is None or clip["speaker"] in tested) and (clip["language"], clip["text"]) not in said and (clip["speaker"] not in fishes or clip["split"] != "train")
-    ]  # fmt: skip
-    return own, others
+
+    def is_tested(clip: dict) -> bool:
+        if clip["speaker"] == "both":  # which one who is heard says too
+            return False
+        if tested is not None and clip["speaker"] not in tested:
+            return False
+        if (clip["language"], clip["text"]) in said:  # a sentence that was trained on, in another voice
+            return False
+        return clip["split"] != "train" or clip["speaker"] not in FISHES  # their held-out sentences are enough
+
+    return own, [{**clip, "split": "test"} for clip, stays in zip(clips, is_heard) if not stays and is_tested(clip)]
 
 
 def write(path: Path, clips: list[dict]) -> None:
-    path.write_text("".join(json.dumps(clip, ensure_ascii=False) + "\n" for clip in clips), encoding="utf-8")
+    write_jsonl(path, clips)
     minutes = defaultdict(float)
     for clip in clips:
         minutes[clip["language"], clip["split"]] += clip["duration_s"] / 60
@@ -48,7 +54,7 @@ def main(argv=None) -> None:
     parser.add_argument("--tested", nargs="+", help="characters to test on; else all that are not heard")
     parser.add_argument("--out", required=True, type=Path, help="OUT_heard.jsonl and OUT_others.jsonl, in the folder of --data, whose paths they share")
     args = parser.parse_args(argv)
-    clips = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
+    clips = read_jsonl(args.data)
     known = {clip["speaker"] for clip in clips if clip["language"] in DIALOGUE}
     for option, names in (("--heard", args.heard), ("--tested", args.tested or [])):
         if unknown := set(names) - known:

@@ -34,6 +34,7 @@ VERDICTS = (
 )  # fmt: skip
 FRAME = SAMPLING_RATE_HZ // 50  # samples of a level: 20 ms
 FLOOR = 1e-5  # -100 dB, below what 16 bits hold
+COUNT = 20  # clips of each language
 BAND_DB = 50.0  # a band ends where the spectrum last stands this far below its peak
 
 
@@ -113,14 +114,13 @@ def main(argv=None) -> None:
     parser.add_argument("--languages", required=True, nargs="+")
     parser.add_argument("--heard", type=Path, default=Path("runs/zero_shot/heard.jsonl"))
     parser.add_argument("--verdicts", type=Path, default=Path("benchmarks/results/worst_clips_verdicts.json"))
-    parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     clips = select(read_data(args.data, args.heard.parent / "recordings")[0], "test", args.languages)
     named, heard = by_name(clips), read_heard(args.heard)
     whispers = [normalize(spell_numbers(heard[clip.language, clip.audio.name]["text"], clip.language), language=clip.language) for clip in clips]
     entries = [side_by_side(*texts) for texts in zip(clips, heard_by_us(args.model, clips), whispers)]
-    chosen = worst(entries, args.count)
+    chosen = worst(entries, COUNT)
     add_facts(chosen, named)
     add_verdicts(chosen, args.verdicts)
     languages = summary(entries, chosen)

@@ -13,7 +13,6 @@ import argparse
 import json
 import re
 import time
-import unicodedata
 from pathlib import Path
 from typing import Optional
 
@@ -30,7 +29,7 @@ from modeling_master_asr.text_master_asr import normalize
 from modeling_master_asr.trainer_utils import error_rates, macro
 from training.loop.data import minutes_of, select
 from training.loop.metrics import edits_of
-from training.loop.record import facts_of_run, write_json
+from training.loop.record import facts_of_run, read_jsonl, write_json
 from training.loop.sources import Clip, read_data
 from training.prepare_speech import spell_digits
 
@@ -52,11 +51,6 @@ def spell_numbers(text: str, language: str) -> str:
         return " " + " ".join(num2words(int(number), lang=language) for number in numbers) + " "
 
     return re.sub(r"[0-9]+", spelled, text)
-
-
-def without_marks(text: str) -> str:
-    """Letters without their accents: a transcript that leaves them out is no error of who writes them."""
-    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
 
 
 def load(folder: str, languages: list[str]) -> tuple:
@@ -93,7 +87,7 @@ def read_heard(path: Path, by: Optional[dict] = None) -> dict[tuple[str, str], d
     Raises:
         ValueError: if another model wrote them than `by` says, or with other options.
     """
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = read_jsonl(path) if path.exists() else []
     for line in lines:
         if by and line.get("by") != by:
             raise ValueError(f"{path} was heard by {line.get('by', 'a model that it does not name')}, not by {by}. Name another file with --heard, or delete it.")
@@ -137,7 +131,7 @@ def capped(texts: list[str], references: list[str]) -> float:
 
 
 def score(clips: list[Clip], heard: list[dict]) -> dict:
-    """`{"languages": {code: {"cer", "wer", ...}}, "macro": {...}}` in %; also with digits as written, and without accents."""
+    """`{"languages": {code: {"cer", "wer", ...}}, "macro": {...}}` in %."""
     rates = {}
     for code in dict.fromkeys(clip.language for clip in clips):
         pairs = [(clip, line) for clip, line in zip(clips, heard) if clip.language == code]
@@ -146,10 +140,7 @@ def score(clips: list[Clip], heard: list[dict]) -> dict:
         texts = [normalize(spell_numbers(line["text"], code), language=code) for _, line in pairs]
         rates[code] = {
             **error_rates(texts, references), "cer_capped": capped(texts, references),
-            "digits_not_spelled": error_rates([normalize(line["text"], language=code) for _, line in pairs], references),
-            "accents_ignored": error_rates(list(map(without_marks, texts)), list(map(without_marks, references))),
-            "clips": len(pairs), "clips_timed": len(timed), "cpu_s_a_clip": round(sum(timed) / max(len(timed), 1), 2),
-            "clips_with_digits": sum(any(map(str.isdigit, line["text"])) for _, line in pairs),
+            "clips": len(pairs), "cpu_s_a_clip": round(sum(timed) / max(len(timed), 1), 2),
             "clips_cut_off": sum(line["tokens"] >= MAX_NEW_TOKENS for _, line in pairs),
             "edits": " ".join("{}/{}".format(*edits_of(*pair)) for pair in zip(texts, references)),  # as `evaluate_clips` keeps them
         }  # fmt: skip

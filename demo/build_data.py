@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import soundfile
@@ -14,6 +13,7 @@ import soundfile
 from modeling_master_asr.audio_master_asr import decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 from training.loop.data import select
+from training.loop.record import write_jsonl
 from training.loop.sources import read_manifest
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ def main(argv=None) -> None:
             (HERE / name).parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(HERE / name, decode_audio(clip.audio, SAMPLING_RATE_HZ), SAMPLING_RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.9)
         lines.append({"audio": str(name), "language": clip.language, "text": clip.text, "duration_s": clip.duration_s, "split": clip.split})
-    (HERE / "manifest.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_jsonl(HERE / "manifest.jsonl", lines)
     for path in set(HERE.glob("audio/*/*.ogg")) - {HERE / line["audio"] for line in lines}:
         path.unlink()
     size = sum(p.stat().st_size for p in HERE.glob("audio/*/*.ogg")) / 1e6

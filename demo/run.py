@@ -24,7 +24,7 @@ from transformers.hf_argparser import HfArg
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes, text_kilobytes
 from modeling_master_asr.configuration_master_asr import DEFAULT_PRESET
-from training.adapt_language import AdaptConfig, add_language, announce, trained
+from training.adapt_language import AdaptConfig, add_language, announce, train_language
 from training.loop import checkpoints
 from training.loop.config import Count, Positive, Settings, parse
 from training.loop.data import Features, select
@@ -76,7 +76,7 @@ def adapt(model, processor, features, clips, config: AdaptConfig, test_minutes: 
     add_language(model, processor, features, training, config)
     before = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     announce(model, config, training, [])
-    trained(Accelerator(cpu=True), config, model, processor, features, splits)
+    train_language(Accelerator(cpu=True), config, model, processor, features, splits)
     kilobytes = parameter_kilobytes(model.assemblies[LANGUAGE].content_of_file())
     greedy = evaluate_clips(model, processor, features, test)["macro"]["cer"]
     model.set_text(LANGUAGE, (clip.text for clip in training), raw=False)

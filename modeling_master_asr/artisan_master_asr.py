@@ -108,12 +108,12 @@ def _kept_by_numpy(flat: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, i
     """`(S >= threshold, how many, threshold, how many of its equals have a lower rank)` on a CPU: NumPy selects, compares and counts
     fastest, see benchmarks/masks.py."""
     values = flat.numpy()
-    threshold, equals = _of_rank(values, num_masked)
+    threshold, equals = _kth_smallest(values, num_masked)
     kept = values >= threshold
     return torch.from_numpy(kept), int(np.count_nonzero(kept)), torch.tensor(threshold), equals
 
 
-def _of_rank(values: np.ndarray, rank: int) -> tuple[np.float32, int]:
+def _kth_smallest(values: np.ndarray, rank: int) -> tuple[np.float32, int]:
     """`np.sort(values)[rank]`, and how many equal ones lie before it there: a sample brackets it, and only what lies in between is put in order."""
     sample = values[:: max(values.size // SAMPLE, 1)]
     share = rank / values.size
@@ -249,7 +249,7 @@ def mask_frozen_weight(masked_weight, weight, specialists, mapping_row) -> torch
 
 # A context variable, not an attribute: every thread, and every recomputation, sees the language of its own call.
 _ASSEMBLED: ContextVar = ContextVar("master_asr_assembled", default=None)
-_backward = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1 outside of a backward pass; torch has no public name for it
+_graph_task_id = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1 outside of a backward pass; torch has no public name for it
 _RECOMPUTED: ContextVar = ContextVar("master_asr_recomputed", default=False)  # whether `checkpoint_contexts` says what is read now
 
 
@@ -324,7 +324,7 @@ def _assembled_parameter(name: str) -> property:
         if assembled is not None:
             return assembled.parameter(module, name)
         # a recomputation runs with gradients on; hooks, which may look at weights, with gradients off
-        if not torch.compiler.is_compiling() and _backward() != -1 and torch.is_grad_enabled() and not _RECOMPUTED.get():
+        if not torch.compiler.is_compiling() and _graph_task_id() != -1 and torch.is_grad_enabled() and not _RECOMPUTED.get():
             raise RuntimeError(
                 "A layer is computed again during backward, and nobody says in which language: its gradients would be those of the plain W. "
                 "Activation checkpointing, of the encoder alone too, is switched on by the model itself: model.activation_checkpointing_enable()."

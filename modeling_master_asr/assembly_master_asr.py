@@ -140,13 +140,13 @@ class LowRank(nn.Module):
         for (up, down), (other_up, other_down) in zip(self(), other()):
             rank, fresh = min(up.shape[1], other_up.shape[1]), down.clone()
             if rank < other_up.shape[1]:
-                other_up, other_down = _of_rank(other_up, other_down, rank)
+                other_up, other_down = _truncated(other_up, other_down, rank)
             up[:, :rank], down[:rank] = other_up, other_down
             dead = ~(up[:, :rank].any(0) | down[:rank].any(1))
             down[:rank][dead] = fresh[:rank][dead]
 
 
-def _of_rank(up: torch.Tensor, down: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _truncated(up: torch.Tensor, down: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors of the product of rank `rank` that is nearest to `up down` (Eckart-Young), each with half of its scale."""
     left, of_up = torch.linalg.qr(up)
     right, of_down = torch.linalg.qr(down.T)

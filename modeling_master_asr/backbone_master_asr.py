@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ ATTENTION_PROJ = ("q_proj", "k_proj", "v_proj", "out_proj")
 ATTENTION_LINEAR = ("linear_q", "linear_k", "linear_v", "linear_out")  # not the positional `linear_pos`
 DENSE = ("intermediate_dense", "output_dense")
 SAMPLING_RATE_HZ = 16_000  # of every family's pretrained encoders
-OF_PADDING = {"padding_side", "padding_value", "return_attention_mask", "chunk_length", "n_samples", "nb_max_frames"}  # we pad ourselves
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,6 @@ class Family:
         """The feature extractor an encoder was made for, where its repo names none."""
         layer_norm = getattr(config, "feat_extract_norm", "layer") == "layer"
         return self.feature_extractor(return_attention_mask=layer_norm, do_normalize=True)
-
-    def settings_that_differ(self, extractor, wanted: Optional[dict]) -> dict[str, tuple]:
-        """`{setting: (extractor's, wanted)}` of those that change a clip's features.
-
-        Args:
-            wanted: `to_dict()` of the extractor that the encoder was trained with; None: unknown, so that only the sampling rate can differ.
-        """
-        own = extractor.to_dict()
-        wanted = {"sampling_rate": SAMPLING_RATE_HZ} if wanted is None else {k: v for k, v in wanted.items() if k not in OF_PADDING}
-        return {name: (own.get(name), value) for name, value in wanted.items() if own.get(name) != value}
 
     def features(self, extractor, samples: np.ndarray) -> np.ndarray:
         """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`."""

@@ -295,7 +295,7 @@ class StoredMixin(UploadMixin):
     def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
         if getattr(self, "_hf_peft_config_loaded", False):  # the adapter alone is in there, and says of its sentences itself
             return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-        self.config.name_sentences(self.config.languages)
+        self.config.warn_of_sentences(self.config.languages)
         info = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
         self.base_model.remember(StoredBase(repo_id, info.oid, self.config.fingerprint, on_hub=True))
         return info

@@ -383,7 +383,7 @@ class MasterASRConfig(PreTrainedConfig):
         if not text:
             del entry["text"]
 
-    def name_sentences(self, languages: Iterable[str]) -> None:
+    def warn_of_sentences(self, languages: Iterable[str]) -> None:
         """Says, before anything is published, that transcripts are among it: nobody looks for them in a model."""
         counts = {code: len(text.splitlines()) for code in languages if (text := self.text(code))}
         if counts:
@@ -395,7 +395,7 @@ class MasterASRConfig(PreTrainedConfig):
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _upload_modified_files(self, *args, **kwargs):
-        self.name_sentences(self.languages)
+        self.warn_of_sentences(self.languages)
         return super()._upload_modified_files(*args, **kwargs)
 
     def add_assembly(

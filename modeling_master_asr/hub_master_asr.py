@@ -118,7 +118,7 @@ def figure(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "?"
 
 
-def on_hub(name: Optional[str]) -> Optional[str]:
+def hub_id_of(name: Optional[str]) -> Optional[str]:
     """`name` if it is a hub id of the form owner/name, else None."""
     try:
         validate_repo_id(name or "")
@@ -146,7 +146,7 @@ def with_tags(card: str, tags: list[str]) -> str:
 
 def default_card(config) -> str:
     """A model card that says what is known from the config alone; `training.model_card` writes the full one."""
-    data = card_data(config.languages, base_model=on_hub(config.base_model), tags=["master-asr", "ctc", "multilingual"])
+    data = card_data(config.languages, base_model=hub_id_of(config.base_model), tags=["master-asr", "ctc", "multilingual"])
     listed = ", ".join(code_span(code) for code in config.languages)
     body = (
         f"# Master-ASR\n\nLanguages: {listed}. K = {config.num_specialists} specialists, sparsity {config.sparsity}.\n\n"
@@ -197,7 +197,7 @@ def assembly_card(listed: dict[str, dict], repo_id: str, before: Optional[str] =
     """
     part = f"{BEGIN}\n{assembly_part(listed, repo_id)}\n{END}"
     if before is None:
-        base = on_hub(next(iter(listed.values()))["base"])
+        base = hub_id_of(next(iter(listed.values()))["base"])
         data = card_data(listed, tags=["master-asr", "assembly"], base_model=base, base_model_relation="adapter" if base else None)
         return f"---\n{data.to_yaml()}\n---\n# Master-ASR assemblies\n\n{part}\n"
     if BEGIN not in before or END not in before:
@@ -357,7 +357,7 @@ class HubMixin:
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
         facts = self._assembly_facts(language, facts)  # refuse before anything is created
-        self.config.name_sentences([language])
+        self.config.warn_of_sentences([language])
         facts |= self._base_for_others(facts["fingerprint"], base, token)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
@@ -391,7 +391,7 @@ class HubMixin:
                 "--base owner/name."
             )
         base, revision = id_and_revision(base)
-        if on_hub(base) is None:
+        if hub_id_of(base) is None:
             raise ValueError(f"base must be a hub id such as 'owner/name', which others can find; got {base!r}.")
         try:
             path = hf_hub_download(base, "config.json", revision=revision, token=token)
@@ -441,7 +441,7 @@ class HubMixin:
         self._check_push(save_kwargs)
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
-        self.config.name_sentences(self.languages)
+        self.config.warn_of_sentences(self.languages)
         api = HfApi(token=token)
         repo_id = repo_for(api, repo_id, private)
         make_branch(api, repo_id, revision)

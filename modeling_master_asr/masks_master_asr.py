@@ -116,13 +116,13 @@ class MaskStore:
         if not self._sources.isdisjoint(ids):
             self.forget()
 
-    def mask(self, layer: int, key: tuple, sources: list[torch.Tensor], shape: torch.Size, languages: int, select) -> torch.Tensor:
+    def mask(self, layer: int, key: tuple, sources: list[torch.Tensor], shape: torch.Size, num_languages: int, select) -> torch.Tensor:
         """B of a layer, boolean `shape`: kept from before, or `select()`.
 
         Args:
             key: what else B depends on: t, the gate bits, and the language where it has a specialist of its own.
             sources: all tensors that B is made of.
-            languages: how many the model has, and so how many masks of this layer are worth keeping.
+            num_languages: of the model, and so how many masks of this layer are worth keeping.
         """
         if gradient_is_asked_for(sources):
             with self._lock:
@@ -140,7 +140,7 @@ class MaskStore:
             of_layer = self._masks[layer]
             of_layer[key] = stamp, pack_mask(mask)
             of_layer.move_to_end(key)
-            while len(of_layer) > max(languages, 1):
+            while len(of_layer) > max(num_languages, 1):
                 of_layer.popitem(last=False)
             self._sources.update(map(id, sources))
         return mask

@@ -352,7 +352,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         OSError, ValueError: as `load_assembly`; the model is then as it was.
     """
     language, facts, path = fetch_assembly(id_or_path, language, **hub_kwargs)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = _base_of(model)
     source = f"{id_or_path} ({language})"
     check_base(facts, base.master_asr, source)
     config = AssemblyConfig(

@@ -199,9 +199,9 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         if on_error not in (None, "raise", "return"):
             raise ValueError(f"on_error must be 'raise' or 'return'; got {on_error!r}.")
         preprocess = {"language": language, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, "on_error": on_error, **limits}
-        through = {} if on_error is None else {"on_error": on_error}
-        out = through if return_timestamps is None else {**through, "return_timestamps": return_timestamps}
-        return {k: v for k, v in preprocess.items() if v is not None}, through, out
+        forward_params = {} if on_error is None else {"on_error": on_error}
+        postprocess_params = forward_params if return_timestamps is None else {**forward_params, "return_timestamps": return_timestamps}
+        return {k: v for k, v in preprocess.items() if v is not None}, forward_params, postprocess_params
 
     # ------------------------------------------------------------------ in
 
@@ -302,9 +302,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             batch = self._processor.pad([item["features"][0] for item in items]).to(self.device)
             name = self.model.main_input_name
             batch[name] = batch[name].to(self.model.dtype)
-            logits = self.model(**batch, language=[item["language"] for item in items]).logits
-            counts = self.model.master_asr.frame_counts(batch[name], batch["attention_mask"]).tolist()
-            for item, of_clip, frames, reading in zip(items, logits, counts, readings):
+            outputs = self.model(**batch, language=[item["language"] for item in items])
+            for item, of_clip, frames, reading in zip(items, outputs.logits, outputs.frames.tolist(), readings):
                 first, last = item["kept"]
                 item["logits"], item["reading"] = of_clip[first : min(last, frames)].cpu(), reading
         except (KeyError, ValueError) as error:  # KeyError: a language that was removed meanwhile

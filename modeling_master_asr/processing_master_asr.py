@@ -7,8 +7,8 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Optional, Union
 
@@ -23,7 +23,7 @@ from transformers import Wav2Vec2CTCTokenizer as StockTokenizer
 from transformers.utils import logging
 
 from .audio_master_asr import MAX_DURATION_S, MIN_SAMPLES, check_audio, clips_of, is_recording, read_audio
-from .backbone_master_asr import family_of, family_reading
+from .backbone_master_asr import SAMPLING_RATE_HZ, family_of, family_reading
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
 from .text_master_asr import characters_of, spelled, tokens_of
 from .upload_master_asr import UploadMixin
@@ -31,6 +31,7 @@ from .upload_master_asr import UploadMixin
 logger = logging.get_logger(__name__)
 
 AS_ALWAYS = {"truncation": False, "return_attention_mask": True}  # Transformers' callers say so; nothing else is done here
+OF_PADDING = {"padding_side", "padding_value", "return_attention_mask", "chunk_length", "n_samples", "nb_max_frames"}  # we pad ourselves
 
 
 class MasterASRProcessor(UploadMixin, ProcessorMixin):
@@ -105,8 +106,20 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         Raises:
             KeyError: if it is not there.
         """
-        self.tokenizer_of(language)
+        self.vocab_of(language)
         self.tokenizer = nested_tokenizer({code: vocab for code, vocab in self.vocabs.items() if code != language}, self.tokenizer.target_lang)
+
+    def vocab_of(self, language: str) -> dict[str, int]:
+        """The alphabet of one language, `{token: id}`.
+
+        Raises:
+            KeyError: if it is not known.
+        """
+        if language not in self.vocabs:
+            raise KeyError(
+                f"No alphabet for language {language!r}. Known: {self.languages}. Add it with processor.add_language(...)."
+            )
+        return self.vocabs[language]
 
     def tokenizer_of(self, language: str) -> Wav2Vec2CTCTokenizer:
         """The stock tokenizer of one language.
@@ -114,13 +127,10 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         Raises:
             KeyError: if its alphabet is not known.
         """
-        if language not in self.vocabs:
-            raise KeyError(
-                f"No alphabet for language {language!r}. Known: {self.languages}. Add it with processor.add_language(...)."
-            )
+        vocab = self.vocab_of(language)
         made_of, tokenizer = self._by_language.get(language, (None, None))
-        if made_of is not self.vocabs[language]:  # nor where `tokenizer` was replaced by another
-            made_of, tokenizer = self._by_language[language] = self.vocabs[language], nested_tokenizer({language: self.vocabs[language]})
+        if made_of is not vocab:  # nor where `tokenizer` was replaced by another
+            made_of, tokenizer = self._by_language[language] = vocab, nested_tokenizer({language: vocab})
         return tokenizer
 
     def check_model(self, model, languages: Optional[list[str]] = None) -> None:
@@ -140,7 +150,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
                 f"This processor belongs to another model: its {type(self.feature_extractor).__name__} makes {name} of size {size}, the model "
                 f"takes {wanted}{'' if mels is None else f' of size {mels}'}. Use the model's own: MasterASRProcessor.from_model(model)."
             )
-        others = family_of(config.backbone_config).settings_that_differ(self.feature_extractor, config.feature_extractor)
+        others = settings_that_differ(self.feature_extractor, config.feature_extractor)
         if others:
             raise ValueError(
                 f"This processor's feature extractor is not the one that the model was trained with: "
@@ -180,8 +190,10 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         Raises:
             ValueError: for a clip so short that nothing can be normalised.
         """
+        # NumPy warns of the variance of a clip of a frame or two, which is refused; around no other, since the filters are the process's, not the thread's
+        quiet = warnings.catch_warnings(action="ignore", category=RuntimeWarning) if len(samples) < 2 * MIN_SAMPLES else nullcontext()
         # outside of any autocast, which would round the filters of mels
-        with torch.autocast("cpu", enabled=False), np.errstate(invalid="ignore"), without_warnings() if len(samples) < 2 * MIN_SAMPLES else nullcontext():
+        with torch.autocast("cpu", enabled=False), np.errstate(invalid="ignore"), quiet:
             features = family_reading(self.feature_extractor).features(self.feature_extractor, samples)
         if not np.isfinite(features).all():
             raise ValueError(f"{len(samples)} samples are too short for a {type(self.feature_extractor).__name__}: its features are not numbers.")
@@ -307,7 +319,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """
         rows, unknown = [], Counter()
         for text, code in zip(texts, self._codes(language, len(texts))):
-            alphabet = self.vocabs[self._known(code)]
+            alphabet = self.vocab_of(code)
             tokens = tokens_of(spelled(text, characters_of(alphabet), code, raw), alphabet)
             if not tokens:
                 raise ValueError(f"Empty transcript (language {code!r}): CTC has nothing to learn from it. Drop the clip.")
@@ -332,7 +344,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             ValueError, KeyError: for a missing or unknown language; for ids that its alphabet has no token for.
         """
         code = self._codes(language, 1)[0]
-        alphabet, ids = self.vocabs[self._known(code)], torch.as_tensor(token_ids)
+        alphabet, ids = self.vocab_of(code), torch.as_tensor(token_ids)
         if ids.numel() and ids.max() >= len(alphabet):
             raise ValueError(
                 f"token_ids: got {int(ids.max())}; the alphabet of {code!r} has {len(alphabet)} tokens. Is the processor older than the model? Make it anew: "
@@ -341,10 +353,6 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         unheard = (ids < 0) | (ids == alphabet[UNK_TOKEN]) if kwargs.pop("skip_special_tokens", False) else ids < 0
         ids = torch.where(unheard, alphabet[PAD_TOKEN], ids)
         return self.tokenizer_of(code).decode(ids, **kwargs)
-
-    def _known(self, code: str) -> str:
-        self.tokenizer_of(code)
-        return code
 
     def batch_decode(self, token_ids, language: Union[str, list[str], None] = None, frames=None, **kwargs) -> list[str]:
         """Text of each clip of `(B, T)` token ids.
@@ -441,6 +449,17 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
         return super()._decode(*args, **kwargs)
 
 
+def settings_that_differ(extractor, wanted: Optional[dict]) -> dict[str, tuple]:
+    """`{setting: (extractor's, wanted)}` of those that change a clip's features.
+
+    Args:
+        wanted: `to_dict()` of the extractor that the encoder was trained with; None: unknown, so that only the sampling rate can differ.
+    """
+    own = extractor.to_dict()
+    wanted = {"sampling_rate": SAMPLING_RATE_HZ} if wanted is None else {k: v for k, v in wanted.items() if k not in OF_PADDING}
+    return {name: (own.get(name), value) for name, value in wanted.items() if own.get(name) != value}
+
+
 def is_nested(vocab) -> bool:
     """Whether `vocab` is `{language: {token: id}}`."""
     return isinstance(vocab, dict) and any(isinstance(value, dict) for value in vocab.values())
@@ -461,14 +480,6 @@ def nested_tokenizer(vocabs: dict[str, dict[str, int]], default: Optional[str] =
             bos_token=None, eos_token=None, target_lang=first, do_lower_case=False,
         )  # fmt: skip
     return tokenizer
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """For a clip of a frame or two, whose variance NumPy warns of and which is refused: the filters are the process's, not the thread's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
 
 
 def as_list(items) -> list:

@@ -75,13 +75,13 @@ class AssembledWeights:
         sparsity: t.
         store: what was selected and assembled before; None where nothing may be kept: sharded weights are gathered into the same
             memory under the same version (nothing tells that they moved), and offloaded ones are to take no memory.
-        languages: how many the model has.
+        num_languages: of the model.
         training: the backbone's mode: a delta is then applied as a product of its own beside W * B.
     """
 
-    def __init__(self, layout: Layout, assembly, language: str, sparsity: float, store: Optional[MaskStore], languages: int, training: bool):
-        self._arguments = (layout, assembly, language, sparsity, store, languages, training)
-        self._layout, _, self._language, self._sparsity, self._store, self._languages, self._training = self._arguments
+    def __init__(self, layout: Layout, assembly, language: str, sparsity: float, store: Optional[MaskStore], num_languages: int, training: bool):
+        self._layout, self._assembly, self._language, self._sparsity = layout, assembly, language, sparsity
+        self._store, self._num_languages, self._training = store, num_languages, training
         self._parts, self._own = assembly.parts, assembly()
         self._made: dict[tuple[nn.Module, str], torch.Tensor] = {}
         if store is not None and not training:
@@ -96,7 +96,7 @@ class AssembledWeights:
 
     def with_nothing_made(self) -> AssembledWeights:
         """The same language from the start: what a recomputation needs."""
-        return AssembledWeights(*self._arguments)
+        return AssembledWeights(self._layout, self._assembly, self._language, self._sparsity, self._store, self._num_languages, self._training)
 
     def parameter(self, module: nn.Module, name: str) -> Optional[torch.Tensor]:
         """What `module.weight` or `module.bias` is for this language."""
@@ -174,7 +174,7 @@ class AssembledWeights:
 
         def mask() -> torch.Tensor:
             key = self._sparsity, gates, (self._language if own is not None else None)
-            return store.mask(row, key, [specialists, *(own or ())], specialists.shape[1:], self._languages, select)
+            return store.mask(row, key, [specialists, *(own or ())], specialists.shape[1:], self._num_languages, select)
 
         if store is None:
             return mask_weight(weight, specialists, mapping_row, select(), gates, own)

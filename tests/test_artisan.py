@@ -61,7 +61,7 @@ def test_the_thresholds_rank_is_exact_whatever_the_sample_says(values):
     for share in (0.0, 0.001, 0.3, 0.5, 0.97, 0.9999):
         rank = int(share * values.size)
         ordered = np.sort(values)
-        assert artisan._of_rank(values, rank) == (ordered[rank], np.count_nonzero(ordered[:rank] == ordered[rank]))
+        assert artisan._kth_smallest(values, rank) == (ordered[rank], np.count_nonzero(ordered[:rank] == ordered[rank]))
 
 
 def test_of_equal_scores_the_last_are_masked():

@@ -82,7 +82,7 @@ def test_several_languages_live_in_one_folder(base, tmp_path):
 
 
 @torch.no_grad()
-def test_a_resaved_model_keeps_the_loaded_languages(base, tmp_path):
+def test_a_resaved_model_keeps_a_language_that_was_added_and_its_bases_fingerprint(base, tmp_path):
     model = with_spanish(base)
     model.save_pretrained(tmp_path / "again")
     again = MasterASRForCTC.from_pretrained(tmp_path / "again")

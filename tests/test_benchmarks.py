@@ -185,7 +185,6 @@ def test_a_method_moves_what_it_is_named_after_and_nothing_else(corpus, dense, t
 @pytest.mark.parametrize("method, option, refusal", [
     ("head", "--refine", "--refine: got True; allowed: none here"), ("head", "--finetune_steps 3", "--finetune_steps: got 3; allowed: none here"),
     ("head", "--method_learning_rate 3e-3", "--method_learning_rate: got 0.003; allowed: none with --method head"),
-    ("lora", "--mask_sparsity 0.3", "--mask_sparsity: got 0.3; allowed: none with --method lora"),
     ("full", "--preset best", "--preset: got 'best'; allowed: none with --method full"),
     ("lora_all", "--parts mapping head norms", "--parts: got ['mapping', 'head', 'norms']; allowed: none with --method lora_all"),
 ])  # fmt: skip
@@ -202,7 +201,7 @@ def test_no_command_of_a_run_that_is_listed_is_refused():
 
 def test_what_a_preset_owns_may_be_named_where_a_mask_or_a_teacher_trains_it(tmp_path):
     given = {"model": "m", "data": ["d"], "language": "es", "out": tmp_path, "preset": "best"}
-    assert methods.MethodConfig(method="mask", mask_sparsity=0.3, **given) and methods.MethodConfig(method="lora", teacher_steps=6, **given)
+    assert methods.MethodConfig(method="mask", **given) and methods.MethodConfig(method="lora", teacher_steps=6, **given)
 
 
 def test_each_method_is_timed_on_updates_of_as_many_values_as_its_runs_on_spanish_train(tmp_path, monkeypatch):

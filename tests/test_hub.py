@@ -139,7 +139,7 @@ def test_sentences_go_along_over_http_and_publishing_says_so_first(hub, pushed, 
 
 
 @torch.no_grad()
-def test_a_resaved_model_keeps_the_loaded_languages(hub, pushed, cache, tmp_path):
+def test_a_resaved_model_keeps_a_language_that_was_loaded_from_the_hub(hub, pushed, cache, tmp_path):
     with_spanish(cache).push_assembly_to_hub("es", SPANISH, token=TOKEN)
     model = MasterASRForCTC.from_pretrained(MODEL, assemblies=[SPANISH], **cache)
     model.save_pretrained(tmp_path / "again")

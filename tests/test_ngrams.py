@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -477,8 +478,7 @@ def test_a_pipeline_reads_with_the_sentences_in_mind_and_its_times_lie_where_the
     logits = logits_of(model, f"{a}{b} {a}")
     logits[0, 2, model.config.vocab("en")[c]] = 20.1
     asr = MasterASRPipeline(model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
-    monkeypatch.setattr(model, "forward", lambda *args, **kwargs: type("Outputs", (), {"logits": logits})())
-    monkeypatch.setattr(model.master_asr, "frame_counts", lambda *_: torch.tensor([logits.shape[1]]))
+    monkeypatch.setattr(model, "forward", lambda *_, **__: SimpleNamespace(logits=logits, frames=torch.tensor([logits.shape[1]])))
     clip = np.zeros(8000, dtype=np.float32)
     assert asr(clip, language="en")["text"] == f"{a}{c} {a}"
     model.set_text("en", [f"{a}{b} {a}", f"{a}{b}"])
@@ -494,8 +494,8 @@ def test_a_clip_whose_logits_cannot_be_searched_is_named_and_the_others_keep_the
     letter = next(token for token in model.config.vocab("en") if len(token) == 1 and token != "|")
     model.set_text("en", [letter])
     good, calls = logits_of(model, letter), itertools.count()
-    monkeypatch.setattr(model, "forward", lambda *_, **__: type("Outputs", (), {"logits": good * (math.inf if next(calls) == 1 else 1)})())
-    monkeypatch.setattr(model.master_asr, "frame_counts", lambda *_: torch.tensor([good.shape[1]]))
+    frames = torch.tensor([good.shape[1]])
+    monkeypatch.setattr(model, "forward", lambda *_, **__: SimpleNamespace(logits=good * (math.inf if next(calls) == 1 else 1), frames=frames))
     asr = MasterASRPipeline(model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
     clips = [np.zeros(8000, dtype=np.float32)] * 3
     read = asr(clips, language="en", on_error="return")

@@ -126,8 +126,8 @@ def test_chunks_put_together_are_the_whole_clip_frame_by_frame_and_in_time(chang
 
     @torch.no_grad()
     def local(input_values, attention_mask=None, language=None):
-        frames = asr.model.master_asr.backbone.feature_extractor(input_values)  # (B, C, T)
-        return SimpleNamespace(logits=frames.transpose(1, 2)[..., :8])
+        hidden = asr.model.master_asr.backbone.feature_extractor(input_values)  # (B, C, T)
+        return SimpleNamespace(logits=hidden.transpose(1, 2)[..., :8], frames=asr.model.master_asr.frame_counts(input_values, attention_mask))
 
     heard = []
     decode = asr._processor.decode

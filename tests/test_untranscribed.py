@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 from conftest import tiny_model
 from test_processes import one, two
 from test_runs import base  # noqa: F401  the fixture
 from test_training import corpus  # noqa: F401  the fixture
 
-from accelerate import Accelerator
 from benchmarks import methods
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import assembly_part
@@ -103,8 +103,8 @@ def test_transcribed_clips_are_heard_again_until_they_are_half_as_long():
 
 
 def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_these_texts(corpus, reader, tmp_path, monkeypatch, capsys, unheard):  # noqa: F811
-    heard, plain = [], adapt_language.after_steps
-    monkeypatch.setattr(adapt_language, "after_steps", lambda *args, **kwargs: (heard.extend(args[5].training), plain(*args, **kwargs))[1])
+    heard, plain = [], adapt_language.run_steps
+    monkeypatch.setattr(adapt_language, "run_steps", lambda *args, **kwargs: (heard.extend(args[5].training), plain(*args, **kwargs))[1])
     result = refine(corpus, reader, tmp_path, unheard)
     rows, said = rows_of(tmp_path), capsys.readouterr().out
     assert len(rows) >= 3 and any(row["trained"] for row in rows)  # an untrained model reads something in noise
@@ -122,6 +122,12 @@ def test_a_language_writes_recordings_down_and_trains_on_them_and_keeps_none_of_
     assert all(torch.equal(value, theirs[name]) for name, value in after.assemblies["en"].state_dict().items())
     clips, _ = read_data([str(tmp_path / "untranscribed.jsonl")], tmp_path / "cache", allow_outside=True)  # as people mend it and pass it on
     assert {(clip.audio, clip.text, clip.split) for clip in clips} == {(Path(row["audio"]), row["text"], "train") for row in rows}
+
+
+def test_a_name_that_holds_another_kind_of_line_end_is_read_back_as_it_was_saved(tmp_path):
+    clips = [Clip(tmp_path / name, "fr", "é\x85a", 1.0, "train") for name in ("a\u2028b.wav", "c.wav")]
+    untranscribed.save(tmp_path / untranscribed.FILE, [Written(clip, 0.0) for clip in clips], clips)
+    assert untranscribed.read_trained(tmp_path / untranscribed.FILE) == clips
 
 
 def test_a_language_writes_with_further_sentences_in_mind(corpus, reader, tmp_path, monkeypatch, unheard):  # noqa: F811

@@ -55,7 +55,7 @@ from training.loop.sources import Clip
 from training.loop.splits import Splits, load_splits
 from training.loop.steps import train
 from training.loop.text import keep_text
-from training.loop.untranscribed import beside, written_down
+from training.loop.untranscribed import beside, transcribe_recordings
 
 RATE_OF_TRAINED_HEAD = 1e-3
 RATE_OF_TEACHER = 1e-4  # of its matrices
@@ -170,13 +170,13 @@ def add_language(model, processor, features, training, config: AdaptConfig) -> N
     model.freeze_except(config.language)
 
 
-def written_first(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, more: list[str]) -> tuple[list[Clip], dict]:
+def transcribe_first(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, more: list[str]) -> tuple[list[Clip], dict]:
     """What the language writes down of `--untranscribed`, with all the sentences in mind that it is to be read with, and what the result says of it."""
     if not config.untranscribed:
         return [], {}
     before = model.config.text(config.language)
     keep_text(accelerator, model, config.language, splits, config, more)
-    found = written_down(accelerator, config, model, processor, features, splits)
+    found = transcribe_recordings(accelerator, config, model, processor, features, splits)
     model.config.set_text(config.language, before)  # it gets them when it has trained, as without
     return found
 
@@ -213,7 +213,7 @@ def announce(model, config: AdaptConfig, training, dropped) -> dict:
     return {"trainable": trainable, "parameters": counts, "dropped": [str(clip.audio) for clip in dropped], "parts": list(assembly.parts)}
 
 
-def after_steps(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None, *, stage: str) -> tuple[MasterASRForCTC, dict]:
+def run_steps(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None, *, stage: str) -> tuple[MasterASRForCTC, dict]:
     """The model after the steps of what is free in it, and their log."""
     place(accelerator, model, config)
     turns = Turns(model, config.alpha, config.beta, 0, learning_rates(config), config.steps, config.mapping_gradient, config.beta2,
@@ -222,9 +222,9 @@ def after_steps(accelerator, config: AdaptConfig, model, processor, features, sp
     return unsharded(model), log
 
 
-def trained(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
+def train_language(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
     """The model after the steps of the language's assembly, as its file holds it, and their log."""
-    model, log = after_steps(accelerator, config, model, processor, features, splits, teacher, stage="stage2")
+    model, log = run_steps(accelerator, config, model, processor, features, splits, teacher, stage="stage2")
     model.round_assembly(config.language)  # before it is tested: what is tested is what the file holds
     return model, log
 
@@ -239,7 +239,7 @@ def phase(config: AdaptConfig, name: str, steps: int, started_s: float) -> Adapt
     return replace(config, out=config.out / name, steps=steps, resume=config.resume and "newest", max_minutes=minutes_left(config, started_s))
 
 
-def taught_first(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[Optional[MasterASRForCTC], dict]:
+def train_teacher(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[Optional[MasterASRForCTC], dict]:
     """The teacher that `--teacher_steps` asks for, and what the result says of it: a copy of which the matrices train as well as what the language owns
     (but a delta, which is a change of theirs).
 
@@ -257,7 +257,7 @@ def taught_first(accelerator, config: AdaptConfig, model, processor, features, s
     own = teacher.assemblies[config.language]
     if "delta" in own.parts:
         own.delta.requires_grad_(False)
-    teacher, log = after_steps(accelerator, phase(config, "teacher", config.teacher_steps, started_s), teacher, processor, features, splits, stage="stage2-teacher")
+    teacher, log = run_steps(accelerator, phase(config, "teacher", config.teacher_steps, started_s), teacher, processor, features, splits, stage="stage2-teacher")
     teacher.requires_grad_(False).eval()
     return teacher, {"teacher_log": log, "teacher_test": tested(accelerator, teacher, processor, features, splits.test, greedy=True)}
 
@@ -273,7 +273,7 @@ def save(accelerator, config: AdaptConfig, model, splits: Splits, written: list[
     accelerator.wait_for_everyone()
 
 
-def finetuned(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[MasterASRForCTC, dict]:
+def finetune(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[MasterASRForCTC, dict]:
     """ "+ ft": every weight trains, from where stage 2 ended; the model is written, and returned with the log."""
     model.unfreeze()
     model.freeze_feature_encoder()
@@ -311,19 +311,19 @@ def main(argv=None) -> None:
         model, processor = load(accelerator, config)
         splits = load_splits(accelerator, config, [config.language], config.minutes)
         features = Features(processor, config.features_cache)
-        written, of_untranscribed = written_first(accelerator, config, model, processor, features, splits, more)
+        written, of_untranscribed = transcribe_first(accelerator, config, model, processor, features, splits, more)
         if config.refine:
             give_parts(model, processor, splits.training, config)
         else:
             add_language(model, processor, features, splits.training, config)
-        splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
+        splits.training, dropped = drop_impossible(splits.training, processor, model)
         result = {**facts_of_run(model), "config": as_record(config), "minutes": minutes_of(splits.training)}
         result |= announce(model, config, splits.training, dropped) | of_untranscribed
         heard = replace(splits, training=beside(splits.training, written))
-        teacher, of_teacher = taught_first(accelerator, config, model, processor, features, heard, started_s)
+        teacher, of_teacher = train_teacher(accelerator, config, model, processor, features, heard, started_s)
         result |= of_teacher
         rest = replace(config, max_minutes=minutes_left(config, started_s))
-        model, result["log"] = trained(accelerator, rest, model, processor, features, heard, teacher)
+        model, result["log"] = train_language(accelerator, rest, model, processor, features, heard, teacher)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
         keep_text(accelerator, model, config.language, splits, config, more)
@@ -332,7 +332,7 @@ def main(argv=None) -> None:
         if result["test"]:
             save(accelerator, config, model, splits, written, result["with_text"]["test"])
         if config.finetune_steps:
-            model, result["finetune_log"] = finetuned(accelerator, config, model, processor, features, heard, started_s)
+            model, result["finetune_log"] = finetune(accelerator, config, model, processor, features, heard, started_s)
             result["finetune_test"] = tested(accelerator, model, processor, features, splits.test, greedy=True)
         if accelerator.is_main_process:
             report(config, result)

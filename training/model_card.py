@@ -21,7 +21,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.hub_master_asr import card_data, code_span, on_hub
+from modeling_master_asr.hub_master_asr import card_data, code_span, hub_id_of
 from training.loop.metrics import flattered
 from training.loop.models import model_argument
 from training.loop.pictures import gate_differences, similarity_figure
@@ -45,7 +45,7 @@ def similarity_words(distances: np.ndarray, languages: list[str]) -> str:
 def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: str) -> ModelCard:
     """The card: template, figures, facts, and `model-index` metadata."""
     config = model.config
-    base = on_hub(config.base_model)  # a folder of this machine is nobody else's
+    base = hub_id_of(config.base_model)  # a folder of this machine is nobody else's
     results = [
         EvalResult(
             task_type="automatic-speech-recognition", dataset_type="custom", dataset_name=facts["dataset"], dataset_config=code,

@@ -14,7 +14,6 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from tqdm import tqdm
 from modeling_master_asr.audio_master_asr import decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 from modeling_master_asr.text_master_asr import normalize
+from training.loop.record import write_jsonl
 from training.loop.text import letters_beside, main_script
 
 PROMPTS = {"en": "CC BY-SA 3.0", "es": "CC BY-SA 3.0", "fr": "CC BY-SA 3.0", "it": "CC BY 3.0", "ru": "CC BY 3.0"}
@@ -232,9 +232,7 @@ def main(argv=None) -> None:
         report(language, clips, skipped, dropped)
         lines += clips
     manifest = args.out / "manifest.jsonl"
-    part = manifest.with_suffix(".part")
-    part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    os.replace(part, manifest)
+    write_jsonl(manifest, lines)
     print(f"Wrote {manifest}. Next: {next_command(manifest, args.languages)}\nAll settings of the shipped model: README, \"Train your own\".")
 
 

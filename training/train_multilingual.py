@@ -124,7 +124,7 @@ def announce(model, clips, dropped) -> None:
         print(f"Dropped {len(dropped)} clips whose text needs more frames than they have: {[str(c.audio) for c in dropped[:5]]}")
 
 
-def trained(accelerator, config: MultilingualConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
+def train_model(accelerator, config: MultilingualConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
     """The model after its steps, and their log."""
     place(accelerator, model, config)
     turns = Turns(model, config.alpha, config.beta, config.gamma, learning_rates(config), config.steps, beta2=config.beta2)
@@ -169,10 +169,10 @@ def main(argv=None) -> None:
         set_seed(config.seed)
         splits = load_splits(accelerator, config, config.languages, config.minutes_per_language)
         model, processor = build(config, splits.training)
-        splits.training, dropped = drop_impossible(splits.training, processor, model, speed=1.1)
+        splits.training, dropped = drop_impossible(splits.training, processor, model)
         announce(model, splits.training, dropped)
         features = Features(processor, config.features_cache)
-        model, log = trained(accelerator, config, model, processor, features, splits)
+        model, log = train_model(accelerator, config, model, processor, features, splits)
         for code in config.languages:
             keep_text(accelerator, model, code, splits, config)
         save(accelerator, model, processor, config.out / "model")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
 from training.loop.augment import SPEEDS, hears_mels, other_throat, spec_augment
-from training.loop.recordings import content_name
+from training.loop.recordings import identity_of
 from training.loop.sources import Clip
 
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
@@ -122,9 +122,7 @@ class Features:
         return features
 
     def _from_cache(self, clip: Clip, speed: float) -> np.ndarray:
-        about = clip.audio.stat()
-        recording = content_name(clip.audio) or f"{clip.audio.resolve()}|{about.st_size}|{about.st_mtime_ns}"
-        key = f"{recording}|{clip.duration_s}|{speed}|{self._settings}|{SILENT_PEAK}"
+        key = f"{identity_of(clip.audio)}|{clip.duration_s}|{speed}|{self._settings}|{SILENT_PEAK}"
         path = Path(self.cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.features"
         features = read_array(path)
         if features is None:
@@ -185,8 +183,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
         raise
 
 
-def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> tuple[list[Clip], list[Clip]]:
-    """Splits clips into those whose frames can spell their text, and the others: (kept, dropped).
+def drop_impossible(clips: list[Clip], processor, model, speed: float = max(SPEEDS)) -> tuple[list[Clip], list[Clip]]:
+    """Splits clips into those whose frames can spell their text, played at the fastest or at `speed`, and the others: (kept, dropped).
 
     Raises:
         ValueError: with the list, if that many are dropped that texts and recordings cannot belong together.
@@ -200,8 +198,8 @@ def drop_impossible(clips: list[Clip], processor, model, speed: float = 1.0) -> 
     return kept, dropped
 
 
-def has_frames(clip: Clip, processor, model, speed: float = 1.0) -> bool:
-    """Whether a clip's frames can spell its text: one a letter, and a blank between two of the same."""
+def has_frames(clip: Clip, processor, model, speed: float = max(SPEEDS)) -> bool:
+    """Whether a clip's frames can spell its text, played at the fastest or at `speed`: one a letter, and a blank between two of the same."""
     frames = int(clip.duration_s / speed * processor.sampling_rate_hz / model.config.inputs_to_logits_ratio) - 1
     return frames >= len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:]))
 
@@ -262,15 +260,15 @@ def bucket_of_step(clips: list[Clip], batch_s: float, seed: int, temperature: fl
         rng = random.Random(f"{seed}-{number}")
         return tempered(bucket(clips, batch_s, rng), temperature, rng)
 
-    starts, current = [0], [epoch(0)]
+    number, start, batches = 0, 0, epoch(0)
 
     def batch_of(step: int) -> list[Clip]:
-        if step < starts[-1]:  # back to the start, as a new pass over a data set does
-            starts[:], current[:] = [0], [epoch(0)]
-        while step >= starts[-1] + len(current[0]):
-            starts.append(starts[-1] + len(current[0]))
-            current[:] = [epoch(len(starts) - 1)]
-        return current[0][step - starts[-1]]
+        nonlocal number, start, batches
+        if step < start:  # back to the start, as a new pass over a data set does
+            number, start, batches = 0, 0, epoch(0)
+        while step >= start + len(batches):
+            number, start, batches = number + 1, start + len(batches), epoch(number + 1)
+        return batches[step - start]
 
     return batch_of
 

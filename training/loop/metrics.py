@@ -17,10 +17,12 @@ from training.loop.sources import Clip
 from training.loop.splits import Splits
 from training.loop.text import said_in
 
+BATCH_S = 60.0  # of audio, with its padding
+
 
 @torch.no_grad()
 def transcribe_clips(
-    model, processor, collator: Collator, clips: list[Clip], batch_s: float = 60.0, encoded_as: Optional[str] = None, accelerator=None, greedy: bool = False,
+    model, processor, collator: Collator, clips: list[Clip], encoded_as: Optional[str] = None, accelerator=None, greedy: bool = False,
 ) -> list[Optional[str]]:  # fmt: skip
     """Text of each clip, in order, normalised as the clips' own texts are; None for one that cannot be read.
 
@@ -31,7 +33,7 @@ def transcribe_clips(
     """
     model.eval()
     position = {id(clip): i for i, clip in enumerate(clips)}
-    batches = bucket(clips, batch_s, random.Random(0))
+    batches = bucket(clips, BATCH_S, random.Random(0))
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     found = {}
     for first in range(0, len(batches), world):

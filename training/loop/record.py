@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import accelerate
@@ -52,6 +53,17 @@ def digests_of(model, languages, with_text: bool) -> dict[str, str]:
 def write_json(path: str | Path, content: dict) -> None:
     """See `write_text`."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    """See `write_text`; a row a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The rows of `write_jsonl`."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028, U+0085 and others are legal inside a string
+    return [json.loads(line) for line in lines if line]
 
 
 def write_text(path: str | Path, text: str) -> None:

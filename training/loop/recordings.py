@@ -200,6 +200,16 @@ def content_name(path: Path) -> Optional[str]:
     return path.name if path.parent.name == "recordings" and re.fullmatch(r"[0-9a-f]{24}", path.stem) else None
 
 
+def identity_of(path: Path) -> str:
+    """What tells a recording from others, and from one that took its place: the name that its bytes gave it, else where it lies, its size and its time.
+
+    Raises:
+        OSError: if it is not there.
+    """
+    about = path.stat()
+    return content_name(path) or f"{path.resolve()}|{about.st_size}|{about.st_mtime_ns}"
+
+
 def seconds_of(path: Path) -> float:
     """The length of a recording: from its header, or decoded where soundfile knows none (m4a, webm).
 

@@ -323,7 +323,7 @@ def split_named(name: str) -> Optional[str]:
 def _splits_of(files: list[Path], root: Path, report: Report) -> dict[Path, Optional[str]]:
     """The split of every file by its own name or its folders'; all None where no name is one.
 
-    # CHOICE: test.csv without a split column is test. By their texts, most of its clips would go to training.
+    CHOICE: test.csv without a split column is test. By their texts, most of its clips would go to training.
 
     Raises:
         ValueError: if some are and others are not: these would be put into splits by their texts, test data among them.

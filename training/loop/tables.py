@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, or of another UTF that says so by its byte order mark.
 
     Raises:
-        ValueError: naming the line that is not. # CHOICE: other encodings are not guessed: every byte is a letter in each of
+        ValueError: naming the line that is not. CHOICE: other encodings are not guessed: every byte is a letter in each of
             them, so a wrong guess would be wrong letters, in silence.
     """
     raw = path.read_bytes()

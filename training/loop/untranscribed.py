@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from modeling_master_asr.base_master_asr import fingerprint
 from training.loop import checkpoints
-from training.loop.augment import SPEEDS
 from training.loop.data import Collator, NothingToRead, has_frames
 from training.loop.metrics import edits_of, transcribe_clips
-from training.loop.record import write_text
-from training.loop.recordings import SUFFIXES, LeftOut, copies, printable, repeats, seconds_of
+from training.loop.record import read_jsonl, write_jsonl
+from training.loop.recordings import SUFFIXES, LeftOut, copies, identity_of, printable, repeats, seconds_of
 from training.loop.sources import Clip, below
 
 FILE = "untranscribed.jsonl"  # of a run's folder: a manifest of what was written
@@ -93,7 +92,7 @@ def write_down(accelerator, model, processor, features, clips: list[Clip], begun
     starts = range(0, len(clips), AT_A_TIME)
     for start in tqdm(starts, desc="writing down", unit=f"x {AT_A_TIME} clips", disable=not accelerator.is_main_process, leave=False):
         part = clips[start : start + AT_A_TIME]
-        key = hashlib.sha256(f"{reader} {[content_of(clip) for clip in part]}".encode()).hexdigest()
+        key = hashlib.sha256(f"{reader} {[identity_of(clip.audio) for clip in part]}".encode()).hexdigest()
         if key not in read:
             read[key] = [transcribe_clips(model, processor, collator, part, accelerator=accelerator, greedy=greedy) for greedy in (False, True)]
             if accelerator.is_main_process:
@@ -105,13 +104,8 @@ def write_down(accelerator, model, processor, features, clips: list[Clip], begun
 
 def reader_of(model, clips: list[Clip]) -> str:
     """A digest of all that decides what a model reads in these clips: its values, its config, the sentences in it too."""
-    return f"{fingerprint(model.state_dict())} {clips[0].language} {model.config.to_json_string(use_diff=False)}"
-
-
-def content_of(clip: Clip) -> list:
-    """What a recording that was replaced meanwhile has not in common with the one before."""
-    found = clip.audio.stat()
-    return [str(clip.audio), found.st_size, found.st_mtime_ns]
+    read_with = f"{fingerprint(model.state_dict())} {clips[0].language} {model.config.to_json_string(use_diff=False)}"
+    return hashlib.sha256(read_with.encode()).hexdigest()
 
 
 def read_before(accelerator, begun: Path) -> dict[str, list]:
@@ -128,7 +122,7 @@ def read_before(accelerator, begun: Path) -> dict[str, list]:
 def trusted(written: list[Written], processor, model) -> list[Clip]:
     """The four fifths, or more where that many are as sure, that are read most alike with sentences in mind and without."""
     limit = sorted(one.disagreement for one in written)[int(TRUSTED_SHARE * (len(written) - 1))] if written else 0.0
-    return [one.clip for one in written if one.disagreement <= limit and has_frames(one.clip, processor, model, speed=max(SPEEDS))]
+    return [one.clip for one in written if one.disagreement <= limit and has_frames(one.clip, processor, model)]
 
 
 def save(path: Path, written: list[Written], trained: list[Clip]) -> None:
@@ -139,13 +133,12 @@ def save(path: Path, written: list[Written], trained: list[Clip]) -> None:
          "disagreement": round(one.disagreement, 3), "trained": id(one.clip) in kept}
         for one in written
     ]  # fmt: skip
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, rows)
 
 
 def read_trained(path: Path) -> list[Clip]:
     """Those of a file of `save` that trained."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Clip(Path(row["audio"]), row["language"], row["text"], row["duration_s"], row["split"]) for row in rows if row["trained"]]
+    return [Clip(Path(row["audio"]), row["language"], row["text"], row["duration_s"], row["split"]) for row in read_jsonl(path) if row["trained"]]
 
 
 def beside(transcribed: list[Clip], written: list[Clip]) -> list[Clip]:
@@ -156,7 +149,7 @@ def beside(transcribed: list[Clip], written: list[Clip]) -> list[Clip]:
     return transcribed * max(1, round(SHARE_OF_WRITTEN * seconds[1] / seconds[0])) + written
 
 
-def written_down(accelerator, config, model, processor, features, splits) -> tuple[list[Clip], dict]:
+def transcribe_recordings(accelerator, config, model, processor, features, splits) -> tuple[list[Clip], dict]:
     """What a language trains on of the recordings in `--untranscribed`, as the model reads it before it trains on, and what stands of them in
     the result.
 
@@ -170,8 +163,8 @@ def written_down(accelerator, config, model, processor, features, splits) -> tup
     clips, left = recordings(config.untranscribed, transcribed, config.language, config.min_s, config.max_s)
     for reason, count in left.items():
         accelerator.print(f"untranscribed: {count} recordings are left out: they {reason}.")
-    begun = checkpoints.listed(config.out) or checkpoints.listed(config.out / "teacher")  # which compare their settings with these
-    if config.resume and begun and (config.out / FILE).is_file():  # as the steps before had them
+    there = checkpoints.listed(config.out) or checkpoints.listed(config.out / "teacher")  # which compare their settings with these
+    if config.resume and there and (config.out / FILE).is_file():  # as the steps before had them
         kept = read_trained(config.out / FILE)
     else:
         written = write_down(accelerator, model, processor, features, clips, config.out / BEGUN)
