@@ -26,10 +26,10 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERAT
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def two(*command) -> subprocess.CompletedProcess:
+def two(*command, fails: bool = False) -> subprocess.CompletedProcess:
     """A module (`-m`, name) or script with its options, in two processes."""
     done = subprocess.run([*TWO, *map(str, command)], env=ENV, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
     return done
 
 
@@ -106,6 +106,35 @@ def test_processes_stop_at_the_same_step_whichever_of_them_is_terminated_and_go_
         assert torch.equal(again[name], value), name
     whole, resumed = (json.loads((folder / "run.json").read_text())["log"] for folder in (out / "two", tmp_path / "out"))
     assert whole == resumed
+
+
+ON_ITS_OWN_MACHINE = """
+import os, sys
+from training.loop import agreement
+from training.train_multilingual import main
+agreement.SEEN_WITHIN_S = 0.5
+main([option.replace("RANK", os.environ["RANK"]) for option in sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("what", ["out", "test"])
+def test_machines_that_do_not_share_their_folder_or_read_other_clips_are_refused_before_a_step(corpus, tmp_path, what):  # noqa: F811
+    (tmp_path / "worker.py").write_text(ON_ITS_OWN_MACHINE)
+    options = [str(option) for option in stage_1(corpus, tmp_path / ("out-RANK" if what == "out" else "out"))]
+    if what != "out":
+        lines = (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+        lost = next(line for line in lines if json.loads(line)["language"] == "en" and json.loads(line)["split"] == what)
+        for rank in "01":
+            kept = [line for line in lines if line != lost or rank == "0"]
+            (tmp_path / f"{rank}.jsonl").write_text("\n".join(json.dumps(json.loads(line) | {"audio": str(corpus / json.loads(line)["audio"])}) for line in kept))
+        options[1] = tmp_path / "RANK.jsonl"
+        options += ["--allow_outside"]
+    failed = two(tmp_path / "worker.py", *options, fails=True).stderr
+    if what == "out":
+        assert f"--out: processes [1] of 2 do not see what process 0 writes into {tmp_path / 'out-0'}. Pass a folder that all machines share." in failed
+    else:
+        assert "Processes [1] of 2 have other clips than process 0. Give every machine the same --data and --out" in failed
+    assert "training:" not in failed
 
 
 def test_shards_that_are_killed_go_on_bit_equal(ends, corpus):  # noqa: F811

@@ -20,7 +20,7 @@ from modeling_master_asr import MasterASRProcessor
 from modeling_master_asr.text_master_asr import normalize
 from training.evaluate import row_swap
 from training.loop import augment, data, sources
-from training.loop.data import Collator, Features, bucket_of_step, drop_impossible
+from training.loop.data import Collator, Features, bucket_of_step
 from training.loop.metrics import edits_of, evaluate_clips, transcribe_clips
 from training.loop.sources import Clip, read_data, split_named, split_of
 
@@ -175,21 +175,6 @@ def test_temperature_brings_small_languages_nearer_and_1_changes_nothing():
     assert [plain(s) for s in range(150)] == [tempered(s) for s in range(150)]
 
 
-def test_a_clip_that_breaks_costs_that_clip_and_another_stands_in(tmp_path):
-    processor = MasterASRProcessor.from_model(tiny_model())
-    good = [Clip(record(tmp_path / f"{i}.wav"), "en", "ab", 0.5, "train") for i in range(2)]
-    (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
-    bad = Clip(tmp_path / "bad.wav", "en", "ba", 0.5, "train")
-    collator = Collator(Features(processor), processor, spares=[bad, *good])
-    batch = collator([bad, good[1]])
-    assert batch["labels"].tolist() == [[3, 4], [3, 4]] and list(collator.broken) == [bad.audio]
-    with pytest.raises(ValueError, match="No clip of 'en' can be read any more; the first error: Cannot decode .*bad.wav"):
-        Collator(Features(processor), processor, spares=[bad])([bad])
-    spares = [Clip(tmp_path / f"bad{i}.wav", "en", "ba", 0.5, "train") for i in range(20)]
-    with pytest.raises(ValueError, match="11 clips cannot be read: .'.*bad0.wav"):
-        Collator(Features(processor), processor, spares=spares)(spares)
-
-
 @pytest.mark.parametrize("family", ["wav2vec2", "wav2vec2-bert"])
 def test_an_encoder_of_raw_audio_or_of_stacked_frames_keeps_its_features(family, tmp_path):
     processor = MasterASRProcessor.from_model(tiny_model(family))
@@ -338,28 +323,6 @@ def test_a_swapped_row_encodes_with_all_of_the_others_assembly_but_its_head(tmp_
                 logits = model.assemblies["en"].head(model.master_asr(**inputs, language=code).last_hidden_state)
             assert text == normalize(processor.batch_decode(logits.argmax(-1), "en", skip_special_tokens=True)[0], language="en")
     assert own != swapped and own == transcribe_clips(model, processor, Collator(features, processor), clips, greedy=True)
-
-
-def test_texts_that_their_frames_cannot_spell_are_dropped_and_many_of_them_stop_the_run(tmp_path):
-    model = tiny_model()
-    processor = MasterASRProcessor.from_model(model)
-    good, bad = (Clip(tmp_path / "a.wav", "en", text, 0.05, "train") for text in ("ab", "a" * 100))
-    assert drop_impossible([good] * 50 + [bad], processor, model) == ([good] * 50, [bad])
-    with pytest.raises(ValueError, match=r"The texts of 11 of 61 clips need more frames.*a.wav .0.05 s.: 'aaa"):
-        drop_impossible([good] * 50 + [bad] * 11, processor, model)
-
-
-def test_the_frames_of_a_faster_clip_and_the_blanks_between_doubles_count(tmp_path):
-    model = tiny_model()
-    processor = MasterASRProcessor.from_model(model)
-    frame_s = model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
-
-    def is_kept(text, frames, speed=1.0) -> bool:
-        return bool(drop_impossible([Clip(tmp_path / "a.wav", "en", text, (frames + 1.5) * frame_s, "train")], processor, model, speed)[0])
-
-    assert is_kept("abab", 4) and not is_kept("abab", 3)
-    assert is_kept("aabb", 6) and not is_kept("aabb", 5)  # a blank between two of the same
-    assert is_kept("ab" * 20, 40) and not is_kept("ab" * 20, 40, speed=1.1) and is_kept("ab" * 20, 46, speed=1.1)
 
 
 def test_a_broken_line_of_a_manifest_is_named_and_a_broken_clip_is_counted(tmp_path):

@@ -44,7 +44,7 @@ from training.loop.config import (
     as_record,
     parse,
 )
-from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of
+from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of, without_broken
 from training.loop.launch import opened, place
 from training.loop.metrics import measured, tested
 from training.loop.models import processor_of, resolve_model
@@ -317,13 +317,15 @@ def main(argv=None) -> None:
         else:
             add_language(model, processor, features, splits.training, config)
         splits.training, dropped = drop_impossible(splits.training, processor, model)
-        result = {**facts_of_run(model), "config": as_record(config), "minutes": minutes_of(splits.training)}
+        result = {**facts_of_run(model), "config": as_record(config)}
         result |= announce(model, config, splits.training, dropped) | of_untranscribed
         heard = replace(splits, training=beside(splits.training, written))
         teacher, of_teacher = train_teacher(accelerator, config, model, processor, features, heard, started_s)
         result |= of_teacher
         rest = replace(config, max_minutes=minutes_left(config, started_s))
         model, result["log"] = train_language(accelerator, rest, model, processor, features, heard, teacher)
+        splits.training = without_broken(splits.training, result["log"])
+        result["minutes"] = minutes_of(splits.training)
         result["kilobytes"] = round(parameter_kilobytes(model.assemblies[config.language].content_of_file()), 1)
         result["base_after"] = model.master_asr.base_fingerprint()[:12]  # as "base": nothing of what languages share has moved
         keep_text(accelerator, model, config.language, splits, config, more)

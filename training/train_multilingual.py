@@ -30,7 +30,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from modeling_master_asr.text_master_asr import build_vocab
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
-from training.loop.data import Features, drop_impossible, minutes_of
+from training.loop.data import Features, drop_impossible, minutes_of, without_broken
 from training.loop.launch import opened, place
 from training.loop.metrics import measured
 from training.loop.models import check_there
@@ -173,6 +173,7 @@ def main(argv=None) -> None:
         announce(model, splits.training, dropped)
         features = Features(processor, config.features_cache)
         model, log = train_model(accelerator, config, model, processor, features, splits)
+        splits.training = without_broken(splits.training, log)
         for code in config.languages:
             keep_text(accelerator, model, code, splits, config)
         save(accelerator, model, processor, config.out / "model")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from training.loop.recordings import identity_of
 from training.loop.sources import Clip
 
 MEMORY_BYTES = 4 << 30  # features a process keeps in memory; what comes later is computed again, unless there is a cache on disk
-MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips that may be lost before a run stops: more say that the data is not what it seems
+MIN_LOST, MAX_LOST_SHARE = 10, 0.1  # clips of a language that may be lost before a run stops, and never more than half: more say that the data is not what it seems
 
 DURATION_SLACK, DURATION_SLACK_S = 0.1, 0.5  # by which a recording and its entry may differ: rounding, an encoder's padding
 DIGEST_BYTES = 32
@@ -187,37 +186,50 @@ def drop_impossible(clips: list[Clip], processor, model, speed: float = max(SPEE
     """Splits clips into those whose frames can spell their text, played at the fastest or at `speed`, and the others: (kept, dropped).
 
     Raises:
-        ValueError: with the list, if that many are dropped that texts and recordings cannot belong together.
+        ValueError: with the list, if that many of a language are dropped that texts and recordings cannot belong together.
     """
     kept, dropped = [], []
     for clip in clips:
         (kept if has_frames(clip, processor, model, speed) else dropped).append(clip)
-    if len(dropped) > allowed_losses(clips):
-        named = [f"{clip.audio} ({clip.duration_s} s): {clip.text!r}" for clip in dropped]
-        raise ValueError(f"The texts of {len(dropped)} of {len(clips)} clips need more frames than there are. Do they belong together? {named}")
+    for code, of_language in by_language(dropped).items():
+        if len(of_language) > allowed_losses(there := by_language(clips)[code]):
+            named = [f"{clip.audio} ({clip.duration_s} s): {clip.text!r}" for clip in of_language]
+            raise ValueError(f"The texts of {len(of_language)} of {len(there)} clips of {code!r} need more frames than there are. Do they belong together? {named}")
     return kept, dropped
 
 
+def by_language(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
+    """`{code: its clips}`, in their order."""
+    found = defaultdict(list)
+    for clip in clips:
+        found[clip.language].append(clip)
+    return dict(found)
+
+
 def has_frames(clip: Clip, processor, model, speed: float = max(SPEEDS)) -> bool:
-    """Whether a clip's frames can spell its text, played at the fastest or at `speed`: one a letter, and a blank between two of the same."""
+    """Whether a clip's frames, played at the fastest or at `speed`, can spell its text, one a letter and a blank between two of the same, and are as
+    many as a mask of an encoder that masks its own states."""
     frames = int(clip.duration_s / speed * processor.sampling_rate_hz / model.config.inputs_to_logits_ratio) - 1
-    return frames >= len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:]))
+    return frames >= max(len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:])), masked_frames(model))
+
+
+def masked_frames(model) -> int:
+    """How many frames at once an encoder masks as it trains: a batch of shorter clips is an error in it; 0 where it masks none."""
+    encoder = model.config.backbone_config
+    return encoder.mask_time_length if getattr(encoder, "apply_spec_augment", False) and encoder.mask_time_prob > 0 else 0
 
 
 def allowed_losses(clips: list[Clip]) -> int:
-    """How many of `clips` may be lost before a run stops."""
-    return max(MIN_LOST, int(MAX_LOST_SHARE * len(clips)))
+    """How many of a language's `clips` may be lost before a run stops."""
+    return min(max(MIN_LOST, int(MAX_LOST_SHARE * len(clips))), len(clips) // 2)
 
 
 def bucket(clips: list[Clip], batch_s: float, rng: random.Random) -> list[list[Clip]]:
     """One-language batches of clips of like length, each at most `batch_s` seconds with its padding, in random order."""
-    by_language = defaultdict(list)
-    for clip in clips:
-        by_language[clip.language].append(clip)
     batches = []
-    for language in sorted(by_language):
+    for _, of_language in sorted(by_language(clips).items()):
         # a little noise in the sort, so batches differ between epochs
-        ordered = sorted(by_language[language], key=lambda clip: clip.duration_s * rng.uniform(0.9, 1.1))
+        ordered = sorted(of_language, key=lambda clip: clip.duration_s * rng.uniform(0.9, 1.1))
         batch: list[Clip] = []
         longest_s = 0.0
         for clip in ordered:
@@ -235,12 +247,12 @@ def tempered(batches: list[list[Clip]], temperature: float, rng: random.Random) 
     """An epoch of as many batches, a language's share of them n_l^(1 / temperature): above 1, small languages are heard more often."""
     if temperature == 1:
         return batches
-    by_language = defaultdict(list)
+    of_language = defaultdict(list)
     for batch in batches:
-        by_language[batch[0].language].append(batch)
-    weights = {code: len(of_code) ** (1 / temperature) for code, of_code in by_language.items()}
+        of_language[batch[0].language].append(batch)
+    weights = {code: len(of_code) ** (1 / temperature) for code, of_code in of_language.items()}
     drawn = []
-    for code, of_code in sorted(by_language.items()):
+    for code, of_code in sorted(of_language.items()):
         count = max(1, round(len(batches) * weights[code] / sum(weights.values())))
         drawn += of_code * (count // len(of_code)) + rng.sample(of_code, count % len(of_code))
     rng.shuffle(drawn)
@@ -290,7 +302,7 @@ class Collator:
         vtlp: float = 0.0,
     ):  # fmt: skip
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
-        self.spares, self.spec_masks, self.vtlp, self.broken = list(spares), spec_masks, vtlp, {}
+        self.spares, self.spec_masks, self.vtlp, self.broken = by_language(dict.fromkeys(spares)), spec_masks, vtlp, {}
         self.hears_mels = hears_mels(processor.feature_extractor)
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
@@ -319,8 +331,8 @@ class Collator:
         Raises:
             ValueError: if too many clips, or all of a language, cannot be read.
         """
-        first_error = None
-        for candidate in itertools.chain([clip], (spare for spare in self.spares if spare.language == clip.language)):
+        first_error, spares = None, self.spares.get(clip.language, [])
+        for candidate in [clip, *spares]:
             if candidate.audio in self.broken:
                 continue
             try:
@@ -329,11 +341,17 @@ class Collator:
                 first_error = first_error or error
                 self.broken[candidate.audio] = str(error)
                 tqdm.write(f"Left out: {error}")
-                if self.spares and len(self.broken) > allowed_losses(self.spares):
-                    raise ValueError(f"{len(self.broken)} clips cannot be read: {list(self.broken.values())}") from error
+                lost = [self.broken[spare.audio] for spare in spares if spare.audio in self.broken]
+                if spares and len(lost) > allowed_losses(spares):
+                    raise ValueError(f"{len(lost)} of {len(spares)} clips of {clip.language!r} cannot be read: {lost}") from error
         if not self.spares:
             return clip, self.features.silence()
         raise ValueError(f"No clip of {clip.language!r} can be read any more; the first error: {first_error or self.broken[clip.audio]}")
+
+
+def without_broken(clips: list[Clip], log: dict) -> list[Clip]:
+    """The clips that a training, whose log this is, could read."""
+    return [clip for clip in clips if str(clip.audio) not in log["broken_clips"]]
 
 
 def to_device(batch: dict, device) -> dict:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
+from training.loop.agreement import check_all_see
 from training.loop.config import LoopConfig
 from training.loop.data import NothingToRead
 from training.loop.folder import claimed
@@ -43,11 +44,12 @@ def opened(config: LoopConfig) -> Iterator[Accelerator]:
     """A run from its claim on `--out`, made before any data is read, to its end.
 
     Raises:
-        RuntimeError, FileExistsError: see `training.loop.folder.claimed`.
+        RuntimeError, FileExistsError: see `training.loop.folder.claimed`; RuntimeError if a process does not see `--out`.
         SystemExit: for data that no run can be made of.
     """
     accelerator = make_accelerator(config)
     with claimed(config.out, config.resume) if accelerator.is_main_process else nullcontext():
+        check_all_see(accelerator, config.out)
         try:
             yield accelerator
         except NothingToRead as error:

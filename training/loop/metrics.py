@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from modeling_master_asr.assembly_master_asr import text_kilobytes
 from modeling_master_asr.text_master_asr import normalize
 from modeling_master_asr.trainer_utils import error_rates, macro
+from training.loop.agreement import check_alike
 from training.loop.data import Collator, bucket, to_device
 from training.loop.sources import Clip
 from training.loop.splits import Splits
@@ -32,6 +33,8 @@ def transcribe_clips(
         greedy: whether a language's sentences are to have no say.
     """
     model.eval()
+    if accelerator:
+        check_alike(accelerator, [(clip.audio.name, clip.text) for clip in clips], "clips to read")
     position = {id(clip): i for i, clip in enumerate(clips)}
     batches = bucket(clips, BATCH_S, random.Random(0))
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Optional
 
+from training.loop.agreement import check_alike
 from training.loop.config import LoopConfig
 from training.loop.data import having, minutes_of, select
 from training.loop.sources import Clip, Report, read_data
@@ -34,6 +35,7 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
 
     Raises:
         ValueError: if a language has no clips to train on, or none to validate with.
+        RuntimeError: if processes, which read on their own machines, have other clips.
     """
     with accelerator.main_process_first():
         clips, report = read(config, minutes)
@@ -47,6 +49,7 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     for code, minutes_left in minutes_of(left).items():
         accelerator.print(f"{code}: {minutes_left} minutes of validation and test are left out (--held_out_minutes).")
     training = select(clips, "train", languages, minutes, config.seed)
+    check_alike(accelerator, [(clip.audio.name, clip.language, clip.text, clip.duration_s, clip.split) for clip in [*training, *held_out[0], *held_out[1]]], "clips")
     say_what_is_left(accelerator, training, [clip for clip in clips if clip.split == "train" and clip.language in languages])
     return Splits(training, *held_out, left)
 

@@ -56,7 +56,7 @@ class MasterASRTrainer(Trainer):
         full_augment_step, spec_masks, vtlp: see `training.loop.data.Collator`; `None`, 1 and 0 are no augmentation, the scripts' are in their configs.
 
     Raises:
-        ValueError: if `max_steps` is not set, or is not the steps that `turns` were made for.
+        ValueError: if `max_steps` is not set, or is not the steps that `turns` were made for; for fp16, whose losses have to be scaled.
         FloatingPointError: in training, once too many steps had gradients that are not finite.
     """
 
@@ -66,6 +66,8 @@ class MasterASRTrainer(Trainer):
     ):  # fmt: skip
         if args.max_steps <= 0:
             raise ValueError(f"MasterASRTrainer counts steps, not epochs: set TrainingArguments(max_steps=...); got {args.max_steps}.")
+        if args.fp16:
+            raise ValueError("TrainingArguments: got fp16=True; allowed: bf16, or neither. W, M and T take turns, which the scaling of its losses knows nothing of.")
         if turns.num_steps != args.max_steps:
             raise ValueError(f"turns: got Turns(num_steps={turns.num_steps}); allowed: {args.max_steps}, as max_steps: warm-up, decay and T's rest are shares of them.")
         args.per_device_train_batch_size, args.max_grad_norm = 1, 0.0

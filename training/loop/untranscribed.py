@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.base_master_asr import fingerprint
 from training.loop import checkpoints
+from training.loop.agreement import check_alike
 from training.loop.data import Collator, NothingToRead, has_frames
 from training.loop.metrics import edits_of, transcribe_clips
 from training.loop.record import read_jsonl, write_jsonl
@@ -87,6 +88,7 @@ def write_down(accelerator, model, processor, features, clips: list[Clip], begun
     Args:
         begun: a file that keeps what is read, so that a run that was killed goes on: this reader reads no clip twice.
     """
+    check_alike(accelerator, [clip.audio.name for clip in clips], "recordings")
     collator, written = Collator(features, processor), []
     read, reader = read_before(accelerator, begun), reader_of(model, clips)
     starts = range(0, len(clips), AT_A_TIME)

@@ -1,0 +1,94 @@
+"""What may be lost of a run's clips before it stops: those that cannot be read, and those whose frames cannot spell their text."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from test_sources import record
+from test_training import corpus, run_stage_1  # noqa: F401  the fixture
+from transformers import TrainingArguments
+
+from modeling_master_asr import MasterASRProcessor
+from training.loop.data import Collator, Features, drop_impossible, has_frames
+from training.loop.sources import Clip
+from training.loop.trainer import MasterASRTrainer
+
+
+def test_a_clip_that_breaks_costs_that_clip_and_another_stands_in(tmp_path):
+    processor = MasterASRProcessor.from_model(tiny_model())
+    good = [Clip(record(tmp_path / f"{i}.wav"), "en", "ab", 0.5, "train") for i in range(2)]
+    (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
+    bad = Clip(tmp_path / "bad.wav", "en", "ba", 0.5, "train")
+    collator = Collator(Features(processor), processor, spares=[bad, *good])
+    batch = collator([bad, good[1]])
+    assert batch["labels"].tolist() == [[3, 4], [3, 4]] and list(collator.broken) == [bad.audio]
+    with pytest.raises(ValueError, match="1 of 1 clips of 'en' cannot be read: ..Cannot decode .*bad.wav"):
+        Collator(Features(processor), processor, spares=[bad])([bad])
+    spares = [Clip(tmp_path / f"bad{i}.wav", "en", "ba", 0.5, "train") for i in range(24)]
+    with pytest.raises(ValueError, match="11 of 24 clips of 'en' cannot be read: .'.*bad0.wav"):
+        Collator(Features(processor), processor, spares=spares)(spares)
+    with pytest.raises(ValueError, match="3 of 4 clips of 'fr' cannot be read"):  # of a small language half, whatever others have
+        Collator(Features(processor), processor, spares=[*good * 50, *(replace(clip, language="fr") for clip in spares[:4])])([replace(spares[0], language="fr")])
+
+
+def test_texts_that_their_frames_cannot_spell_are_dropped_and_many_of_them_stop_the_run(tmp_path):
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    good, bad = (Clip(tmp_path / "a.wav", "en", text, 0.05, "train") for text in ("ab", "a" * 100))
+    assert drop_impossible([good] * 50 + [bad], processor, model) == ([good] * 50, [bad])
+    with pytest.raises(ValueError, match=r"The texts of 11 of 61 clips of 'en' need more frames.*a.wav .0.05 s.: 'aaa"):
+        drop_impossible([good] * 50 + [bad] * 11, processor, model)
+    other = replace(bad, language="fr")
+    with pytest.raises(ValueError, match=r"The texts of 1 of 1 clips of 'fr' need more frames"):  # a language is never lost whole, however many clips others have
+        drop_impossible([good] * 500 + [other], processor, model)
+
+
+def test_the_frames_of_a_faster_clip_and_the_blanks_between_doubles_count(tmp_path):
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    frame_s = model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
+
+    def is_kept(text, frames, speed=1.0) -> bool:
+        return has_frames(Clip(tmp_path / "a.wav", "en", text, (frames + 1.5) * frame_s, "train"), processor, model, speed)
+
+    assert is_kept("abab", 4) and not is_kept("abab", 3)
+    assert is_kept("aabb", 6) and not is_kept("aabb", 5)  # a blank between two of the same
+    assert is_kept("ab" * 20, 40) and not is_kept("ab" * 20, 40, speed=1.1) and is_kept("ab" * 20, 46, speed=1.1)
+
+
+def test_clips_shorter_than_what_their_encoder_masks_at_once_are_dropped_before_a_batch_of_them_kills_the_run(tmp_path):
+    model = tiny_model()
+    encoder = model.config.backbone_config
+    encoder.mask_time_prob, encoder.mask_time_length = 0.5, 12
+    model.master_asr.backbone.masked_spec_embed = torch.nn.Parameter(torch.zeros(encoder.hidden_size))  # as encoders that mask have it
+    processor = MasterASRProcessor.from_model(model)
+    frame_s = model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
+    clips = [Clip(tmp_path / "a.wav", "en", "ab", (frames + 1.5) * frame_s, "train") for frames in (11, 12)]
+    assert [has_frames(clip, processor, model, 1.0) for clip in clips] == [False, True]
+    batch = {"input_values": torch.randn(1, int(clips[1].duration_s * processor.sampling_rate_hz)), "labels": torch.tensor([[3, 4]])}
+    assert bool(model.train()(**batch, language="en").loss.isfinite())
+    with pytest.raises(ValueError, match="`mask_length` has to be smaller than `sequence_length`"):  # what it would be
+        model(input_values=batch["input_values"][:, : batch["input_values"].shape[1] - 3 * model.config.inputs_to_logits_ratio], labels=batch["labels"], language="en")
+    encoder.apply_spec_augment = False
+    assert has_frames(clips[0], processor, model, 1.0)
+
+
+def test_a_result_claims_the_minutes_that_were_heard_and_keeps_the_sentences_of_these_alone(corpus, tmp_path):  # noqa: F811
+    shutil.copytree(corpus, tmp_path / "data")
+    manifest = tmp_path / "data/manifest.jsonl"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"audio": "en-train-5.wav", "language": "en", "text": "a b"', '"audio": "en-train-5.wav", "language": "en", "text": "bbb"'))
+    (tmp_path / "data/en-train-5.wav").write_bytes(b"RIFF nothing")
+    model = run_stage_1(tmp_path / "data", tmp_path / "out")
+    result = json.loads((tmp_path / "out/run.json").read_text())
+    assert [Path(path).name for path in result["log"]["broken_clips"]] == ["en-train-5.wav"]
+    assert result["minutes"] == pytest.approx({"en": 4.0 / 60, "fr": 5.1 / 60}, abs=0.006)  # whole, both have 5.1 s
+    assert set(model.config.text("en").splitlines()) == {"ab ba", "abba", "a b"}
+
+
+def test_a_trainer_refuses_half_precision_that_wants_its_losses_scaled(tmp_path):
+    with pytest.raises(ValueError, match="TrainingArguments: got fp16=True; allowed: bf16, or neither"):
+        MasterASRTrainer(None, TrainingArguments(str(tmp_path), max_steps=1, fp16=True, use_cpu=True), None, [], [], None)
