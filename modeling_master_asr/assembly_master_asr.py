@@ -266,6 +266,10 @@ class LanguageAssembly(nn.Module):
         else:
             self.head = nn.Linear(hidden, len(entry["vocab"]))
 
+    def is_of(self, entry: dict) -> bool:
+        """Whether it was made for an entry of the config: the same alphabet and parts."""
+        return self._vocab_sha256 == vocab_digest(entry["vocab"]) and self.parts == tuple(entry["parts"])
+
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):  # no key of its own: what a language owns stays what its parts hold

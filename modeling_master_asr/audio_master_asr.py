@@ -149,7 +149,8 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         ImportError: if the rates differ and soxr is not installed.
         ValueError: for a rate that is none.
     """
-    if check_rate(from_hz) == check_rate(to_hz):
+    from_hz, to_hz = check_rate(from_hz), check_rate(to_hz)
+    if from_hz == to_hz:
         return samples
     return _soxr(from_hz, to_hz).resample(samples, from_hz, to_hz)
 
@@ -377,8 +378,7 @@ def read_audio(
     if isinstance(source, Mapping):
         source, rate_hz = _row(source)
         if rate_hz is not None:
-            check_rate(rate_hz, name or "audio")
-            source = resample(mono_floats(source, name or "audio"), rate_hz, wanted_hz)
+            source = resample(mono_floats(source, name or "audio"), check_rate(rate_hz, name or "audio"), wanted_hz)
     elif hasattr(source, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` 4 hands out
         try:
             decoded = source.get_all_samples()

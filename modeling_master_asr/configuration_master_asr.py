@@ -324,7 +324,7 @@ class MasterASRConfig(PreTrainedConfig):
         """As in Transformers, plus the languages' order (JSON files are written with sorted keys) and a digest of each alphabet and
         of the character bank, without paths of this machine.
         """
-        assemblies = {code: {**entry, "vocab_sha256": vocab_digest(entry["vocab"])} for code, entry in self.assemblies.items()}
+        assemblies = {code: {**entry, "vocab_sha256": vocab_digest(entry["vocab"])} for code, entry in list(self.assemblies.items())}  # a list: others may come and go meanwhile
         of_bank = {"character_bank_sha256": bank_digest(self.character_bank)} if self.character_bank else {}
         return without_paths({**super().to_dict(), "assemblies": assemblies, "language_order": self.languages, **of_bank})
 

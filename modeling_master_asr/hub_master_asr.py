@@ -18,6 +18,7 @@ from transformers.utils import cached_file, logging
 
 from .assembly_master_asr import (
     ASSEMBLY_CONFIG_NAME,
+    LanguageAssembly,
     file_name,
     is_adapted,
     read_listed,
@@ -282,8 +283,18 @@ class HubMixin:
             raise ValueError(f"facts: got {taken}, which say how something is pushed; allowed: other names. To push it: push_assembly_to_hub.")
         return {**own, **facts}
 
-    def _write_assembly(self, language: str, folder: Path, facts: dict) -> Path:
-        return write_assembly(folder, language, self.assemblies[language].content_of_file(), facts)
+    def _described(self, language: str, facts: dict) -> tuple[LanguageAssembly, dict]:
+        """A language's assembly and `_assembly_facts` of it, looked up together: hashing the base takes seconds, in which another may take its place.
+
+        Raises:
+            KeyError: if it is not loaded.
+            ValueError: as `_assembly_facts`; if it is being replaced.
+        """
+        assembly = self.assemblies[self.config.check_language(language)]
+        facts = self._assembly_facts(language, facts)
+        if not assembly.is_of(facts):
+            raise ValueError(f"{language!r} was replaced while it was being saved: the file would hold the letters of one and the values of another. Save it again.")
+        return assembly, facts
 
     def save_assembly(self, language: str, folder: Source, **facts) -> Path:
         """Writes one language into `folder`: its tensors, `assembly_config.json` with the base it belongs to, and a card.
@@ -296,7 +307,8 @@ class HubMixin:
             ValueError: if the base was trained since it was saved, or never saved: nobody could load the file; if the folder
                 holds languages of another base.
         """
-        path = self._write_assembly(language, Path(folder), self._assembly_facts(language, facts))
+        assembly, facts = self._described(language, facts)
+        path = write_assembly(Path(folder), language, assembly.content_of_file(), facts)
         write_assembly_card(Path(folder), "THIS_REPO")
         return path
 
@@ -356,7 +368,7 @@ class HubMixin:
             KeyError: if the language is not loaded.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
-        facts = self._assembly_facts(language, facts)  # refuse before anything is created
+        assembly, facts = self._described(language, facts)  # refuse before anything is created
         self.config.warn_of_sentences([language])
         facts |= self._base_for_others(facts["fingerprint"], base, token)
         api = HfApi(token=token)
@@ -369,7 +381,7 @@ class HubMixin:
                     api.hf_hub_download(repo_id, name, revision=head, local_dir=folder)
                 except (EntryNotFoundError, RevisionNotFoundError):
                     pass
-            path = self._write_assembly(language, Path(folder), facts)
+            path = write_assembly(Path(folder), language, assembly.content_of_file(), facts)
             write_assembly_card(Path(folder), repo_id)
             names = [path.name, ASSEMBLY_CONFIG_NAME, CARD_NAME]
             message = commit_message or f"Assembly of {language}"

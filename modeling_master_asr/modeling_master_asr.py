@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import dataclass
 from functools import partial
@@ -378,6 +379,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
     """The assembled encoder with a CTC head for every language."""
 
     def __init__(self, config: MasterASRConfig):
+        config = copy.deepcopy(config)  # its languages are this model's: another model made of the same config adds and removes its own
         super().__init__(config)
         self.master_asr = MasterASRModel(config)
         self.main_input_name = self.master_asr.main_input_name

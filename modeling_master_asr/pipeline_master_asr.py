@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any, Optional, Union
@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from transformers import AutomaticSpeechRecognitionPipeline
 
-from .audio_master_asr import MIN_SAMPLES, read_audio
+from .audio_master_asr import MIN_SAMPLES, check_rate, read_audio
 from .processing_master_asr import MasterASRProcessor, is_nested
 
 LIMITS = ("max_duration_s", "download_timeout_s", "max_download_bytes")  # of audio_master_asr.read_audio
@@ -70,10 +70,14 @@ class Items(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
+        if index >= len(self):
+            raise IndexError(index)  # by which Transformers knows the end, and which not every data set raises
         try:
             return Item(self.dataset[index], index)
         except ITEM_ERRORS as error:
             return Item(error, index)
+        except RuntimeError as error:  # soundfile's, of a file that it cannot read
+            return Item(OSError(str(error)), index)
 
 
 class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
@@ -155,13 +159,14 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         Raises:
             ValueError, KeyError, TypeError, OSError: for a missing or unknown language, unusable audio, an unknown argument.
         """
-        if _is_list(inputs) and len(inputs) and all(isinstance(value, Number) for value in inputs[:2]):
+        inputs, language = (list(given) if _are_several(given) else given for given in (inputs, language))
+        if isinstance(inputs, list) and inputs and all(isinstance(value, Number) for value in inputs[:2]):
             inputs = np.asarray(inputs)  # one clip as a plain list of samples
-        if isinstance(language, (list, tuple)):
-            if not _is_list(inputs) or len(inputs) != len(language):
+        if isinstance(language, list):
+            if not isinstance(inputs, list) or len(inputs) != len(language):
                 raise ValueError(f"language has {len(language)} codes; pass a list of as many inputs, or one code.")
             inputs, language = [Item(item, i, code) for i, (item, code) in enumerate(zip(inputs, language))], None
-        elif _is_list(inputs):
+        elif isinstance(inputs, list):
             inputs = [Item(item, i) for i, item in enumerate(inputs)]
         elif _is_stream(inputs):
             inputs = (Item(item, i) for i, item in enumerate(inputs))
@@ -171,7 +176,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             raise TypeError(f"A data set of {inputs.column_names} is no audio; its column is: asr(dataset[\"audio\"]).")
         if language is not None:
             kwargs["language"] = language
-        return [] if _is_list(inputs) and not len(inputs) else super().__call__(inputs, **kwargs)
+        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -227,7 +232,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         if not isinstance(trim, (list, tuple)) or len(trim) != 2 or not all(isinstance(side, Number) and math.isfinite(side) for side in trim):
             raise ValueError(f'"stride" is (left, right), two whole numbers of samples; got {trim!r}.')
         if any(trim):
-            given_hz = source.get("sampling_rate") or wanted_hz
+            given_hz = check_rate(source.get("sampling_rate") or wanted_hz)
             if sum(trim) * wanted_hz > len(samples) * given_hz or min(trim) < 0:
                 raise ValueError(f'"stride" {tuple(trim)} leaves nothing of {len(samples) * given_hz / wanted_hz:.0f} samples.')
             trim = tuple(round(side * wanted_hz / given_hz / ratio) for side in trim)
@@ -305,7 +310,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             outputs = self.model(**batch, language=[item["language"] for item in items])
             for item, of_clip, frames, reading in zip(items, outputs.logits, outputs.frames.tolist(), readings):
                 first, last = item["kept"]
-                item["logits"], item["reading"] = of_clip[first : min(last, frames)].cpu(), reading
+                # of its own alphabet: how wide a batch is depends on the others, which come and go between two chunks
+                item["logits"], item["reading"] = of_clip[first : min(last, frames), : len(reading.vocab)].cpu(), reading
         except (KeyError, ValueError) as error:  # KeyError: a language that was removed meanwhile
             if len(items) == 1:
                 items[0]["error"] = _named(error, items[0]["place"], on_error)
@@ -355,9 +361,13 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         return {"text": decoded["text"], "chunks": chunks}
 
 
-def _is_list(inputs: Iterable) -> bool:
-    """Whether `inputs` are several: a list, a tuple, a column of `datasets`."""
-    return isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview))
+def _are_several(given) -> bool:
+    """Whether these are several inputs, or several codes: a list, a tuple, a column of `datasets` or pandas, an array of names; not samples, which are numbers."""
+    one = (str, bytes, bytearray, memoryview, Mapping, Dataset, torch.Tensor)
+    if isinstance(given, one) or any(hasattr(given, name) for name in ("read", "get_all_samples", "column_names")):
+        return False
+    is_sized = all(hasattr(given, name) for name in ("__len__", "__iter__", "__getitem__"))
+    return is_sized and getattr(getattr(given, "dtype", None), "kind", "O") in "OSUT"
 
 
 def _seconds(chunk_length_s, stride_length_s) -> list[float]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from test_remote_code import ROOT, STRANGER
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2FeatureExtractor, Wav2Vec2Model, pipeline
 
-from modeling_master_asr import MasterASRForCTC, MasterASRModel, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC, MasterASRModel, MasterASRPipeline, MasterASRProcessor, hub_master_asr
 from modeling_master_asr.hub_master_asr import BEGIN, END, assembly_card, default_card
 from modeling_master_asr.peft_assembly import AssemblyConfig
 
@@ -421,15 +421,15 @@ def test_every_push_names_its_parent_and_is_refused_where_the_repo_moved_on(hub,
 def test_a_push_is_refused_where_somebody_pushed_while_its_files_were_written(hub, pushed, cache, monkeypatch, what):
     model = with_spanish(cache)
     model.push_assembly_to_hub("es", SPANISH, token=TOKEN)
-    repo, write = (MODEL, "save_pretrained") if what == "model" else (SPANISH, "_write_assembly")
-    original = getattr(MasterASRForCTC, write)
+    repo, where, write = (MODEL, MasterASRForCTC, "save_pretrained") if what == "model" else (SPANISH, hub_master_asr, "write_assembly")
+    original = getattr(where, write)
 
-    def slow(self, *args, **kwargs):
-        monkeypatch.setattr(MasterASRForCTC, write, original)
+    def slow(*args, **kwargs):
+        monkeypatch.setattr(where, write, original)
         HfApi(token=TOKEN).upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=repo)
-        return original(self, *args, **kwargs)
+        return original(*args, **kwargs)
 
-    monkeypatch.setattr(MasterASRForCTC, write, slow)
+    monkeypatch.setattr(where, write, slow)
     with pytest.raises(HfHubHTTPError, match="412"):
         pushed.push_to_hub(MODEL, token=TOKEN) if what == "model" else model.push_assembly_to_hub("fr", SPANISH, token=TOKEN)
     assert hub.repos[repo].commits[-1].files["x.txt"] == b"x"  # made from what lay there before, it would have undone it

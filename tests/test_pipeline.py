@@ -1,11 +1,13 @@
 """The ASR pipeline: the language asked for, exact trimming, chunks, time stamps, any audio."""
 
 import json
+from collections import deque
 from types import SimpleNamespace
 
 import datasets
 import evaluate
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -14,7 +16,7 @@ from conftest import tiny_model, vocab
 from transformers import AutomaticSpeechRecognitionPipeline, AutoTokenizer, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor, hub_master_asr
+from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
 
 RNG = np.random.default_rng(0)
 CLIPS = [RNG.standard_normal(n).astype(np.float32) * 0.1 for n in (16_000, 9_000, 12_345)]
@@ -292,87 +294,6 @@ def test_the_tokenizer_of_a_folder_that_is_trusted_refuses_to_read_every_languag
     assert not list((tmp_path / "ru").glob("*.py")) and "auto_map" not in (tmp_path / "ru/tokenizer_config.json").read_text()
 
 
-def test_a_language_that_is_replaced_while_it_is_read_is_never_read_with_the_new_alphabet(tmp_path, monkeypatch):
-    model = tiny_model()
-    model.save_pretrained(tmp_path / "model")
-    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
-    model.add_language("es", vocab("zyxwvutsrq"))
-    model.save_assembly("es", tmp_path / "new")
-    model.remove_language("es")
-    model.add_language("es", vocab("qrstuvwxyz"))
-    asr, forward = MasterASRPipeline(model), model.forward
-
-    def replaced(*args, **kwargs):
-        out = forward(*args, **kwargs)
-        model.load_assembly(tmp_path / "new", replace=True)
-        return out
-
-    monkeypatch.setattr(model, "forward", replaced)
-    with pytest.raises(ValueError, match="'es' was replaced while this was read"):
-        asr(CLIPS[0], language="es")
-    monkeypatch.undo()
-    assert isinstance(asr(CLIPS[0], language="es")["text"], str)
-
-
-@pytest.mark.parametrize("settings", [{}, {"chunk_length_s": 0.4}, {"chunk_length_s": 0.4, "batch_size": 2}])
-@pytest.mark.parametrize("moment", ["forward", "paths"])
-def test_a_text_is_never_a_mixture_of_a_language_and_of_what_took_its_place(tmp_path, monkeypatch, settings, moment):
-    """Their alphabets may be equal, and the other thread may come between two chunks, or when the text is made."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
-    model.add_language("es", vocab("abñ"))
-    model.save_assembly("es", tmp_path / "new")
-    asr, do, calls = MasterASRPipeline(model), getattr(model, moment), []
-
-    def replaced(*args, **kwargs):
-        out = do(*args, **kwargs)
-        calls.append(model.load_assembly(tmp_path / "new", replace=True)) if not calls else None
-        return out
-
-    monkeypatch.setattr(model, moment, replaced)
-    first, second = asr([CLIPS[0]] * 2, language=["es", "fr"], on_error="return", **settings)
-    assert first["text"] is None and first["error"].startswith("Input 0: 'es' was replaced while this was read")
-    monkeypatch.undo()
-    assert second == asr(CLIPS[0], language="fr", **settings)
-
-
-@pytest.mark.parametrize("moment", ["before the forward", "after the forward"])
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_a_language_that_is_removed_while_a_list_is_read_costs_its_own_inputs_alone(monkeypatch, moment, batch_size):
-    asr, row = make(), {"raw": CLIPS[0], "sampling_rate": 16_000}
-    model, rows = asr.model, [{**row, "language": code} for code in ("ru", "fr", "en")]
-    good, forward, prepare = [asr(row) for row in rows[1:]], model.forward, asr._chunks_of
-
-    def gone(*args):
-        if "ru" in model.languages:
-            model.remove_language("ru")
-        return args[-1]
-
-    monkeypatch.setattr(model, "forward", lambda *a, **k: gone(forward(*a, **k)) if moment == "after the forward" else forward(*a, **k))
-    monkeypatch.setattr(asr, "_chunks_of", lambda *a: gone(list(prepare(*a))) if moment == "before the forward" else prepare(*a))
-    answers = asr(rows, on_error="return", batch_size=batch_size)
-    assert answers[1:] == good and answers[0]["text"] is None and answers[0]["error"].startswith("Input 0: No assembly for language 'ru'")
-    model.add_language("ru", vocab("абв"))
-    with pytest.raises(KeyError, match="Input 0: No assembly for language 'ru'"):
-        asr(rows, batch_size=batch_size)
-
-
-def test_a_language_that_is_replaced_is_there_all_the_while(tmp_path, monkeypatch):
-    model = tiny_model()
-    model.save_pretrained(tmp_path / "model")
-    model = MasterASRForCTC.from_pretrained(tmp_path / "model")
-    model.save_assembly("fr", tmp_path / "new")
-    before, read = (model.config.assemblies["fr"], model.assemblies["fr"]), hub_master_asr.read_tensors
-
-    def watched(*args):
-        assert (model.config.assemblies["fr"], model.assemblies["fr"]) == before and model.config.assemblies["fr"] is before[0]
-        return read(*args)
-
-    monkeypatch.setattr(hub_master_asr, "read_tensors", watched)
-    model.load_assembly(tmp_path / "new", "fr", replace=True)
-    assert model.config.assemblies["fr"] is not before[0] and model.assemblies["fr"] is not before[1] and model.languages == ["en", "fr", "ru"]
-
-
 def test_transformers_own_tokenizer_of_a_folder_reads_in_the_models_default_language(tmp_path):
     model = tiny_model()
     model.set_language("fr")
@@ -591,3 +512,49 @@ def test_one_bad_item_of_a_data_set_or_of_a_decoder_costs_that_item():
         list(asr(Broken(), language="en"))
     answer = asr([CLIPS[0], SimpleNamespace(get_all_samples=torn)], language="en", on_error="return")
     assert answer[0]["text"] is not None and answer[1]["error"] == "Input 1: audio cannot be decoded (no frames)."
+
+
+class Names:
+    """A column: it has a length and places, and is no list."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index: int):
+        return self.values[index]
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+@pytest.mark.parametrize("kind", [tuple, deque, np.array, Names, pd.Series, lambda values: datasets.Dataset.from_dict({"of": values})["of"]])
+def test_inputs_and_codes_come_in_any_column(kind, tmp_path):
+    asr = make()
+    paths = [str(tmp_path / f"{i}.wav") for i in range(3)]
+    for path, clip in zip(paths, CLIPS):
+        soundfile.write(path, clip, 16_000)
+    codes = ["en", "fr", "ru"]
+    expected = [asr(path, language=code) for path, code in zip(paths, codes)]
+    assert asr(kind(paths), language=kind(codes)) == asr(paths, language=kind(codes)) == expected
+    assert asr(kind(paths), language="fr", batch_size=2) == asr(paths, language="fr")
+    with pytest.raises(ValueError, match="language has 3 codes; pass a list of as many inputs, or one code."):
+        asr(paths[0], language=kind(codes))
+
+
+def test_a_rate_in_words_is_read_as_its_number_and_a_data_set_that_cannot_read_a_file_costs_that_item(tmp_path):
+    asr = make(language="en")
+    clip = np.repeat(CLIPS[0], 3)
+    assert asr({"raw": clip, "sampling_rate": "48000", "stride": (9600, 0)}) == asr({"raw": clip, "sampling_rate": 48_000, "stride": (9600, 0)})
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return CLIPS[0] if index else soundfile.read(tmp_path / "none.wav")[0]  # a RuntimeError
+
+    bad, good = asr(Files(), on_error="return")
+    assert bad["text"] is None and bad["error"].startswith("Input 0: Error opening") and good == asr(CLIPS[0])
