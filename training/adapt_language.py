@@ -54,6 +54,7 @@ from training.loop.sharding import unsharded
 from training.loop.sources import Clip
 from training.loop.splits import Splits, load_splits
 from training.loop.steps import train
+from training.loop.tables import read_text
 from training.loop.text import keep_text
 from training.loop.untranscribed import beside, transcribe_recordings
 
@@ -118,8 +119,8 @@ def further_sentences(config: AdaptConfig) -> list[str]:
         ValueError: if it is no text that can be read.
     """
     try:
-        return [] if config.more_text is None else config.more_text.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return [] if config.more_text is None else read_text(config.more_text).splitlines()
+    except (OSError, ValueError) as error:
         raise ValueError(f"--more_text: got {config.more_text}, which cannot be read ({error}); allowed: a UTF-8 text file, a sentence a line.") from error
 
 

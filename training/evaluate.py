@@ -30,6 +30,7 @@ from training.loop.metrics import evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import digests_of, facts_of_run, write_json
 from training.loop.sources import read_data
+from training.loop.tables import read_text
 from training.loop.text import beginning, without
 from training.loop.watching import mapping_figures
 
@@ -80,7 +81,7 @@ def text_of(given: str) -> tuple[str, list[str]]:
     try:
         if not (code and equals):
             raise ValueError("no LANGUAGE= in front")
-        return code, Path(path).read_text(encoding="utf-8").splitlines()
+        return code, read_text(Path(path)).splitlines()
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"got {given!r}, which cannot be read ({error}); allowed: LANGUAGE=FILE, a UTF-8 text file, a sentence a line") from error
 
