@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from training.adapt_language import further_sentences
-from training.evaluate import text_of
+from training.evaluate import languages_there, text_of
+from training.loop.data import select
 
 # ---- further sentences
 
@@ -32,3 +33,14 @@ def test_further_sentences_may_be_any_utf_that_says_so_and_are_never_guessed(tmp
     path.write_bytes("a\naño\n".encode("latin-1"))
     with pytest.raises((ValueError, argparse.ArgumentTypeError), match=r"more.txt, line 2 is not UTF-8 \(byte 0xf1\).*allowed: .*a UTF-8 text file"):
         read(path)
+
+
+# ---- clips
+
+
+def test_where_no_clip_is_left_the_lines_above_are_pointed_to_and_no_code_is_blamed():
+    said = "^No clip of the data can be used; the lines above say why.$"
+    with pytest.raises(ValueError, match=said):
+        select([], "validation", ["xx"])
+    with pytest.raises(SystemExit, match=said):
+        languages_there([], "test", SimpleNamespace(languages=["en"]))

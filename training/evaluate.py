@@ -25,7 +25,7 @@ from modeling_master_asr.configuration_master_asr import MAX_TEXT
 from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
 from modeling_master_asr.trainer_utils import error_rates
 from training.loop.config import positive, speak_any_script
-from training.loop.data import Collator, Features, minutes_of, select
+from training.loop.data import NO_CLIP, Collator, Features, minutes_of, select
 from training.loop.metrics import evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import digests_of, facts_of_run, write_json
@@ -66,6 +66,8 @@ def languages_there(clips, split: str, model) -> list[str]:
     Raises:
         SystemExit: where there are none.
     """
+    if not clips:
+        raise SystemExit(NO_CLIP)
     there = sorted({clip.language for clip in clips if clip.split == split})
     common = [code for code in model.languages if code in there]
     if not common:

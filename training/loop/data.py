@@ -31,6 +31,9 @@ SILENT_PEAK = 1e-4  # below it nothing was recorded, or the channels of a stereo
 HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is not heard
 
 
+NO_CLIP = "No clip of the data can be used; the lines above say why."
+
+
 class NothingToRead(ValueError):
     """Data that a run cannot be made of: it ends a script with its words alone (`training.loop.launch.opened`)."""
 
@@ -62,6 +65,8 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
 def _why_none(clips: list[Clip], split: str, language: str) -> str:
     """What to do about a language without clips of a split."""
     splits = Counter(clip.split for clip in clips if clip.language == language)
+    if not clips:
+        return NO_CLIP
     if not splits:
         known = sorted({clip.language for clip in clips})
         return f"The data has no {split} clips of {language!r}; it has clips of {known}. Pass the code that its rows name, or name it for the source: --data {language}=PATH."
