@@ -62,6 +62,8 @@ def test_a_setting_that_means_nothing_is_refused_by_name_before_data_is_read(scr
     ({"out": "runs"}, "--out: got 'runs'; allowed: a Path"),
     ({"data": []}, r"--data: got \[\]; allowed: one or more"),
     ({"language": ""}, "--language: got ''; allowed: a str"),
+    ({"language": "X X"}, "--language: got 'X X'; allowed: letters, digits, _ and -, such as 'en' or 'pa-IN'"),
+    ({"language": "-x"}, "--language: got '-x'; allowed: letters, digits, _ and -"),
 ])  # fmt: skip
 def test_a_config_built_in_python_is_checked_as_a_command_line_is(changes, message):
     settings = {"out": Path("runs"), "data": ["m.jsonl"], "model": "m", "language": "es", **changes}

@@ -11,6 +11,7 @@ One minute on a CPU, from a clone:
 from __future__ import annotations
 
 import random
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -51,7 +52,7 @@ from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.sources import Clip
+from training.loop.sources import CODE, CODE_IN_WORDS, Clip
 from training.loop.splits import Splits, load_splits
 from training.loop.steps import train
 from training.loop.tables import read_text
@@ -99,6 +100,8 @@ class AdaptConfig(PartsConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if not re.fullmatch(CODE, self.language):
+            raise ValueError(f"--language: got {self.language!r}; allowed: {CODE_IN_WORDS}.")
         if self.refine and self.init != "nearest":
             raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
         if self.assembly and not self.refine:
