@@ -46,7 +46,7 @@ from training.loop.config import (
     parse,
 )
 from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of, without_broken
-from training.loop.launch import opened, place
+from training.loop.launch import opened, place, run
 from training.loop.metrics import measured, tested
 from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
@@ -345,4 +345,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,6 +18,7 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.hub_master_asr import fetch_assembly, said_of
+from training.loop.launch import run
 from training.loop.models import folder_or_id, model_argument, processor_of
 
 
@@ -72,4 +73,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -31,7 +31,7 @@ from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from modeling_master_asr.text_master_asr import build_vocab
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of, without_broken
-from training.loop.launch import opened, place
+from training.loop.launch import opened, place, run
 from training.loop.metrics import measured
 from training.loop.models import check_there
 from training.loop.optim import Turns
@@ -186,4 +186,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

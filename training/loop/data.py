@@ -34,21 +34,17 @@ HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is
 NO_CLIP = "No clip of the data can be used; the lines above say why."
 
 
-class NothingToRead(ValueError):
-    """Data that a run cannot be made of: it ends a script with its words alone (`training.loop.launch.opened`)."""
-
-
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:
     """The clips of a split, at most `minutes` of audio a language, chosen by the seed among those that come, in their order.
 
     Raises:
-        NothingToRead: if a language has none, or none that short.
+        ValueError: if a language has none, or none that short.
     """
     chosen = []
     for language in dict.fromkeys(languages):
         of_language = [clip for clip in clips if clip.language == language and clip.split == split]
         if not of_language:
-            raise NothingToRead(_why_none(clips, split, language))
+            raise ValueError(_why_none(clips, split, language))
         random.Random(f"{seed}-{language}").shuffle(of_language)
         total_s = 0.0
         for clip in of_language:
@@ -58,7 +54,7 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
             chosen.append(clip)
         if total_s == 0:
             shortest_s = min(clip.duration_s for clip in of_language)
-            raise NothingToRead(f"No {split} clip of {language!r} fits into {minutes} minutes; the shortest lasts {shortest_s} s.")
+            raise ValueError(f"No {split} clip of {language!r} fits into {minutes} minutes; the shortest lasts {shortest_s} s.")
     return chosen
 
 
