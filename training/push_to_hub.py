@@ -1,6 +1,6 @@
 """Publishes a model folder, or one language of it, in one commit each.
 
-    python -m training.push_to_hub --model ./runs/stage1/model --repo me/master-asr --card model_cards/master-asr-whisper-base/README.md
+    python -m training.push_to_hub --model ./runs/stage1/model --repo me/master-asr --card ./runs/stage1/card/README.md    # as training.model_card renders it
     python -m training.push_to_hub --model me/master-asr --assembly ./runs/es/assembly --language es --repo me/master-asr-es
 
 Others load a language into the base it was made for, so its base has to be on a hub: where --model is a folder, --base says where that lies.
