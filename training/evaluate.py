@@ -105,7 +105,7 @@ def main(argv=None) -> None:
     speak_any_script()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
-    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages, or of some in the place of the model's")
+    parser.add_argument("--assembly", type=folder_or_id, nargs="*", action="extend", default=[], help="folders or hub ids of further languages, or of some in the place of the model's")
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
     parser.add_argument("--allow_outside", action="store_true", help="manifests may name recordings outside of their folder")
@@ -115,7 +115,7 @@ def main(argv=None) -> None:
     parser.add_argument("--greedy", action="store_true", help="as if no language had sentences")
     parser.add_argument("--more_text", type=text_of, nargs="*", default=[], metavar="LANGUAGE=FILE",
                         help="further sentences, one a line, with which the language is read here; the model is not changed")  # fmt: skip
-    parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
+    parser.add_argument("--row_swap", action="store_true", help="also every language with its own head and all else of every other's")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     if args.out.is_dir():
