@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
@@ -499,7 +500,7 @@ def _stream(builder, split: str, where: str, shelf: Shelf) -> Iterator[Row]:
 def _language(row: Row, source: str) -> str:
     code = row.fields["language"]
     if not code or (isinstance(code, str) and not code.strip()):
-        raise ValueError(f"{row.where} names no language. Give it for the whole source: --data xx={source}.")
+        raise ValueError(f"{row.where} names no language. Give it for the whole source: --data {shlex.quote(f'xx={source}')}.")
     if not isinstance(code, str):
         raise ValueError(f"{row.where}: the language is {code!r}, {kind(code)}; a code is wanted, such as 'en' or 'pa-IN'.")
     if not re.fullmatch(CODE, code.strip()):
