@@ -1,4 +1,4 @@
-"""What a user could take instead: one new language by every usual method, same encoder, data, loop and steps.
+r"""What a user could take instead: one new language by every usual method, same encoder, data, loop and steps.
 
     python -m benchmarks.methods --method lora --model runs/dense/model --data data/manifest.jsonl --language es --out runs/lora \
         --steps 1000 --method_learning_rate 1e-3

@@ -1,4 +1,4 @@
-"""What sentences are worth where a language is read: its own, those of another subject, both; and by which settings they weigh in.
+r"""What sentences are worth where a language is read: its own, those of another subject, both; and by which settings they weigh in.
 
     python -m benchmarks.reading --model ./checkpoints/master-asr-whisper-base --assembly runs/es/assembly --data data/manifest.jsonl \
         --other_text es=data/fortunes/es.txt cs=data/fortunes/cs.txt --out benchmarks/results/reading.json

@@ -1,4 +1,4 @@
-"""The worst test clips of each language side by side: transcript, our text, stock Whisper's, and what the audio is like.
+r"""The worst test clips of each language side by side: transcript, our text, stock Whisper's, and what the audio is like.
 
     python -m benchmarks.worst_clips --model ./checkpoints/master-asr-whisper-base --data data/manifest.jsonl \
         --languages en fr it ru cs nl --out benchmarks/results/worst_clips.json

@@ -1,4 +1,4 @@
-"""What a user has today: stock Whisper with its own decoder, zero-shot and greedy, told the right language and to transcribe.
+r"""What a user has today: stock Whisper with its own decoder, zero-shot and greedy, told the right language and to transcribe.
 
     python -m benchmarks.zero_shot --model ../shared/models/whisper-base --data data/manifest.jsonl \
         --languages es en fr it ru cs nl --out benchmarks/results/zero_shot.json

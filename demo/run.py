@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -146,7 +147,7 @@ def run(demo: DemoConfig) -> None:
     transcribe(demo.out / "model", clips)
     print(f"\nDone in {(time.time() - start_s) / 60:.1f} minutes.")
     python = ".venv/bin/python" if Path(sys.prefix).resolve() == (HERE.parent / ".venv").resolve() else "python"
-    print(f"Next: {python} -m training.transcribe YOUR.mp3 --model {demo.out / 'model'} --language es --json")
+    print(f"Next: {python} -m training.transcribe YOUR.mp3 --model {shlex.quote(str(demo.out / 'model'))} --language es --json")
     if not same:
         raise SystemExit("Another language's logits changed: this is a bug, please report it.")
 

@@ -62,6 +62,8 @@ def test_a_setting_that_means_nothing_is_refused_by_name_before_data_is_read(scr
     ({"out": "runs"}, "--out: got 'runs'; allowed: a Path"),
     ({"data": []}, r"--data: got \[\]; allowed: one or more"),
     ({"language": ""}, "--language: got ''; allowed: a str"),
+    ({"language": "X X"}, "--language: got 'X X'; allowed: letters, digits, _ and -, such as 'en' or 'pa-IN'"),
+    ({"language": "-x"}, "--language: got '-x'; allowed: letters, digits, _ and -"),
 ])  # fmt: skip
 def test_a_config_built_in_python_is_checked_as_a_command_line_is(changes, message):
     settings = {"out": Path("runs"), "data": ["m.jsonl"], "model": "m", "language": "es", **changes}
@@ -93,9 +95,9 @@ def test_every_setting_but_those_named_is_compared_and_survives_json(kind):
 
 
 def test_the_commands_that_lead_to_stage_1_are_of_a_size_for_a_laptop_and_set_what_the_shipped_model_has_too():
-    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     printed = prepare_speech.next_command(Path("data/manifest.jsonl"), [*reversed(prepare_speech.LANGUAGES)])
-    commands = [printed, *(re.search("accelerate launch .*--out runs/stage1 .*", text)[0] for text in (train_multilingual.__doc__, page))]
+    commands = [printed, *(re.search("accelerate launch .*--out runs/stage1 .*", text.replace("\\\n", " "))[0] for text in (train_multilingual.__doc__, page))]
     script = ["accelerate", "launch", "training/train_multilingual.py"]
     assert all(shlex.split(command, comments=True)[:3] == script for command in commands)
     next_one, example, shipped = (parse(MultilingualConfig, "", shlex.split(command, comments=True)[3:]) for command in commands)

@@ -106,6 +106,7 @@ REFUSED = [
     ("an empty CSV", "m.csv", "", "m.csv holds no rows"),
     ("a header alone", "m.csv", csv_of(), "m.csv holds no rows"),
     ("a broken line", "m.jsonl", line() + '{"audio": "a.wav"', "m.jsonl, line 2 is broken .*A line is a JSON object"),
+    ("no text in any of two rows", "m.jsonl", '{"audio": "a.wav"}\n{"audio": "b.wav", "language": "en"}', r"line 1 has the columns \['audio', 'language'\]; one of \['text'"),
     ("a line that is a list", "m.jsonl", '["a.wav", "ab"]', "line 1 is broken .*list.*A line is a JSON object"),
     ("brackets without an end", "m.jsonl", "[" * 100_000, "line 1 is broken .RecursionError"),
     ("latin-1", "m.jsonl", line() + line(text="été"), None),
@@ -169,7 +170,8 @@ LEFT_OUT = [
     ("words as audio", {"audio": "m.jsonl"}, "cannot be decoded"),
     ("raw samples as audio", {"audio": "a.raw"}, "cannot be decoded"),
     ("signs that steer a terminal", {"audio": "\x1b]0;owned\x07.wav"}, "no recording"),
-    ("a declared hour", {"duration_s": 3600}, "not 0.2 to 30.0 s long"),
+    ("a folder of the home as audio", {"audio": "~/a.wav"}, "no recording: ~ is not expanded in data"),
+    ("a declared hour", {"duration_s": 3600}, "not 0.2 to 30.0 s long, as its entry says"),
 ]  # fmt: skip
 
 

@@ -41,12 +41,13 @@ def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path, 
     for name, content in (("evaluation", evaluation), ("facts", facts)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     model_card.main(["--model", str(tmp_path / "model"), "--evaluation", str(tmp_path / "evaluation.json"), "--facts",
-                     str(tmp_path / "facts.json"), "--out", str(tmp_path / "card")])  # fmt: skip
-    card = ModelCard.load(tmp_path / "card/README.md")
+                     str(tmp_path / "facts.json"), "--out", str(tmp_path / "a card")])  # fmt: skip
+    assert capsys.readouterr().out.endswith(f"--card '{tmp_path}/a card/README.md'\n")
+    card = ModelCard.load(tmp_path / "a card/README.md")
     found = {(r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert found["fr", "cer"] == 12.35 and len(found) == 6 and card.data.base_model == "someone/wav2vec2"
     assert "| `fr` | 12.3 | 40.0 | 3.0 |" in card.text
-    assert (tmp_path / "card/language_similarity.png").stat().st_size > 5_000
+    assert (tmp_path / "a card/language_similarity.png").stat().st_size > 5_000
     mine = record.digests_of(model, model.languages, with_text=False)
     stale = {"greedy": True, "assemblies": {**mine, "fr": "0" * 12}}
     for wrong, words in ((stale, "has figures of ['fr'] that were read with other values"), ({"greedy": False}, "was read with sentences in mind, of which the model has none"),

@@ -122,7 +122,7 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
         lambda: [mean("assembly_best_taught"), mean("full"), mean("assembly_best_taught", with_text=True), mean("assembly_best_taught", "wer", with_text=True)],
     "with {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
     "makes {:.1f} % letter errors and {:.0f} % word errors.": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
-    "read with {:.1f} % of the letters wrong with their own sentences in mind (Whisper: {:.1f} %), with Czech jokes beside these {:.1f} %, and after 77 minutes that the language wrote down itself {:.1f} % (two seeds)": czech,
+    "read with {:.1f} % of the letters wrong with its own sentences in mind (Whisper: {:.1f} %), {:.1f} % with Czech jokes beside them, and {:.1f} % after 77 minutes that it wrote down itself (two seeds)": czech,
     "reads {:.2f} points better on test than the dense model and {:.2f} better than one mask for all":
         lambda: [pairs_on_test("a specialist each less dense"), pairs_on_test("a specialist each less one mask")],
     "reads like one mask ({:.2f} better)": lambda: [pairs_on_test("Master-ASR less one mask")],

@@ -308,8 +308,8 @@ def test_without_a_test_clip_only_the_figure_is_missing(corpus, base, tmp_path, 
     manifest = spoil_test_clips(corpus, tmp_path, 2, missing)
     result = run_stage_2(corpus, base, tmp_path / "es", "--finetune_steps", "1", manifest=manifest)
     said = capsys.readouterr().out
-    assert result["test"] is None and result["finetune_test"] is None and "Not tested: No clips to score" in said
-    assert ("No test clips of ['es']: there will be no test figures" in said) == missing
+    assert result["test"] is None and result["finetune_test"] is None and ("Not tested: No clips to score" in said) == (not missing)
+    assert said.count("No test clips of ['es']: there will be no test figures") == missing  # once, not with each of its readings
     assert MasterASRForCTC.from_pretrained(base, assemblies=[str(tmp_path / "es/assembly")]).languages == ["en", "fr", "es"]
     assert MasterASRForCTC.from_pretrained(tmp_path / "es/model").languages == ["en", "fr", "es"]
     run_stage_1(corpus, tmp_path / "stage1", "--data", str(manifest))

@@ -94,6 +94,7 @@ def test_the_held_out_clips_of_a_stream_are_not_cut_to_the_minutes_of_training(m
 
 @pytest.mark.parametrize("source, error, message", [
     ("nowhere", FileNotFoundError, "No data at nowhere"),
+    ("x x={folder}", FileNotFoundError, "No data at x x=.*In front of = a code is wanted: letters, digits, _ and -, such as 'en' or 'pa-IN'"),
     ("{folder}", ValueError, "is no manifest"),
     ("{folder}/train", ValueError, "names no language. Give it for the whole source: --data xx="),
 ])  # fmt: skip
@@ -335,6 +336,20 @@ def test_a_broken_line_of_a_manifest_is_named_and_a_broken_clip_is_counted(tmp_p
     (tmp_path / "m.jsonl").write_text("\n".join([*lines, '{"audio": "a.wav"']))
     with pytest.raises(ValueError, match="m.jsonl, line 5 is broken .*A line is a JSON object with audio, language and text"):
         read_data([str(tmp_path / "m.jsonl")], tmp_path / "cache")
+
+
+@pytest.mark.parametrize("column, reason", [("text", "empty transcript"), ("audio", "no recording")])
+def test_a_row_of_json_without_a_key_that_others_have_is_left_out_as_one_where_it_is_empty(tmp_path, column, reason):
+    """Exports drop empty fields."""
+    record(tmp_path / "a.wav")
+    row = {"audio": "a.wav", "language": "en", "text": "ab", "split": "train"}
+    bare = {name: value for name, value in row.items() if name != column}
+    for rows in ([bare, row], [row, bare]):
+        (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        clips, report = read_data([str(tmp_path / "m.jsonl")], tmp_path / "cache")
+        assert [clip.text for clip in clips] == ["ab"] and report.skipped["en"] == {reason: 1}
+        with pytest.raises(ValueError, match=f"m.jsonl, line {rows.index(bare) + 1}: {reason}.*Mend or drop the line"):
+            sources.read_manifest(tmp_path / "m.jsonl")
 
 
 def test_features_in_memory_are_bounded_and_the_same_when_there_is_no_room(tmp_path, monkeypatch):

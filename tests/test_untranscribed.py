@@ -21,7 +21,7 @@ from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.hub_master_asr import assembly_part
 from training import adapt_language, evaluate
 from training.loop import checkpoints, untranscribed
-from training.loop.data import Features, NothingToRead
+from training.loop.data import Features
 from training.loop.optim import Turns
 from training.loop.sources import Clip, read_data
 from training.loop.untranscribed import Written, beside, recordings, trusted
@@ -78,9 +78,9 @@ def test_recordings_that_are_transcribed_twice_there_too_short_or_broken_are_lef
     assert [str(clip.audio.relative_to(unheard)) for clip in found] == ["a.wav", "b.WAV", "d.wav", "deep/c.flac", "deep/link.wav"]
     assert {clip.text for clip in found} == {""} and {clip.language for clip in found} == {"fr"} and found[1].duration_s == pytest.approx(0.7)
     assert left == {"are there twice": 1, "are transcribed in --data": 3, "do not last 0.2 to 30.0 s": 1, "cannot be decoded": 1, "cannot be read": 1, "have names that are not UTF-8": 1}
-    with pytest.raises(NothingToRead, match=r"--untranscribed: none of the 1 recordings in .*broken.wav can be used: \{'cannot be decoded': 1\}. Names that end in .wav"):
+    with pytest.raises(ValueError, match=r"--untranscribed: none of the 1 recordings in .*broken.wav can be used: \{'cannot be decoded': 1\}. Names that end in .wav"):
         recordings([str(unheard / "broken.wav")], known, "fr", 0.2, 30.0)
-    with pytest.raises(NothingToRead, match="--untranscribed: nowhere is not there; allowed: recordings, and folders of them."):
+    with pytest.raises(ValueError, match="--untranscribed: nowhere is not there; allowed: recordings, and folders of them."):
         recordings(["nowhere"], known, "fr", 0.2, 30.0)
 
 

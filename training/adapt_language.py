@@ -1,16 +1,18 @@
-"""Stage 2: adds one language to a trained model from minutes of speech, or gives one of its own more (`--refine`); nothing else moves.
+r"""Stage 2: adds one language to a trained model from minutes of speech, or gives one of its own more (`--refine`); nothing else moves.
 
     accelerate launch training/adapt_language.py --model ./runs/stage1/model --data data/manifest.jsonl --language es --out runs/es
 
 One minute on a CPU, from a clone:
 
     python -m training.adapt_language --model ./checkpoints/master-asr-whisper-base --data demo/manifest.jsonl --language es \
-        --out runs/es --steps 40
+        --out runs/try --steps 40
 """
 
 from __future__ import annotations
 
 import random
+import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable
@@ -45,15 +47,16 @@ from training.loop.config import (
     parse,
 )
 from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of, without_broken
-from training.loop.launch import opened, place
+from training.loop.launch import opened, place, run
 from training.loop.metrics import measured, tested
 from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
 from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
-from training.loop.sources import Clip
+from training.loop.sources import CODE, CODE_IN_WORDS, Clip
 from training.loop.splits import Splits, load_splits
 from training.loop.steps import train
+from training.loop.tables import read_text
 from training.loop.text import keep_text
 from training.loop.untranscribed import beside, transcribe_recordings
 
@@ -89,7 +92,7 @@ class AdaptConfig(PartsConfig):
     )
     mapping_learning_rate: Positive = HfArg(default=LEARNING_RATES["T"], help="of T before alpha")
     # DEVIATION: the paper's rate of T is constant to the end; each gate that flips late is a mask that the other parts have not met.
-    mapping_decay: bool = HfArg(default=True, help="T's rate falls like the others'; the paper's, --no_mapping_decay, does not")
+    mapping_decay: bool = HfArg(default=True, help="whether T's rate falls like the others'; with --no_mapping_decay it is constant, as the paper's")
     mapping_rest: Share = HfArg(default=0.3, help="share of the steps, at the end, in which T rests")
     head_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the head; else {LEARNING_RATES['head']:g}, with --refine {RATE_OF_TRAINED_HEAD:g}")
     delta_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the part, if there is one; else {RATE_OF_RANK_1:g} at rank 1, {RATE_OF_DELTA:g} above")
@@ -98,6 +101,8 @@ class AdaptConfig(PartsConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if not re.fullmatch(CODE, self.language):
+            raise ValueError(f"--language: got {self.language!r}; allowed: {CODE_IN_WORDS}.")
         if self.refine and self.init != "nearest":
             raise ValueError(f"--init: got {self.init!r}; allowed: none beside --refine, which starts from what the language owns.")
         if self.assembly and not self.refine:
@@ -118,8 +123,8 @@ def further_sentences(config: AdaptConfig) -> list[str]:
         ValueError: if it is no text that can be read.
     """
     try:
-        return [] if config.more_text is None else config.more_text.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return [] if config.more_text is None else read_text(config.more_text).splitlines()
+    except (OSError, ValueError) as error:
         raise ValueError(f"--more_text: got {config.more_text}, which cannot be read ({error}); allowed: a UTF-8 text file, a sentence a line.") from error
 
 
@@ -142,8 +147,8 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
     if config.language in model.languages and not config.refine:
         raise ValueError(
             f"--language: got {config.language!r}; allowed: one that {config.model} does not have. It has {model.languages}. To give it more of its own: "
-            f"--refine. To measure it: python -m training.evaluate --model {config.model} --data {' '.join(config.data)} --languages {config.language} "
-            f"--out {config.out}.json. A run of yours that was stopped goes on with its own --model and --resume."
+            f"--refine. To measure it: python -m training.evaluate --model {shlex.quote(config.model)} --data {shlex.join(config.data)} --languages {config.language} "
+            f"--out {shlex.quote(f'{config.out}.json')}. A run of yours that was stopped goes on with its own --model and --resume."
         )
     if config.refine and config.language not in model.languages:
         raise ValueError(f"--refine: {config.model} has no {config.language!r}; it has {model.languages}. One that you trained: --assembly FOLDER. Without --refine the language is added.")
@@ -299,7 +304,8 @@ def report(config: AdaptConfig, result: dict) -> None:
         if test:
             print(f"{name}: CER {test['macro']['cer']:.2f}, WER {test['macro']['wer']:.2f}.")
     print(f"Wrote {config.out / 'assembly'} and {config.out / 'run.json'}.")
-    print(f"Next: python -m training.transcribe CLIP --model {config.model} --assembly {config.out / 'assembly'} --language {config.language}")
+    assembly = shlex.quote(str(config.out / "assembly"))
+    print(f"Next: python -m training.transcribe CLIP --model {shlex.quote(config.model)} --assembly {assembly} --language {config.language}")
 
 
 def main(argv=None) -> None:
@@ -341,4 +347,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

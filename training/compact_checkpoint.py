@@ -9,6 +9,7 @@ all is of the type asked for. Measure the loss with training.evaluate on both fo
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -63,7 +64,7 @@ def main(argv=None) -> None:
     model.config.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     size = (args.out / "model.safetensors").stat().st_size / 1e6
-    print(f"Wrote {args.out}, {size:.1f} MB. Next: python -m training.evaluate --model {args.out} --data data/manifest.jsonl --out result.json")
+    print(f"Wrote {args.out}, {size:.1f} MB. Next: python -m training.evaluate --model {shlex.quote(str(args.out))} --data data/manifest.jsonl --out result.json")
 
 
 if __name__ == "__main__":

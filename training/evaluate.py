@@ -25,11 +25,13 @@ from modeling_master_asr.configuration_master_asr import MAX_TEXT
 from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
 from modeling_master_asr.trainer_utils import error_rates
 from training.loop.config import positive, speak_any_script
-from training.loop.data import Collator, Features, minutes_of, select
+from training.loop.data import NO_CLIP, Collator, Features, minutes_of, select
+from training.loop.launch import run
 from training.loop.metrics import evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import digests_of, facts_of_run, write_json
 from training.loop.sources import read_data
+from training.loop.tables import read_text
 from training.loop.text import beginning, without
 from training.loop.watching import mapping_figures
 
@@ -65,6 +67,8 @@ def languages_there(clips, split: str, model) -> list[str]:
     Raises:
         SystemExit: where there are none.
     """
+    if not clips:
+        raise SystemExit(NO_CLIP)
     there = sorted({clip.language for clip in clips if clip.split == split})
     common = [code for code in model.languages if code in there]
     if not common:
@@ -80,7 +84,7 @@ def text_of(given: str) -> tuple[str, list[str]]:
     try:
         if not (code and equals):
             raise ValueError("no LANGUAGE= in front")
-        return code, Path(path).read_text(encoding="utf-8").splitlines()
+        return code, read_text(Path(path)).splitlines()
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"got {given!r}, which cannot be read ({error}); allowed: LANGUAGE=FILE, a UTF-8 text file, a sentence a line") from error
 
@@ -101,7 +105,7 @@ def main(argv=None) -> None:
     speak_any_script()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
-    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages, or of some in the place of the model's")
+    parser.add_argument("--assembly", type=folder_or_id, nargs="*", action="extend", default=[], help="folders or hub ids of further languages, or of some in the place of the model's")
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
     parser.add_argument("--allow_outside", action="store_true", help="manifests may name recordings outside of their folder")
@@ -111,7 +115,7 @@ def main(argv=None) -> None:
     parser.add_argument("--greedy", action="store_true", help="as if no language had sentences")
     parser.add_argument("--more_text", type=text_of, nargs="*", default=[], metavar="LANGUAGE=FILE",
                         help="further sentences, one a line, with which the language is read here; the model is not changed")  # fmt: skip
-    parser.add_argument("--row_swap", action="store_true", help="also every language with every other's row")
+    parser.add_argument("--row_swap", action="store_true", help="also every language with its own head and all else of every other's")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     if args.out.is_dir():
@@ -154,4 +158,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,4 +1,4 @@
-"""Renders a model's card and its picture of language similarity.
+r"""Renders a model's card and its picture of language similarity.
 
     python -m training.model_card --model ./checkpoints/master-asr-whisper-base --evaluation benchmarks/results/evaluate_text.json \
         --facts model_cards/master-asr-whisper-base.json --out model_cards/master-asr-whisper-base
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def main(argv=None) -> None:
     card = render(model, evaluation, facts, args.evaluation.name, similarity_words(distances, model.languages))
     card.save(args.out / "README.md")
     print(f"Wrote {args.out / 'README.md'} and {args.out / PICTURE}.")
-    print(f"Next: python -m training.push_to_hub --model {args.model} --repo OWNER/NAME --card {args.out / 'README.md'}")
+    print(f"Next: python -m training.push_to_hub --model {shlex.quote(args.model)} --repo OWNER/NAME --card {shlex.quote(str(args.out / 'README.md'))}")
 
 
 if __name__ == "__main__":

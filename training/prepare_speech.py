@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -211,7 +212,7 @@ def report(language: str, clips: list[dict], skipped: Counter, dropped: Counter)
 def next_command(manifest: Path, languages: list[str]) -> str:
     """Stage 1 on the corpus, of a size for a laptop: the script's own defaults are the paper's backbone and 100,000 steps."""
     of = "" if set(languages) == set(LANGUAGES) else f" --languages {' '.join(languages)}"  # of all but Spanish, unless it is told others
-    return (f"accelerate launch training/train_multilingual.py --data {manifest} --out runs/stage1 --backbone openai/whisper-base "
+    return (f"accelerate launch training/train_multilingual.py --data {shlex.quote(str(manifest))} --out runs/stage1 --backbone openai/whisper-base "
             f"--num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000{of}")  # fmt: skip
 
 

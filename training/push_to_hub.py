@@ -1,6 +1,6 @@
 """Publishes a model folder, or one language of it, in one commit each.
 
-    python -m training.push_to_hub --model ./runs/stage1/model --repo me/master-asr --card model_cards/master-asr-whisper-base/README.md
+    python -m training.push_to_hub --model ./runs/stage1/model --repo me/master-asr --card ./runs/stage1/card/README.md    # as training.model_card renders it
     python -m training.push_to_hub --model me/master-asr --assembly ./runs/es/assembly --language es --repo me/master-asr-es
 
 Others load a language into the base it was made for, so its base has to be on a hub: where --model is a folder, --base says where that lies.
@@ -18,6 +18,7 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.hub_master_asr import fetch_assembly, said_of
+from training.loop.launch import run
 from training.loop.models import folder_or_id, model_argument, processor_of
 
 
@@ -72,4 +73,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,4 +1,4 @@
-"""Stage 1: trains W, M, T and the heads of several languages together.
+r"""Stage 1: trains W, M, T and the heads of several languages together.
 
     accelerate launch training/train_multilingual.py --data data/manifest.jsonl --out runs/stage1 --backbone openai/whisper-base \
         --num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000
@@ -13,6 +13,7 @@ One minute on a CPU:
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from modeling_master_asr.text_master_asr import build_vocab
 from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
 from training.loop.data import Features, drop_impossible, minutes_of, without_broken
-from training.loop.launch import opened, place
+from training.loop.launch import opened, place, run
 from training.loop.metrics import measured
 from training.loop.models import check_there
 from training.loop.optim import Turns
@@ -159,7 +160,8 @@ def report(config: MultilingualConfig, result: dict) -> None:
     write_json(config.out / "run.json", result)
     print("\n".join(summary(result)))
     print(f"Wrote {config.out / 'run.json'} and {config.out / 'model'}.")
-    print(f"Next: accelerate launch training/adapt_language.py --model {config.out / 'model'} --data {' '.join(config.data)} --language es --out runs/es")
+    model = shlex.quote(str(config.out / "model"))
+    print(f"Next: accelerate launch training/adapt_language.py --model {model} --data {shlex.join(config.data)} --language es --out runs/es")
 
 
 def main(argv=None) -> None:
@@ -186,4 +188,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

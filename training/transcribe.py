@@ -49,7 +49,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--model", required=True, help="folder or hub id")
-    parser.add_argument("--assembly", type=folder_or_id, nargs="*", default=[], help="folders or hub ids of further languages, or of some in the place of the model's")
+    parser.add_argument("--assembly", type=folder_or_id, action="append", default=[], help="folder or hub id of a further language, or of one in the place of the model's; once for each")
     parser.add_argument("--language", required=True)
     parser.add_argument("--json", action="store_true", help="one JSON object a file, with word times in seconds")
     parser.add_argument("--max_duration_s", type=positive, default=MAX_DURATION_S, help="longer recordings are refused")

@@ -31,21 +31,20 @@ SILENT_PEAK = 1e-4  # below it nothing was recorded, or the channels of a stereo
 HOP_S = 0.01  # of Whisper's features: what is left beyond the last whole one is not heard
 
 
-class NothingToRead(ValueError):
-    """Data that a run cannot be made of: it ends a script with its words alone (`training.loop.launch.opened`)."""
+NO_CLIP = "No clip of the data can be used; the lines above say why."
 
 
 def select(clips: list[Clip], split: str, languages: list[str], minutes: Optional[float] = None, seed: int = 0) -> list[Clip]:
     """The clips of a split, at most `minutes` of audio a language, chosen by the seed among those that come, in their order.
 
     Raises:
-        NothingToRead: if a language has none, or none that short.
+        ValueError: if a language has none, or none that short.
     """
     chosen = []
     for language in dict.fromkeys(languages):
         of_language = [clip for clip in clips if clip.language == language and clip.split == split]
         if not of_language:
-            raise NothingToRead(_why_none(clips, split, language))
+            raise ValueError(_why_none(clips, split, language))
         random.Random(f"{seed}-{language}").shuffle(of_language)
         total_s = 0.0
         for clip in of_language:
@@ -55,13 +54,15 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
             chosen.append(clip)
         if total_s == 0:
             shortest_s = min(clip.duration_s for clip in of_language)
-            raise NothingToRead(f"No {split} clip of {language!r} fits into {minutes} minutes; the shortest lasts {shortest_s} s.")
+            raise ValueError(f"No {split} clip of {language!r} fits into {minutes} minutes; the shortest lasts {shortest_s} s.")
     return chosen
 
 
 def _why_none(clips: list[Clip], split: str, language: str) -> str:
     """What to do about a language without clips of a split."""
     splits = Counter(clip.split for clip in clips if clip.language == language)
+    if not clips:
+        return NO_CLIP
     if not splits:
         known = sorted({clip.language for clip in clips})
         return f"The data has no {split} clips of {language!r}; it has clips of {known}. Pass the code that its rows name, or name it for the source: --data {language}=PATH."

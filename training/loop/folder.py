@@ -25,9 +25,13 @@ def locked(out: Path) -> Iterator[None]:
     """A folder that no other run works in as long as the context lasts.
 
     Raises:
+        FileExistsError: if it is no folder.
         RuntimeError: if another run is at work there.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise FileExistsError(f"--out: got {out}, which is a file or lies below one; allowed: a folder of this run alone. Name another.") from error
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -1,8 +1,9 @@
-"""A run from its claim on `--out` to its end: Accelerate as both stages use it, and the model on its devices."""
+"""A run from its start and its claim on `--out` to its end: Accelerate as both stages use it, and the model on its devices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
@@ -11,11 +12,23 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 
 from training.loop.agreement import check_all_see
 from training.loop.config import LoopConfig
-from training.loop.data import NothingToRead
 from training.loop.folder import claimed
 from training.loop.sharding import shard
 
 READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
+STEPS_BEGUN = threading.Event()  # set by the first step of this process
+
+
+def run(main: Callable[[], object]) -> None:
+    """Runs the `main` of a script, which `python -m`, a path and `accelerate launch` (which, but with --quiet, adds a traceback of its own) all start in a process of its own:
+    what it raises of its settings, model or data before its first step ends it with these words alone and exit code 1; who calls `main` in Python gets the error."""
+    STEPS_BEGUN.clear()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        if STEPS_BEGUN.is_set():
+            raise
+        raise SystemExit(str(error)) from error
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -45,15 +58,11 @@ def opened(config: LoopConfig) -> Iterator[Accelerator]:
 
     Raises:
         RuntimeError, FileExistsError: see `training.loop.folder.claimed`; RuntimeError if a process does not see `--out`.
-        SystemExit: for data that no run can be made of.
     """
     accelerator = make_accelerator(config)
     with claimed(config.out, config.resume) if accelerator.is_main_process else nullcontext():
         check_all_see(accelerator, config.out)
-        try:
-            yield accelerator
-        except NothingToRead as error:
-            raise SystemExit(str(error)) from error
+        yield accelerator
         accelerator.wait_for_everyone()
         accelerator.end_training()
 

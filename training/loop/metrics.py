@@ -104,6 +104,8 @@ def flattered(rates: dict) -> list[str]:
 def tested(accelerator, model, processor, features, clips: list[Clip], greedy: bool = False) -> Optional[dict]:
     """CER and WER on test clips, and each clip's edits; None where there is nothing to score, with the reason said: what was trained is
     saved already."""
+    if not clips:  # as `load_splits` has said
+        return None
     try:
         rates = evaluate_clips(model, processor, features, clips, accelerator, by_clip=True, greedy=greedy)
         for line in flattered(rates):

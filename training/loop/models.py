@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
@@ -40,7 +41,7 @@ def resolve_model(id_or_path: str) -> str:
     if kind != "master_asr":
         raise ValueError(
             f"{id_or_path} is a plain {kind!r} model, not a Master-ASR one. Make one on top of it: "
-            f"python -m training.train_multilingual --backbone {id_or_path} ..., or MasterASRForCTC.from_backbone({id_or_path!r}, languages=...)."
+            f"python -m training.train_multilingual --backbone {shlex.quote(id_or_path)} ..., or MasterASRForCTC.from_backbone({id_or_path!r}, languages=...)."
         )
     return found
 

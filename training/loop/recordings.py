@@ -108,7 +108,7 @@ class Shelf:
                 )
             if there:
                 return path
-        raise LeftOut("no recording", self.folder / name)
+        raise LeftOut("no recording: ~ is not expanded in data" if name.startswith("~") else "no recording", self.folder / name)
 
     def _own_file(self, name: str) -> bytes:
         """Bytes of a file of this data set: `hf://datasets/owner/name[@revision]/file`, or `file` alone."""

@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
@@ -41,6 +42,7 @@ SPLITS = {
 }  # fmt: skip
 VOICE_TABLES = ("train", "dev", "test", "validated")  # of a Common Voice folder
 CODE = r"\w[\w-]*"  # of a language
+CODE_IN_WORDS = "letters, digits, _ and -, such as 'en' or 'pa-IN'"
 HELD_OUT_MINUTES = 30.0  # of validation and of test, which a stream gives at least if it has them
 FORMS = ("parquet", "arrow", "csv", "json")  # of the Hub's data sets: tables; `datasets` itself opens files that rows of other forms name
 
@@ -239,7 +241,8 @@ def read_data(
             try:
                 clip = _clip(row, language, report)
                 if not min_s <= clip.duration_s <= max_s:
-                    raise LeftOut(f"not {min_s} to {max_s} s long", f"{clip.audio}: {clip.duration_s:.1f} s")
+                    by_entry = "" if _seconds(row.fields["duration_s"]) is None else ", as its entry says"
+                    raise LeftOut(f"not {min_s} to {max_s} s long{by_entry}", f"{clip.audio}: {clip.duration_s:.1f} s")
             except LeftOut as error:
                 report.skip(language, error.reason, f"{row.where}: {error.about}" if error.about != "" else row.where)
                 continue
@@ -286,7 +289,8 @@ def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[R
         return _from_hub(path, shelf, report, budget)
     place = Path(path)
     if not place.exists():
-        raise FileNotFoundError(f"No data at {path}. --data takes manifests, Common Voice folders, audiofolders, parquet files and hub:owner/name. "
+        in_front = f"In front of = a code is wanted: {CODE_IN_WORDS}. " if "=" in path else ""
+        raise FileNotFoundError(f"No data at {path}. --data takes manifests, Common Voice folders, audiofolders, parquet files and hub:owner/name. {in_front}"
                                 "A corpus to start with: python -m training.prepare_speech --out data.")  # fmt: skip
     shelf.folder = shelf.root = place.parent if place.is_file() else place
     if place.is_file() and place.suffix.lower() in TABLES:
@@ -496,11 +500,11 @@ def _stream(builder, split: str, where: str, shelf: Shelf) -> Iterator[Row]:
 def _language(row: Row, source: str) -> str:
     code = row.fields["language"]
     if not code or (isinstance(code, str) and not code.strip()):
-        raise ValueError(f"{row.where} names no language. Give it for the whole source: --data xx={source}.")
+        raise ValueError(f"{row.where} names no language. Give it for the whole source: --data {shlex.quote(f'xx={source}')}.")
     if not isinstance(code, str):
         raise ValueError(f"{row.where}: the language is {code!r}, {kind(code)}; a code is wanted, such as 'en' or 'pa-IN'.")
     if not re.fullmatch(CODE, code.strip()):
-        raise ValueError(f"{row.where}: the language is {code!r}; a code is letters, digits and -, such as 'en' or 'pa-IN'.")
+        raise ValueError(f"{row.where}: the language is {code!r}; a code is {CODE_IN_WORDS}.")
     return code.strip()
 
 

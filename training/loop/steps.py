@@ -17,6 +17,7 @@ from tqdm import tqdm
 from training.loop import checkpoints
 from training.loop.config import LoopConfig, as_record
 from training.loop.data import Collator, bucket_of_step, to_device
+from training.loop.launch import STEPS_BEGUN
 from training.loop.optim import allowed_to_skip
 from training.loop.sharding import average_languages, is_sharded, load_model_state, whole
 from training.loop.sources import Clip
@@ -258,6 +259,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
     wrapped = accelerator.prepare_model(model, evaluation_mode=True) if is_sharded(model) else accelerator.prepare(model)
     bar = tqdm(total=config.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
                disable=not accelerator.is_main_process)  # fmt: skip
+    STEPS_BEGUN.set()
     with StopRequest(accelerator, config.max_minutes) as stop, bar, closing(run.batches(first_step)) as batches:
         for step in range(first_step, config.steps):
             if step and step % config.evaluate_every == 0:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from modeling_master_asr.base_master_asr import fingerprint
 from training.loop import checkpoints
 from training.loop.agreement import check_alike
-from training.loop.data import Collator, NothingToRead, has_frames
+from training.loop.data import Collator, has_frames
 from training.loop.metrics import edits_of, transcribe_clips
 from training.loop.record import read_jsonl, write_jsonl
 from training.loop.recordings import SUFFIXES, LeftOut, copies, identity_of, printable, repeats, seconds_of
@@ -44,12 +44,12 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
     clip in `transcribed` or of another among them, last too short or too long, or cannot be read.
 
     Raises:
-        NothingToRead: if a source is not there, or none holds a recording that can be used.
+        ValueError: if a source is not there, or none holds a recording that can be used.
     """
     paths, left = [], Counter()
     for source in map(Path, sources):
         if not source.exists():
-            raise NothingToRead(f"--untranscribed: {source} is not there; allowed: recordings, and folders of them.")
+            raise ValueError(f"--untranscribed: {source} is not there; allowed: recordings, and folders of them.")
         paths += [path for path in below(source, "*") if path.suffix.lower() in SUFFIXES] if source.is_dir() else [source]
     paths = list(dict.fromkeys(paths))
     named, paths = len(paths), [path for path in paths if path.is_file() and os.access(path, os.R_OK)]  # no links to nothing
@@ -69,8 +69,8 @@ def recordings(sources: list[str], transcribed: list[Clip], language: str, min_s
             left[error.reason] += 1
     left = +left
     if not found:
-        raise NothingToRead(f"--untranscribed: none of the {named} recordings in {printable(', '.join(sources))} can be used: {dict(left)}. Names that end in "
-                            f"{', '.join(SUFFIXES)} are looked for; cut long recordings at pauses.")  # fmt: skip
+        raise ValueError(f"--untranscribed: none of the {named} recordings in {printable(', '.join(sources))} can be used: {dict(left)}. Names that end in "
+                         f"{', '.join(SUFFIXES)} are looked for; cut long recordings at pauses.")  # fmt: skip
     return found, left
 
 
@@ -156,7 +156,7 @@ def transcribe_recordings(accelerator, config, model, processor, features, split
     the result.
 
     Raises:
-        NothingToRead: see `recordings`.
+        ValueError: see `recordings`.
         ValueError: if the language has no sentences.
     """
     if not model.config.text(config.language):
