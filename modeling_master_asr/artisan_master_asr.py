@@ -253,6 +253,13 @@ _graph_task_id = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1 o
 _RECOMPUTED: ContextVar = ContextVar("master_asr_recomputed", default=False)  # whether `checkpoint_contexts` says what is read now
 
 
+def is_compiled_here() -> bool:
+    """Whether this thread compiles: `torch.compiler.is_compiling` is true in all threads while one of them does."""
+    if torch.compiler.is_dynamo_compiling():  # in what is traced
+        return True
+    return torch.compiler.is_compiling() and torch._guards.CompileContext.try_get() is not None  # in what Python runs meanwhile, looking at the module
+
+
 _IN_THEIR_PLACES = False  # whether the graph that is traced now has a language's weights in their layers' own places
 
 
@@ -274,7 +281,7 @@ def _current():
         RuntimeError: while a part of the model is compiled by itself, which would read the same W for every language. Such a part
             then runs as it is, unless it was to be one whole graph.
     """
-    if not torch.compiler.is_compiling():
+    if not is_compiled_here():
         return _ASSEMBLED.get()
     if not _IN_THEIR_PLACES:
         raise RuntimeError("A layer compiled by itself cannot hear which language is spoken. Compile the whole model: torch.compile(model).")
@@ -324,7 +331,7 @@ def _assembled_parameter(name: str) -> property:
         if assembled is not None:
             return assembled.parameter(module, name)
         # a recomputation runs with gradients on; hooks, which may look at weights, with gradients off
-        if not torch.compiler.is_compiling() and _graph_task_id() != -1 and torch.is_grad_enabled() and not _RECOMPUTED.get():
+        if not is_compiled_here() and _graph_task_id() != -1 and torch.is_grad_enabled() and not _RECOMPUTED.get():
             raise RuntimeError(
                 "A layer is computed again during backward, and nobody says in which language: its gradients would be those of the plain W. "
                 "Activation checkpointing, of the encoder alone too, is switched on by the model itself: model.activation_checkpointing_enable()."

@@ -314,10 +314,11 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         asked = {name: getattr(self.config, name, None) for name in ("output_hidden_states", "output_attentions")}
         kwargs = {name: value for name, value in asked.items() if value} | kwargs
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():  # is_compiling is true in all threads while one of them compiles
             weights = self._assembled_parameters(language, owned)
-            with weights_in_their_places():
-                return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
+            if torch.compiler.is_dynamo_compiling():  # again: that call ends a graph, and what follows runs as it is past the limit of recompilations
+                with weights_in_their_places():
+                    return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
         with assembled_as(self.assembled(language, owned.assemblies[language])):
             return self.backbone(inputs, **kwargs)
 

@@ -1,5 +1,7 @@
 """torch.compile in evaluation: the same logits, in few graphs, and never an old language's weights."""
 
+from threading import Thread
+
 import pytest
 import torch
 from conftest import TWO_FAMILIES, inputs_for, tiny_model
@@ -44,6 +46,36 @@ def test_a_compiled_model_hears_every_language_and_every_change(model, graphs):
     plain = {name: value.clone() for name, value in model.master_asr.backbone.state_dict().items()}
     fast(**inputs, language="ru")
     assert all(torch.equal(value, plain[name]) for name, value in model.master_asr.backbone.state_dict().items())  # W is W again
+
+
+@pytest.fixture
+def swaps(monkeypatch):
+    """The calls in which weights lie in the layers' shared places as Python runs, not as a graph is traced: another thread would read them there, and two would put back each other's."""
+    swap, ran = torch.func.functional_call, []
+
+    def watched(*args):
+        if not torch.compiler.is_dynamo_compiling():
+            ran.append(args)
+        return swap(*args)
+
+    monkeypatch.setattr(torch.func, "functional_call", watched)
+    return ran
+
+
+@torch.no_grad()
+def test_a_model_is_read_as_it_is_in_a_thread_while_another_compiles(model, graphs, swaps):
+    inputs, found = inputs_for(model), []
+    expected = model(**inputs, language="fr").logits
+
+    def slow(graph, example):
+        thread = Thread(target=lambda: found.append(model(**inputs, language="fr").logits))
+        thread.start()
+        thread.join()
+        return graph.forward
+
+    other = torch.compile(tiny_model(), backend=slow)
+    other(**inputs, language="ru")
+    assert found and all(torch.equal(logits, expected) for logits in found) and not swaps
 
 
 @pytest.mark.slow
