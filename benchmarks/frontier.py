@@ -15,12 +15,16 @@ from benchmarks.tables import RESULTS, load, of_method, of_minutes
 FRONTIER, FIVE, CURVE = RESULTS / "frontier.png", RESULTS / "frontier_five.png", RESULTS / "minutes.png"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  # keeps a label readable over lines
 OURS, OTHERS, TODAY = "#1f6f5c", "#777777", "#b5651d"
-SHORT = {
-    "assembly_paper": "paper", "assembly_small": "small", "assembly_small_taught": "small, taught", "assembly_best": "best",
+SHORT = {  # small, taught, lies where small does
+    "assembly_paper": "paper", "assembly_small": "small", "assembly_small_taught": "", "assembly_best": "best",
     "assembly_best_taught": "best, taught", "lora_all_taught": "LoRA, taught", "head": "head alone", "lora": "LoRA, attention",
     "lora_all": "LoRA, all layers", "bottleneck": "bottleneck", "mask": "mask tuning", "full": "full tuning",
 }  # fmt: skip
-PLACES = {"assembly_paper": {"xytext": (4, 9)}, "bottleneck": {"xytext": (4, 24), "ha": "right"}, "mask": {"xytext": (-9, -4), "ha": "right"}, "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (9, 2)}, "assembly_small_taught": {"xytext": (-8, 2), "ha": "right"}, "lora_all_taught": {"xytext": (-9, 2), "ha": "right"}, "assembly_best_taught": {"xytext": (9, -10), "ha": "left"}}  # of labels that would lie on others
+PLACES = {  # of labels that would lie on others
+    "assembly_paper": {"xytext": (4, 9)}, "bottleneck": {"xytext": (4, 24), "ha": "right"}, "mask": {"xytext": (-10, -1), "ha": "right"},
+    "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (-9, -5), "ha": "right"}, "lora_all_taught": {"xytext": (-9, -6), "ha": "right"},
+    "assembly_best_taught": {"xytext": (9, -10), "ha": "left"},
+}  # fmt: skip
 
 
 def means(series: str, with_text: bool = False) -> dict[str, tuple[float, float, list[float]]]:
@@ -85,7 +89,7 @@ def draw_frontier(series: str = "es6", read: str = "es6", title: str = "Spanish 
         place = PLACES.get(name, place)
         axes.plot([kilobytes, kilobytes], [min(rates), max(rates)], color=color, linewidth=1.5, alpha=0.6)
         axes.plot(kilobytes, cer, "o", color=color, markersize=8)
-        axes.annotate(SHORT[name] + (" (one seed)" if len(rates) == 1 else ""), (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, bbox=BEHIND, **place)
+        axes.annotate(SHORT[name] + (" (one seed)" if len(rates) == 1 else ""), (kilobytes, cer), textcoords="offset points", fontsize=9, color=color, bbox=BEHIND, zorder=1, **place)
     with_text = means(read, with_text=True)
     for name, (kilobytes, cer, rates) in with_text.items():
         color = OURS if name.startswith("assembly") else OTHERS

@@ -273,8 +273,8 @@ class StoredMixin(UploadMixin):
         lacking = sorted(set(self.config.languages) - set(base.assemblies))
         if lacking:
             raise ValueError(
-                f"config.assemblies names {lacking}, and this model has no values of them: another model was made of the same config object. Give each its "
-                "own: MasterASRForCTC(copy.deepcopy(config))."
+                f"config.assemblies names {lacking}, and this model has no values of them: the entries were written into its config alone. Take them out, and "
+                "add languages with add_language or load_assembly."
             )
         written = base.base_tensors() if state_dict is None else base_part(state_dict)
         self.config.fingerprint = fingerprint(written) if set(written) >= set(base.base_tensors()) else None
