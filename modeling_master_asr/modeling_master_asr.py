@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .artisan_master_asr import ArtisanLinear, assembled_as, checkpoint_contexts, weights_in_their_places
+from .artisan_master_asr import ArtisanLinear, assembled_as, checkpoint_contexts, is_compiled_here, weights_in_their_places
 from .assembly_master_asr import (
     Assemblies,
     BankHead,
@@ -292,7 +292,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             )
         inputs = given[self.main_input_name]
         length = inputs.shape[self.family.time_axis]
-        if torch.compiler.is_compiling():  # the number of frames would be a value to wait for
+        if is_compiled_here():  # the number of frames would be a value to wait for
             return inputs
         if length == 0 or int(self.family.frame_counts(self.backbone, torch.tensor([length]))) < 1:
             raise ValueError(f"The audio is too short: {length} {self.main_input_name} give not one frame of logits.")

@@ -172,8 +172,8 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             inputs = (Item(item, i) for i, item in enumerate(inputs))
         elif isinstance(inputs, Dataset):
             inputs = Items(inputs)
-        elif hasattr(inputs, "column_names"):
-            raise TypeError(f"A data set of {inputs.column_names} is no audio; its column is: asr(dataset[\"audio\"]).")
+        elif (columns := getattr(inputs, "column_names", getattr(inputs, "columns", None))) is not None:
+            raise TypeError(f"A data set of {list(columns)} is no audio; its column is: asr(dataset[\"audio\"]).")
         if language is not None:
             kwargs["language"] = language
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
@@ -364,10 +364,10 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
 def _are_several(given) -> bool:
     """Whether these are several inputs, or several codes: a list, a tuple, a column of `datasets` or pandas, an array of names; not samples, which are numbers."""
     one = (str, bytes, bytearray, memoryview, Mapping, Dataset, torch.Tensor)
-    if isinstance(given, one) or any(hasattr(given, name) for name in ("read", "get_all_samples", "column_names")):
+    if isinstance(given, one) or any(hasattr(given, name) for name in ("read", "get_all_samples", "column_names", "columns")):
         return False
     is_sized = all(hasattr(given, name) for name in ("__len__", "__iter__", "__getitem__"))
-    return is_sized and getattr(getattr(given, "dtype", None), "kind", "O") in "OSUT"
+    return is_sized and getattr(given, "ndim", 1) > 0 and getattr(getattr(given, "dtype", None), "kind", "O") in "OSUT"
 
 
 def _seconds(chunk_length_s, stride_length_s) -> list[float]:

@@ -542,6 +542,8 @@ def test_inputs_and_codes_come_in_any_column(kind, tmp_path):
     assert asr(kind(paths), language="fr", batch_size=2) == asr(paths, language="fr")
     with pytest.raises(ValueError, match="language has 3 codes; pass a list of as many inputs, or one code."):
         asr(paths[0], language=kind(codes))
+    with pytest.raises(TypeError, match=r"A data set of \['file'\] is no audio; its column is"):
+        asr(pd.DataFrame({"file": paths}), language="fr")
 
 
 def test_a_rate_in_words_is_read_as_its_number_and_a_data_set_that_cannot_read_a_file_costs_that_item(tmp_path):

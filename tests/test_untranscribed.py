@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,6 +216,26 @@ def test_a_run_killed_while_it_writes_down_goes_on_and_reads_anew_only_what_chan
     with pytest.raises(MemoryError):
         write()
     assert read == pairs[:2]  # and would read on: this is another reader
+
+
+def test_the_first_process_decides_what_was_read_before_for_those_whose_recordings_lie_elsewhere(reader, tmp_path, unheard, monkeypatch):
+    """Else one of them would wait for the others in what they need not do."""
+    model, processor, sent = MasterASRForCTC.from_pretrained(reader), MasterASRProcessor.from_pretrained(reader), []
+
+    def write(folder, is_main: bool) -> list[Written]:
+        clips, _ = recordings([str(folder)], [], "fr", 0.2, 30.0)
+        accelerator = Accelerator()
+        other = SimpleNamespace(is_main_process=is_main, num_processes=1, process_index=0)
+        return untranscribed.write_down(accelerator if is_main else other, model, processor, Features(processor), clips, tmp_path / untranscribed.BEGUN)
+
+    first = write(unheard, True)
+    monkeypatch.setattr(untranscribed, "broadcast_object_list", lambda content: (sent.append(content), content)[1])
+    assert write(unheard, True) == first and len(sent) == 2
+    shutil.copytree(unheard, tmp_path / "elsewhere", symlinks=True)
+    told = iter(sent)
+    monkeypatch.setattr(untranscribed, "broadcast_object_list", lambda content: next(told))
+    monkeypatch.setattr(untranscribed, "transcribe_clips", None)  # read already
+    assert [one.clip.text for one in write(tmp_path / "elsewhere", False)] == [one.clip.text for one in first]
 
 
 def test_a_language_whose_alphabet_grows_after_it_has_written_reads_its_new_letters(corpus, reader, tmp_path, unheard):  # noqa: F811

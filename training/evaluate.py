@@ -26,7 +26,7 @@ from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
 from modeling_master_asr.trainer_utils import error_rates
 from training.loop.config import positive, speak_any_script
 from training.loop.data import NO_CLIP, Collator, Features, minutes_of, select
-from training.loop.launch import run
+from training.loop.launch import STEPS_BEGUN, run
 from training.loop.metrics import evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import digests_of, facts_of_run, write_json
@@ -141,6 +141,7 @@ def main(argv=None) -> None:
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))
     features = Features(processor)
     greedy = args.greedy or not any(map(model.config.text, {clip.language for clip in clips}))  # nobody has sentences: nothing else was done
+    STEPS_BEGUN.set()  # what is wrong from here on is no setting's
     rates = evaluate_clips(model, processor, features, clips, accelerator, greedy=greedy)
     if not accelerator.is_main_process:
         return

@@ -16,7 +16,7 @@ from training.loop.folder import claimed
 from training.loop.sharding import shard
 
 READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
-STEPS_BEGUN = threading.Event()  # set by the first step of this process
+STEPS_BEGUN = threading.Event()  # set where the work of this process begins: its first step, its first clip
 
 
 def run(main: Callable[[], object]) -> None:
@@ -28,7 +28,7 @@ def run(main: Callable[[], object]) -> None:
     except (OSError, ValueError) as error:
         if STEPS_BEGUN.is_set():
             raise
-        raise SystemExit(str(error)) from error
+        raise SystemExit(str(error) or repr(error)) from error
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:

@@ -70,7 +70,7 @@ def pick(row: dict, where: str) -> dict:
     return {name: next((row[c] for c in columns if row.get(c) not in (None, "")), None) for name, columns in COLUMNS.items()}
 
 
-def _json_rows(path: Path, text: str) -> list[tuple[int, dict]]:
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     """Rows that have all columns of the table, None in those that they do not name: exports drop empty fields."""
     rows, columns = [], {}
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028, U+0085 and others are legal inside a string
@@ -86,7 +86,8 @@ def _json_rows(path: Path, text: str) -> list[tuple[int, dict]]:
             ) from error
         rows.append((number, {_column(name): value for name, value in row.items()}))
         columns |= dict.fromkeys(rows[-1][1])
-    return [(number, columns | row) for number, row in rows]
+    for number, row in rows:
+        yield number, columns | row
 
 
 def _csv_rows(path: Path, text: str, torn: list[str]) -> Iterator[tuple[int, dict]]:

@@ -17,6 +17,7 @@ from modeling_master_asr.base_master_asr import fingerprint
 from training.loop import checkpoints
 from training.loop.agreement import check_alike
 from training.loop.data import Collator, has_frames
+from training.loop.launch import STEPS_BEGUN
 from training.loop.metrics import edits_of, transcribe_clips
 from training.loop.record import read_jsonl, write_jsonl
 from training.loop.recordings import SUFFIXES, LeftOut, copies, identity_of, printable, repeats, seconds_of
@@ -91,10 +92,11 @@ def write_down(accelerator, model, processor, features, clips: list[Clip], begun
     check_alike(accelerator, [clip.audio.name for clip in clips], "recordings")
     collator, written = Collator(features, processor), []
     read, reader = read_before(accelerator, begun), reader_of(model, clips)
-    starts = range(0, len(clips), AT_A_TIME)
-    for start in tqdm(starts, desc="writing down", unit=f"x {AT_A_TIME} clips", disable=not accelerator.is_main_process, leave=False):
-        part = clips[start : start + AT_A_TIME]
-        key = hashlib.sha256(f"{reader} {[identity_of(clip.audio) for clip in part]}".encode()).hexdigest()
+    parts = [clips[start : start + AT_A_TIME] for start in range(0, len(clips), AT_A_TIME)]
+    keys = [hashlib.sha256(f"{reader} {[identity_of(clip.audio) for clip in part]}".encode()).hexdigest() for part in parts]
+    keys = broadcast_object_list([keys])[0]  # the first process decides for all: where a recording lies, and when it was written, differs between machines
+    STEPS_BEGUN.set()  # hours may follow, and an error in them is no setting's
+    for key, part in tqdm(list(zip(keys, parts)), desc="writing down", unit=f"x {AT_A_TIME} clips", disable=not accelerator.is_main_process, leave=False):
         if key not in read:
             read[key] = [transcribe_clips(model, processor, collator, part, accelerator=accelerator, greedy=greedy) for greedy in (False, True)]
             if accelerator.is_main_process:
