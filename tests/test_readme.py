@@ -127,6 +127,7 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "read with {:.1f} % of the letters wrong with its own sentences in mind (Whisper: {:.1f} %), {:.1f} % with Czech jokes beside them, and {:.1f} % after 77 minutes that it wrote down itself (two seeds)": czech,
     "reads {:.2f} points better on test than the dense model and {:.2f} better than one mask for all":
         lambda: [pairs_on_test("a specialist each less dense"), pairs_on_test("a specialist each less one mask")],
+    "(mask tuning, {:.0f} KB) reads a new language about as LoRA on all layers does ({:.0f} KB)": lambda: [of_method(name, "es6")[0]["kilobytes"] for name in ("mask", "lora_all")],
     "reads like one mask ({:.2f} better)": lambda: [pairs_on_test("Master-ASR less one mask")],
     "{:.1f} points over a head alone on the dense model by validation and {:.1f} on test": lambda: means(ahead("head", best="assembly_paper")),
     "on three other bases {:.1f} to {:.1f} points, and {:.1f} to {:.1f} points": lambda: [
@@ -180,6 +181,7 @@ def test_the_words_beside_the_figures_have_their_direction():
     assert 5.5 < lora[0]["kilobytes"] / small[0]["kilobytes"] < 6.5 and 0.9 < lora_all[0]["kilobytes"] / of_method("assembly_best", "es6")[0]["kilobytes"] < 1.1
     with_text = [mean(name, with_text=True) for name in ("assembly_small", "assembly_best", "lora", "lora_all", "full")]
     assert max(with_text) - min(with_text) < 0.4  # come together
+    assert max(abs(points) for points in means(ahead("mask", best="lora_all"))) < 0.3  # about as
     taught = of_method("assembly_best_taught", "es6")
     assert len(taught) == 3 and mean("assembly_best_taught") < mean("full")
     assert abs(mean("assembly_small", with_text=True) - mean("assembly_best", with_text=True)) < 0.1  # as many
