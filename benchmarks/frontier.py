@@ -21,9 +21,9 @@ SHORT = {  # small, taught, lies where small does
     "lora_all": "LoRA, all layers", "bottleneck": "bottleneck", "mask": "mask tuning", "full": "full tuning",
 }  # fmt: skip
 PLACES = {  # of labels that would lie on others
-    "assembly_paper": {"xytext": (4, 9)}, "bottleneck": {"xytext": (4, 24), "ha": "right"}, "mask": {"xytext": (-10, -1), "ha": "right"},
-    "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (-9, -5), "ha": "right"}, "lora_all_taught": {"xytext": (-9, -6), "ha": "right"},
-    "assembly_best_taught": {"xytext": (9, -10), "ha": "left"},
+    "assembly_paper": {"xytext": (4, 9)}, "bottleneck": {"xytext": (4, 24), "ha": "right"}, "mask": {"xytext": (-9, -11), "ha": "right"},
+    "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (-9, -5), "ha": "right"}, "lora_all_taught": {"xytext": (12, 0)},
+    "assembly_best_taught": {"xytext": (9, -11)},
 }  # fmt: skip
 
 
