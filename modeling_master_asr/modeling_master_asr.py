@@ -316,7 +316,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
         if torch.compiler.is_dynamo_compiling():  # is_compiling is true in all threads while one of them compiles
             weights = self._assembled_parameters(language, owned)
-            if torch.compiler.is_dynamo_compiling():  # again: that call ends a graph, and what follows runs as it is past the limit of recompilations
+            # again: that call ends a graph, and past the limit of recompilations what follows runs as it is, where readers' threads would meet; training, which is one thread's, needs it
+            if torch.compiler.is_dynamo_compiling() or torch.is_grad_enabled():
                 with weights_in_their_places():
                     return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
         with assembled_as(self.assembled(language, owned.assemblies[language])):
