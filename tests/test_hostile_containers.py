@@ -154,7 +154,7 @@ def test_without_both_guards_the_port_is_bound_from_bytes_alone(folder, monkeypa
         with pytest.raises(ValueError, match="Cannot decode"):
             decode_audio(SDP.format(port=port).encode())
 
-    assert bound_while(read, port)
+    assert any(bound_while(read, port) for _ in range(5))  # the one who looks may come too late on a busy machine
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
