@@ -12,11 +12,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 SEEN_WITHIN_S = 60.0  # what one machine writes into a network folder another may see this much later
 
 
-def check_alike(accelerator, value: object, what: str) -> None:
+def check_alike(value: object, what: str) -> None:
     """Checks that every process has the same of something, by its `repr`; all of them have to call it.
 
     Args:
-        what: "clips to train on": what it is, for the error.
+        what: it is, for the error: "clips".
 
     Raises:
         RuntimeError: in all processes, naming those that have another than the first.

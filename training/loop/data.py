@@ -192,8 +192,9 @@ def drop_impossible(clips: list[Clip], processor, model, speed: float = max(SPEE
     kept, dropped = [], []
     for clip in clips:
         (kept if has_frames(clip, processor, model, speed) else dropped).append(clip)
+    there_of = by_language(clips)
     for code, of_language in by_language(dropped).items():
-        if len(of_language) > allowed_losses(there := by_language(clips)[code]):
+        if len(of_language) > allowed_losses(there := there_of[code]):
             named = [f"{clip.audio} ({clip.duration_s} s): {clip.text!r}" for clip in of_language]
             raise ValueError(f"The texts of {len(of_language)} of {len(there)} clips of {code!r} need more frames than there are. Do they belong together? {named}")
     return kept, dropped

@@ -34,7 +34,7 @@ def transcribe_clips(
     """
     model.eval()
     if accelerator:
-        check_alike(accelerator, [(clip.audio.name, clip.text) for clip in clips], "clips to read")
+        check_alike([(clip.audio.name, clip.text) for clip in clips], "clips to read")
     position = {id(clip): i for i, clip in enumerate(clips)}
     batches = bucket(clips, BATCH_S, random.Random(0))
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)

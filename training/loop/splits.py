@@ -49,7 +49,7 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     for code, minutes_left in minutes_of(left).items():
         accelerator.print(f"{code}: {minutes_left} minutes of validation and test are left out (--held_out_minutes).")
     training = select(clips, "train", languages, minutes, config.seed)
-    check_alike(accelerator, [(clip.audio.name, clip.language, clip.text, clip.duration_s, clip.split) for clip in [*training, *held_out[0], *held_out[1]]], "clips")
+    check_alike([(clip.audio.name, clip.language, clip.text, clip.duration_s, clip.split) for clip in [*training, *held_out[0], *held_out[1]]], "clips")
     say_what_is_left(accelerator, training, [clip for clip in clips if clip.split == "train" and clip.language in languages])
     return Splits(training, *held_out, left)
 

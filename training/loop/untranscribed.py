@@ -89,7 +89,7 @@ def write_down(accelerator, model, processor, features, clips: list[Clip], begun
     Args:
         begun: a file that keeps what is read, so that a run that was killed goes on: this reader reads no clip twice.
     """
-    check_alike(accelerator, [clip.audio.name for clip in clips], "recordings")
+    check_alike([clip.audio.name for clip in clips], "recordings")
     collator, written = Collator(features, processor), []
     read, reader = read_before(accelerator, begun), reader_of(model, clips)
     parts = [clips[start : start + AT_A_TIME] for start in range(0, len(clips), AT_A_TIME)]
