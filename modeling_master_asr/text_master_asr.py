@@ -6,47 +6,42 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Optional
 
 from transformers.utils import logging
 
 from .configuration_master_asr import SPACE_TOKEN, SPECIAL_TOKENS
+from .signs_master_asr import (
+    APOSTROPHES,
+    CAPITAL_CHEROKEE,
+    LETTERLIKE,
+    LETTERS_WHERE_THEY_STAND,
+    QUOTES,
+    SPOKEN,
+    in_one_way,
+    in_plain_letters,
+    stands_inside_words,
+)  # fmt: skip
 
 logger = logging.get_logger(__name__)
 
-APOSTROPHES = "'\u2018\u2019\u02bc\u02bb\u02b9\u00b4`"  # CHOICE: the letters ʼ and ʻ too: who lacks them types ', and one sound is one token
-QUOTES = "'\u2018\u2019\u201a\u00b4`"  # those of them that are no letters, and the low one, which is never an apostrophe
-# Unicode's default ignorables that are no format characters (category Cf): letters and marks by category, and nothing to be seen or heard
-INVISIBLE = frozenset(
-    chr(code)
-    for first, last in ((0x34F, 0x34F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x3164, 0x3164), (0xFE00, 0xFE0F),
-                        (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF))  # fmt: skip
-    for code in range(first, last + 1)
-)
-
-
-WITHIN_WORDS = frozenset("\u05f3\u05f4\u0640")  # Hebrew geresh and gershayim, the Arabic stretch
-L_WITH_DOT = str.maketrans({"\u0140": "l\u00b7", "\u013f": "L\u00b7"})  # as old fonts have it
-CATALAN_LL = re.compile("(?<=[lL])\u00b7(?=[lL])")  # col·lega; elsewhere, as in Greek, it is a punctuation mark
-SPOKEN = frozenset("'%‰&@#§")  # of what Unicode calls punctuation: a word, or part of one
-TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag")  # whose capital of ı is I, and of i is İ
+CATALAN_LL = re.compile("(?<=[lL])\u00b7(?=[lL])")  # col·lega, where an alphabet lacks the dot
+# whose capital of ı is I, and of i is İ: Turkish, Azerbaijani, Crimean Tatar, Gagauz, Karakalpak, Kazakh, Ottoman, Talysh, Tatar, Zazaki
+TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag", "kaa", "kk", "kaz", "ota", "tly", "tt", "tat", "zza", "diq", "kiu")
 
 
 def lowered(text: str, language: str = "") -> str:
-    """Lower-cased text; a capital İ is an i everywhere (Unicode's rule would leave its dot as a character of its own), and in Turkish
-    and its neighbours I is an ı.
+    """Lower-cased text; a capital İ is an i everywhere (Unicode's rule would leave its dot as a character of its own), in Turkish and its
+    neighbours I is an ı, and Cherokee stays in capitals, as it is written.
     """
     text = text.replace("İ", "i")
-    return (text.replace("I", "ı") if _has_two_is(language) else text).lower()
+    return (text.replace("I", "ı") if has_two_is(language) else text).lower().translate(CAPITAL_CHEROKEE)
 
 
-def _has_two_is(language: str) -> bool:
+def has_two_is(language: str) -> bool:
+    """Whether the language has an i without a dot beside the one with it."""
     return re.split("[-_]", language.lower())[0] in TWO_IS
-
-
-def stands_inside_words(character: str) -> bool:
-    """Joiners, direction marks, variation selectors, and marks within a word: not heard, and no gap where they are left out."""
-    return unicodedata.category(character) in ("Cf", "Me") or character in INVISIBLE or character in WITHIN_WORDS
 
 
 def without_quotes(text: str) -> str:
@@ -93,29 +88,38 @@ def with_one_apostrophe(text: str) -> str:
 
 
 def normalize(text: str, dropped: Optional[Counter] = None, language: str = "", raw: bool = True) -> str:
-    """Lower-cased NFKC text of letters, their marks (Indic vowel signs are marks), apostrophes and single spaces.
+    """Lower-cased NFC text in plain letters (`in_plain_letters`), their marks (Indic vowel signs are marks), apostrophes and single spaces.
 
     Args:
         dropped: counts every character that is left out, if given.
         language: its code; a few languages have capitals of their own.
-        raw: whether apostrophes in pairs may be quotation marks; in a text that was normalised before they are letters ('ashdla').
+        raw: whether apostrophes in pairs or alone may be quotation marks, and a mark on nothing what an emoji left; in a text that was normalised
+            before, or that a model wrote, all are what they are ('ashdla').
     """
-    text = CATALAN_LL.sub("", text.translate(L_WITH_DOT))
-    text = with_one_apostrophe(without_pairs(text) if raw else text)
+    written = in_one_way(in_plain_letters(unicodedata.normalize("NFC", text)))
+    bare = without_pairs(written) if raw else written
+    lost = Counter(written) - Counter(bare)
+    bare = with_one_apostrophe(bare)
+    letters_here = {found.start() for found in LETTERS_WHERE_THEY_STAND.finditer(bare)}
     kept = []
-    small = lowered(with_one_apostrophe(unicodedata.normalize("NFKC", text)), language)  # once more: ŉ is taken apart
-    for character in unicodedata.normalize("NFKC", small):  # again: a small letter and its mark may be one where the capital's were two
-        kind = unicodedata.category(character)
-        without_gap = stands_inside_words(character)
-        stray = kind[0] == "M" and kept[-1:] in ([], [" "])  # a mark on a sign that was dropped, such as an emoji's
-        if (kind[0] in "LM" or character == "'") and not (without_gap or stray):
+    for place, character in enumerate(bare):
+        is_letter = place in letters_here or character in LETTERLIKE
+        without_gap = stands_inside_words(character) and not is_letter
+        kind = unicodedata.category(character)[0]
+        stray = raw and kind == "M" and kept[-1:] in ([], [" "])  # a mark on a sign that was dropped, such as an emoji's
+        if (is_letter or kind in "LM" or character == "'") and not (without_gap or stray):
             kept.append(character)
             continue
         if not (without_gap or stray):
             kept.append(" ")
-        if dropped is not None and not character.isspace():
-            dropped[character] += 1
-    return without_quotes(unicodedata.normalize("NFKC", "".join(kept)))  # once more: what stood between two marks is gone
+        lost[character] += not character.isspace()
+    # lower-cased once its gaps are known (a Greek sigma ends its word); then a small letter and its mark may be one where the capital's were two
+    small = " ".join(unicodedata.normalize("NFC", lowered("".join(kept), language)).split())
+    clean = without_quotes(small) if raw else small
+    lost["'"] += small.count("'") - clean.count("'")
+    if dropped is not None:
+        dropped.update(+lost)
+    return clean
 
 
 def spelled(text: str, known: set[str], language: str = "", raw: bool = True) -> str:
@@ -132,8 +136,9 @@ def spelled(text: str, known: set[str], language: str = "", raw: bool = True) ->
         "" for a text without anything that is known, and without a letter.
     """
     marked = []
+    text = in_one_way(unicodedata.normalize("NFC", text), frozenset(known))
     text = text.replace("\u00b4", "'").replace("|", " ")  # of the first NFKC would make a space and a mark; the second is the token of a space
-    text = composed(text.translate(L_WITH_DOT) if "\u0140" not in known else text, known)
+    text = composed(text, frozenset(known))
     text = text if "\u00b7" in known else CATALAN_LL.sub("", text)
     for character in without_pairs(text) if raw else text:
         if character not in known and character in APOSTROPHES:
@@ -153,19 +158,25 @@ def spelled(text: str, known: set[str], language: str = "", raw: bool = True) ->
     return lower if has_any else ""
 
 
-def composed(text: str, known: set[str]) -> str:
+def composed(text: str, known: frozenset[str]) -> str:
     """NFKC text, but as an alphabet spells it that holds letters which NFKC takes apart (Thai ำ, Bengali য়, Armenian և), or marks of their own."""
-    whole = [character for character in sorted(known) if unicodedata.normalize("NFKC", character) != character]
-    pieces = re.split(f"([{re.escape(''.join(whole))}])", text) if whole else [text]
+    whole, divided = _taken_apart(known)
+    pieces = divided.split(text) if divided else [text]
     text = "".join(piece if piece in whole else unicodedata.normalize("NFKC", piece) for piece in pieces)
-    for character in whole:
-        taken_apart = unicodedata.normalize("NFKC", character)
-        if not set(taken_apart) <= known:
-            text = text.replace(taken_apart, character)
+    for character, parts in whole.items():
+        if len(parts) > 1 and not known.issuperset(parts):  # of one letter: a w is no ʷ
+            text = text.replace(parts, character)
     return "".join(_with_own_marks(character, known) for character in text)
 
 
-def _with_own_marks(character: str, known: set[str]) -> str:
+@lru_cache(maxsize=64)
+def _taken_apart(known: frozenset[str]) -> tuple[dict[str, str], Optional[re.Pattern]]:
+    """The characters of an alphabet that NFKC takes apart, with their parts; and the pattern that finds them."""
+    whole = {character: parts for character in sorted(known) if (parts := unicodedata.normalize("NFKC", character)) != character}
+    return whole, re.compile(f"([{re.escape(''.join(whole))}])") if whole else None
+
+
+def _with_own_marks(character: str, known: frozenset[str]) -> str:
     """A letter and its marks one by one, where an alphabet holds these and not the whole."""
     apart = unicodedata.normalize("NFD", character)
     return apart if character not in known and len(apart) > 1 and set(apart.lower()) <= known else character
@@ -173,7 +184,7 @@ def _with_own_marks(character: str, known: set[str]) -> str:
 
 def _in_case(small: str, known: set[str], language: str) -> str:
     """A letter as an alphabet has it that may hold capitals alone."""
-    capital = "İ" if small == "i" and _has_two_is(language) else small.upper()
+    capital = "İ" if small == "i" and has_two_is(language) else small.upper()
     return capital if small not in known and capital in known else small
 
 
@@ -184,8 +195,13 @@ def characters_of(alphabet: dict[str, int]) -> set[str]:
 
 def tokens_of(text: str, alphabet: dict[str, int]) -> list[str]:
     """The tokens of a spelled text, the longest first ("ch" before "c"); what no token is, character by character."""
-    letters = sorted((token for token in alphabet if token not in SPECIAL_TOKENS), key=len, reverse=True)
-    return re.findall("|".join([*map(re.escape, letters), "."]), text.replace(" ", SPACE_TOKEN), re.DOTALL)
+    return _pattern_of(tuple(alphabet)).findall(text.replace(" ", SPACE_TOKEN))
+
+
+@lru_cache(maxsize=64)
+def _pattern_of(tokens: tuple[str, ...]) -> re.Pattern:
+    letters = sorted((token for token in tokens if token not in SPECIAL_TOKENS), key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, letters), "."]), re.DOTALL)
 
 
 def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, int], raw: bool = True) -> list[str]:
@@ -216,5 +232,5 @@ def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, in
 
 def build_vocab(texts: Iterable[str]) -> dict[str, int]:
     """`{token: id}` of the characters of normalised texts, after blank, unknown and space."""
-    characters = sorted({character for text in texts for character in text} - {" "})
+    characters = sorted({character for text in texts for character in text} - {" ", *SPECIAL_TOKENS})
     return {token: row for row, token in enumerate([*SPECIAL_TOKENS, *characters])}

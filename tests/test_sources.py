@@ -545,6 +545,21 @@ def test_clips_that_lose_a_digit_or_a_symbol_are_counted(tmp_path):
     assert said.endswith("; 3 clips lose a digit or a symbol that is spoken (such as 'nel 1998 ero qui'): spell them as they are said"), said
 
 
+def test_signs_for_letters_words_in_brackets_and_an_i_without_a_dot_are_named_and_marks_are_seen(tmp_path):
+    record(tmp_path / "a.wav")
+    texts = ["!gâi tsēs", "ha?a o:nen", "don't, «EU» (well-known), 10:30", "[laugh] yes", "what? yes! no.", "ọ́ q\u0331"]
+    path = manifest_of(tmp_path, *({"audio": "a.wav", "text": text, "language": "xx"} for text in texts))
+    clips, report = read_data([str(path)], tmp_path / "cache")
+    said = "\n".join(report.lines(clips))
+    assert "noted 2: a sign in a word, or before its first letter, is a gap: write it as a letter if it is one (such as" in said and "'!gâi')" in said
+    assert "noted 2: words in brackets are kept, as if they were said: take them out if they are none" in said and "alphabet" in said
+    assert "\u25cc\u0301" in said and "\u25cc\u0331" in said and "letters ı and i" not in said
+    turkish = manifest_of(tmp_path, {"audio": "a.wav", "text": "ışık IŞIK", "language": "turkish"}, {"audio": "a.wav", "text": "ışık", "language": "tr"}, name="t.jsonl")
+    clips, report = read_data([str(turkish)], tmp_path / "cache")
+    (line,) = (line for line in report.lines(clips) if "letters ı and i" in line)
+    assert "'turkish' is none of the codes" in line
+
+
 @pytest.mark.parametrize("on_disk, named", [
     ("n\u0303andu\u0301.wav", "\u00f1and\u00fa.wav"), ("\u00f1and\u00fa.wav", "n\u0303andu\u0301.wav"), ("clips/a.wav", r"clips\a.wav"),
     ("clips/n\u0303.wav", "clips\\\u00f1.wav"), (r"clips\a.wav", r"clips\a.wav"),

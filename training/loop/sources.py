@@ -18,7 +18,6 @@ import math
 import os
 import re
 import shlex
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -29,10 +28,11 @@ from typing import Optional
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
-from modeling_master_asr.text_master_asr import SPOKEN, build_vocab, normalize
+from modeling_master_asr.signs_master_asr import is_spoken
+from modeling_master_asr.text_master_asr import has_two_is, normalize
 from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, repeats, seconds_of
 from training.loop.tables import COLUMNS, TABLES, TORN, pick, read_table
-from training.loop.text import letters_beside, main_script
+from training.loop.text import SIGN_IN_A_WORD, WORDS_IN_BRACKETS, letters_beside, letters_of, main_script
 
 SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -100,8 +100,10 @@ class Report:
                 of_split = [clip.duration_s for clip in mine if clip.split == split]
                 if of_split:
                     amounts.append(f"{split} {sum(of_split) / 3600:.2f} h in {len(of_split)} clips")
-            letters = "".join(token for token in build_vocab(clip.text for clip in mine) if len(token) == 1 and token != "|") if mine else ""
+            letters = letters_of(clip.text for clip in mine)
             out.append(f"{language}: {', '.join(amounts) or 'nothing'}; alphabet {letters}")
+            if "ı" in letters and not has_two_is(language):
+                out.append(f"    letters ı and i, and a capital I was read as an i: {language!r} is none of the codes that have them as Turkish does. Lower-case the texts yourself")
             if self.dropped_characters[language]:
                 lost = self.unspelled[language]
                 example = printable(lost[0]) if lost else ""
@@ -535,8 +537,12 @@ def _clip(row: Row, language: str, report: Report) -> Clip:
     report.dropped_characters[language].update(dropped)
     if not text:
         raise LeftOut("empty transcript", audio)
-    if any(map(_is_spoken, dropped)):
+    if any(map(is_spoken, dropped)):
         report.unspelled[language].append(raw)
+    for reason, pattern in (("a sign in a word, or before its first letter, is a gap: write it as a letter if it is one", SIGN_IN_A_WORD),
+                            ("words in brackets are kept, as if they were said: take them out if they are none", WORDS_IN_BRACKETS)):  # fmt: skip
+        if found := pattern.search(raw):
+            report.note(language, reason, f"{audio}: {found.group()!r}")
     declared = row.fields["duration_s"]
     duration_s = _seconds(declared)
     if duration_s is None:
@@ -544,11 +550,6 @@ def _clip(row: Row, language: str, report: Report) -> Clip:
         if declared is not None:
             report.note(language, "a declared duration that is no number of seconds, measured", f"{row.where}: {declared!r}")
     return Clip(audio, language, text, duration_s, row.split or split_of(text))
-
-
-def _is_spoken(character: str) -> bool:
-    """Whether a character that is no letter is a word, or part of one, when it is read aloud: digits, `%`, `€`, `+`; not an emoji."""
-    return unicodedata.category(character) in ("Nd", "No", "Sc", "Sm") or character in SPOKEN or character == "°"
 
 
 def _seconds(declared: object) -> Optional[float]:

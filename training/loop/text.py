@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Optional
 
-from modeling_master_asr.text_master_asr import normalize, spell_sentences, without_pairs
+from modeling_master_asr.text_master_asr import build_vocab, normalize, spell_sentences, without_pairs
 
 WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together
+WORDS_IN_BRACKETS = re.compile(r"[\[<({]+[^\W\d_][^\[\]<>(){}]*[\])>}]")
+SIGN_IN_A_WORD = re.compile(r"\S*[^\W\d_][!|/=:?*^\"+~@](?=[^\W\d_])\S*|(?<!\S)[!|/=]+[^\W\d_]\S*")  # o:nen, ha?a; !gâi: signs that people type for letters
 KEPT_TEXT = 200_000  # characters of sentences a language, transcripts first; 900,000 win half a point more (RESULTS.md, Voices), in a config four times as large
 
 
@@ -20,6 +23,12 @@ def script_of(letter: str) -> Optional[str]:
         return None
     name = unicodedata.name(letter, "").partition(" ")[0]
     return None if name in ("", "MODIFIER") else ONE_SCRIPT.get(name, name)
+
+
+def letters_of(texts: Iterable[str]) -> str:
+    """The letters of normalised texts, side by side; what is written above, below or between letters stands on a circle."""
+    vocab = build_vocab(texts)
+    return "".join(f"\u25cc{letter}" if unicodedata.category(letter) in ("Mn", "Mc", "Cf") else letter for letter in vocab if len(letter) == 1 and letter != "|")
 
 
 def beginning(sentences: Iterable[str], characters: int) -> list[str]:

@@ -1,0 +1,1 @@
+../../modeling_master_asr/signs_master_asr.py
