@@ -30,7 +30,7 @@ PRESETS = {
     "small": {"parts": ("mapping", "head", "delta"), "rank": 1, "targets": "all"},
     "best": {"parts": ("mapping", "head", "delta", "norms"), "rank": 16, "targets": "all"},
 }
-DEFAULT_PRESET = "best"
+DEFAULT_PRESET = "best"  # DEVIATION: equation 5 trains a row of T and a head alone, the preset `paper`; these make half of its errors
 PIPELINE_TASK = "automatic-speech-recognition"
 
 
@@ -229,7 +229,7 @@ class MasterASRConfig(PreTrainedConfig):
     def __init__(
         self,
         backbone_config: Any = None,
-        num_specialists: int = 4,
+        num_specialists: int = 4,  # CHOICE: K, which the paper varies
         sparsity: float = 0.3,
         artisan_targets: Optional[list[str]] = None,
         assemblies: Optional[dict[str, dict]] = None,

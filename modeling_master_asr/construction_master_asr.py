@@ -114,7 +114,8 @@ class Construction:
         targets: Optional[str] = None,
         **backbone_kwargs,
     ):
-        """A fresh model on a pretrained encoder: W bit-equal to it, its languages sharing one character bank.
+        """A fresh model on a pretrained encoder: W bit-equal to it, its languages sharing one character bank (CHOICE: W_cls of the paper has a row for
+        each character of any language).
 
         Args:
             id_or_path: hub id or folder of a wav2vec 2.0, HuBERT, WavLM, wav2vec2-BERT, -conformer or Whisper checkpoint.

@@ -271,6 +271,7 @@ class LanguageMixin:
         self.config.check_language(language)
         self.requires_grad_(False)
         self.assemblies[language].requires_grad_(True)
+        self.freeze_idle_masks()
         keep_frozen_parts_still(self.master_asr.backbone)
 
     def round_assembly(self, language: str) -> None:
@@ -287,7 +288,14 @@ class LanguageMixin:
         self.requires_grad_(True)
         for name in self.master_asr.family.fixed:
             getattr(self.master_asr.backbone, name).requires_grad_(False)
+        self.freeze_idle_masks()
         self.train(self.training)  # what stood still moves again
+
+    def freeze_idle_masks(self) -> None:
+        """M and T stand still where nothing is masked (a sparsity of 0), and they have no say."""
+        if self.config.sparsity == 0:
+            for still in (*(layer.specialists for layer in self.master_asr.artisan_layers), *(assembly.mapping for assembly in self.assemblies.values())):
+                still.requires_grad_(False)
 
     def freeze_feature_encoder(self) -> None:
         """Keeps the convolutional front end as it was pretrained, as is usual in fine-tuning; wav2vec2-BERT has none."""
@@ -297,16 +305,17 @@ class LanguageMixin:
 
     @torch.no_grad()
     def rank_assemblies(self, batches: Iterable[dict], vocab: dict[str, int]) -> dict[str, float]:
-        """Each loaded language's CTC loss on a new language's clips, over the characters both share; best first.
+        """Each loaded language's CTC loss on a new language's clips, over the characters both share, in the mean of clips; best first.
 
         Args:
-            batches: inputs of `forward` with `labels` in `vocab`'s ids; a `language` entry is ignored.
+            batches: inputs of `forward` with `labels` in `vocab`'s ids; a `language` entry is ignored. Clips whose frames cannot spell their labels have
+                no say: the fewer of the letters a language had, the worse it would look.
             vocab: the new language's `{token: id}`.
 
         Returns:
             `{language: loss}`; infinite where no letter is shared.
         """
-        batches = [{name: value.to(self.device) for name, value in batch.items() if name != "language"} for batch in batches]
+        batches = [self._possible({name: value.to(self.device) for name, value in batch.items() if name != "language"}) for batch in batches]
         was_training = self.training
         self.eval()
         try:
@@ -315,6 +324,15 @@ class LanguageMixin:
             self.train(was_training)
         return dict(sorted(losses.items(), key=lambda item: item[1]))
 
+    def _possible(self, batch: dict) -> dict:
+        """The clips of a batch whose frames can spell their labels, one a label and a blank between two of the same."""
+        if self.main_input_name not in batch:
+            return batch  # `forward` says what it wants
+        labels = batch["labels"]
+        needed = (labels >= 0).sum(-1) + ((labels[:, 1:] >= 0) & (labels[:, 1:] == labels[:, :-1])).sum(-1)
+        kept = self.master_asr.frame_counts(batch[self.main_input_name], batch.get("attention_mask")) >= needed
+        return {name: value[kept] for name, value in batch.items()}
+
     def _loss_as(self, language: str, batches: list[dict], vocab: dict[str, int]) -> float:
         """What `rank_assemblies` says of one language."""
         theirs = self.config.vocab(language)
@@ -322,7 +340,7 @@ class LanguageMixin:
         letters = {i for token, i in theirs.items() if token in vocab and token not in SPECIAL_TOKENS}
         if not letters:
             return float("inf")
-        of_batches = []
+        loss, clips = 0.0, 0
         for batch in batches:
             rows = [[shared[i] for i in row.tolist() if i in shared] for row in batch["labels"]]
             kept = [clip for clip, row in enumerate(rows) if any(i in letters for i in row)]
@@ -331,8 +349,8 @@ class LanguageMixin:
             labels = [torch.tensor(rows[clip], device=self.device) for clip in kept]
             of_kept = {name: value[kept] for name, value in batch.items()}
             of_kept["labels"] = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-            of_batches.append(float(self(**of_kept, language=language).loss))
-        return sum(of_batches) / len(of_batches) if of_batches else float("inf")
+            loss, clips = loss + len(kept) * float(self(**of_kept, language=language).loss), clips + len(kept)
+        return loss / clips if clips else float("inf")
 
     @torch.no_grad()
     def materialize(self, language: str) -> PreTrainedModel:

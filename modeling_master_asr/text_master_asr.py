@@ -90,6 +90,8 @@ def with_one_apostrophe(text: str) -> str:
 def normalize(text: str, dropped: Optional[Counter] = None, language: str = "", raw: bool = True) -> str:
     """Lower-cased NFC text in plain letters (`in_plain_letters`), their marks (Indic vowel signs are marks), apostrophes and single spaces.
 
+    CHOICE: the paper names no normalisation.
+
     Args:
         dropped: counts every character that is left out, if given.
         language: its code; a few languages have capitals of their own.

@@ -28,6 +28,7 @@ from training.loop.models import resolve_model
 from training.loop.sources import read_data
 from training.train_multilingual import MultilingualConfig
 
+ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = (adapt_language, compact_checkpoint, evaluate, export_onnx, model_card, prepare_speech, push_to_hub, train_multilingual, transcribe, demo)
 NAMED = {"model": "my model", "data": ["x=a b.jsonl", "c'd"], "out": Path("my runs")}
 
@@ -123,3 +124,15 @@ def test_a_help_says_of_a_switch_what_it_does(capsys):
     assert shown.count(decay) == 2  # the switch and its opposite share their words
     assert "also every language with its own head and all else of every other's" in " ".join(shown_by_help(evaluate, capsys).split())
     assert "--language es \\ --out runs/try --steps 40" in shown
+
+
+def test_every_stage_1_that_we_advertise_gives_m_its_turn_and_a_run_that_gives_none_says_so(capsys):
+    texts = [train_multilingual.__doc__, (ROOT / "README.md").read_text(), prepare_speech.next_command(Path("m.jsonl"), ["en", "it"])]
+    commands = [found for text in texts for found in re.findall(r"train_multilingual(?:\.py)? (?:[^\n]*\\\n)*[^\n]*--steps \d+[^\n]*(?:\\\n[^\n]*)*", text)]
+    assert len(commands) >= 4
+    for command in commands:
+        steps, gamma = (int(re.search(f"--{name} ([0-9]+)", command)[1]) for name in ("steps", "gamma"))
+        assert gamma < steps / 2, command
+    for gamma, sparsity, warned in ((300, 0.3, True), (299, 0.3, False), (5000, 0.0, False)):
+        train_multilingual.announce(tiny_model(), SimpleNamespace(gamma=gamma, steps=300, sparsity=sparsity), [], [])
+        assert ("M never moves" in capsys.readouterr().out) == warned

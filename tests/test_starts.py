@@ -129,6 +129,44 @@ def test_rank_assemblies_reads_shared_letters_in_each_languages_own_alphabet():
 
 
 @torch.no_grad()
+def test_clips_that_nobody_could_spell_have_no_say_in_which_language_is_near():
+    """Of a clip of 35 letters in a few frames the one who knows all of them reads nothing, and who knows one would seem to err."""
+    model = tiny_model(vocabs={"many": vocab("abcde"), "few": vocab("ax")})
+    own, inputs = vocab("abcde"), inputs_for(model, (4000, 4000, 4000))
+    frames = int(model(**inputs, language="many").frames.min())
+    possible = {**inputs, "labels": torch.tensor([[own["a"], own["b"]]] * 3)}
+    long = torch.tensor([own[letter] for letter in ("abcde" * frames)[: frames + 1]])
+    twice = torch.full((frames,), own["a"])  # as many letters as frames, but no blank fits between two of them
+    labels = torch.full((3, frames + 1), -100)
+    labels[0, :2], labels[1], labels[2, :frames] = torch.tensor([own["a"], own["b"]]), long, twice
+    mixed = {**inputs, "labels": labels}
+    first = {name: value[:1] for name, value in possible.items()}
+    assert model.rank_assemblies([mixed], own) == pytest.approx(model.rank_assemblies([first], own), rel=1e-5)
+    assert model.rank_assemblies([{name: value[1:] for name, value in mixed.items()}], own)["many"] == float("inf")
+
+
+@torch.no_grad()
+def test_which_language_is_near_is_the_mean_of_clips_however_they_are_batched(model):
+    inputs, labels = inputs_for(model, (4000, 4000, 4000)), torch.tensor([[3, 4], [4, 3], [3, 3]])
+    clips = [{**{name: value[i : i + 1] for name, value in inputs.items()}, "labels": labels[i : i + 1]} for i in range(3)]
+    two_and_one = [{name: torch.cat([clips[0][name], clips[1][name]]) for name in clips[0]}, clips[2]]
+    assert model.rank_assemblies(two_and_one, vocab("abñ")) == pytest.approx(model.rank_assemblies(clips, vocab("abñ")), rel=1e-5)
+
+
+def test_where_nothing_is_masked_neither_masks_nor_choices_train():
+    model = tiny_model(sparsity=0.0)
+    specialists = [layer.specialists for layer in model.master_asr.artisan_layers]
+    model.add_language("es", vocab("ab"))
+    model.freeze_except("es")
+    assert not model.assemblies["es"].mapping.requires_grad and model.assemblies["es"].head.weight.requires_grad
+    model.unfreeze()
+    assert not any(still.requires_grad for still in (*specialists, *(assembly.mapping for assembly in model.assemblies.values())))
+    masked = tiny_model()
+    masked.freeze_except("fr")
+    assert masked.assemblies["fr"].mapping.requires_grad
+
+
+@torch.no_grad()
 def test_a_new_head_starts_from_the_rows_of_shared_characters(model):
     assembly = model.add_language("es", vocab("abñé"))
     bank, rows = model.master_asr.character_bank, model.config.character_bank

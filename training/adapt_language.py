@@ -77,15 +77,16 @@ class AdaptConfig(PartsConfig):
         default=None, help="with --refine: recordings of the language, and folders of them, that nobody transcribed: it writes them down first, and trains on them too"
     )
     minutes: Positive = HfArg(default=10.0, help="of training audio, at most")
+    # CHOICE: the paper does not say where a new row of T starts; beta2 and the rates, which it does not name, are those that validation chose (RESULTS.md)
     init: str = HfArg(default="nearest", help='"nearest", "random" or a loaded language')
     more_text: Optional[Path] = HfArg(default=None, help="a file of further sentences that the language keeps, one a line; nobody has to have said them")
     steps: Count = HfArg(default=1000, help="updates of what the language owns")
     beta2: Share = HfArg(default=0.98, help="Adam's, for the squares of the gradients")
-    spec_masks: Count = HfArg(default=3, help="bands of mels, and times in every 2 s, that SpecAugment masks")
+    spec_masks: Count = HfArg(default=3, help="bands of mels, and times in every 2 s, that SpecAugment masks in log-mel features")
     teacher_steps: CountOrZero = HfArg(default=0, help="first, of the matrices of a copy's layers (whole in each process), from which the language then learns beside CTC")
-    finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights, this many steps, T by the paper\'s rule')
-    finetune_learning_rate: Positive = HfArg(default=1e-4, help="of all weights")
-    alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
+    finetune_steps: CountOrZero = HfArg(default=0, help='"+ ft": afterwards all weights but the convolutions in front, this many steps, T by the paper\'s rule')
+    finetune_learning_rate: Positive = HfArg(default=1e-4, help="of all of them, T's before alpha")
+    alpha: Positive = HfArg(default=10.0, help="what --mapping_learning_rate is multiplied by for T")
     beta: Count = HfArg(default=5, help="T moves every beta steps")
     mapping_gradient: Literal["accumulated", "last"] = HfArg(
         default="last", help="of T: over its beta steps, or of the last of them alone, which is faster"
@@ -93,6 +94,7 @@ class AdaptConfig(PartsConfig):
     mapping_learning_rate: Positive = HfArg(default=LEARNING_RATES["T"], help="of T before alpha")
     # DEVIATION: the paper's rate of T is constant to the end; each gate that flips late is a mask that the other parts have not met.
     mapping_decay: bool = HfArg(default=True, help="whether T's rate falls like the others'; with --no_mapping_decay it is constant, as the paper's")
+    # DEVIATION: the paper's T moves to the end; for the same reason.
     mapping_rest: Share = HfArg(default=0.3, help="share of the steps, at the end, in which T rests")
     head_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the head; else {LEARNING_RATES['head']:g}, with --refine {RATE_OF_TRAINED_HEAD:g}")
     delta_learning_rate: Optional[Positive] = HfArg(default=None, help=f"of the part, if there is one; else {RATE_OF_RANK_1:g} at rank 1, {RATE_OF_DELTA:g} above")
@@ -230,7 +232,8 @@ def run_steps(accelerator, config: AdaptConfig, model, processor, features, spli
 def train_language(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, teacher=None) -> tuple[MasterASRForCTC, dict]:
     """The model after the steps of the language's assembly, as its file holds it, and their log."""
     model, log = run_steps(accelerator, config, model, processor, features, splits, teacher, stage="stage2")
-    model.round_assembly(config.language)  # before it is tested: what is tested is what the file holds
+    # DEVIATION: what a language owns is stored in 8 bits, T in 16. Before it is tested: what is tested is what the file holds.
+    model.round_assembly(config.language)
     return model, log
 
 
@@ -279,7 +282,10 @@ def save(accelerator, config: AdaptConfig, model, splits: Splits, written: list[
 
 
 def finetune(accelerator, config: AdaptConfig, model, processor, features, splits: Splits, started_s: float) -> tuple[MasterASRForCTC, dict]:
-    """ "+ ft": every weight trains, from where stage 2 ended; the model is written, and returned with the log."""
+    """ "+ ft": every weight but the convolutions in front trains, from where stage 2 ended; the model is written, and returned with the log.
+
+    CHOICE: W and M at once; the paper lets them take turns where masks are learnt from noise, and says nothing of "+ ft".
+    """
     model.unfreeze()
     model.freeze_feature_encoder()
     place(accelerator, model, config)
@@ -318,11 +324,11 @@ def main(argv=None) -> None:
         splits = load_splits(accelerator, config, [config.language], config.minutes)
         features = Features(processor, config.features_cache)
         written, of_untranscribed = transcribe_first(accelerator, config, model, processor, features, splits, more)
+        splits.training, dropped = drop_impossible(splits.training, processor, model)  # before an alphabet is made of them
         if config.refine:
             give_parts(model, processor, splits.training, config)
         else:
             add_language(model, processor, features, splits.training, config)
-        splits.training, dropped = drop_impossible(splits.training, processor, model)
         result = {**facts_of_run(model), "config": as_record(config)}
         result |= announce(model, config, splits.training, dropped) | of_untranscribed
         heard = replace(splits, training=beside(splits.training, written))

@@ -1,14 +1,14 @@
 r"""Stage 1: trains W, M, T and the heads of several languages together.
 
     accelerate launch training/train_multilingual.py --data data/manifest.jsonl --out runs/stage1 --backbone openai/whisper-base \
-        --num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000
+        --num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000 --gamma 150
 
 All settings of the shipped model are in README, "Train your own"; the defaults are the paper's XLSR-53 and 100,000 steps.
 
 One minute on a CPU:
 
     python -m training.train_multilingual --data data/manifest.jsonl --out runs/try --backbone openai/whisper-base \
-        --languages en it --steps 40 --evaluate_every 20
+        --languages en it --steps 40 --evaluate_every 20 --gamma 10
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class MultilingualConfig(PartsConfig):
     mapping_learning_rate: Optional[Positive] = HfArg(default=None, help="of T before alpha; else as W")
     sparsity: Share = HfArg(default=0.3, help="t, the fraction masked out")
     num_specialists: Count = HfArg(default=4, help="K")
-    alpha: Positive = HfArg(default=10.0, help="T's learning rate over the others'")
+    alpha: Positive = HfArg(default=10.0, help="what --mapping_learning_rate, or else W's, is multiplied by for T")
     beta: Count = HfArg(default=5, help="T moves every beta steps")
-    gamma: CountOrZero = HfArg(default=5000, help="W and M take turns of gamma steps; 0: both at once")
-    specialist_noise: NotNegative = HfArg(default=SPECIALIST_NOISE, help="of M at the start, relative to |W|")
+    gamma: CountOrZero = HfArg(default=5000, help="W and M take turns of gamma steps, W first; 0: both at once")
+    specialist_noise: NotNegative = HfArg(default=SPECIALIST_NOISE, help="of M at the start, relative to its mean, 0.5 |W|")
     gates: Literal["learnt", "open", "own"] = HfArg(
         default="learnt", help="by T; or baselines with T fixed: all open, one mask for all languages; or each language its own specialist alone"
     )
@@ -99,11 +99,7 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
     for layer in model.master_asr.artisan_layers:
         layer.reset_specialists(noise=config.specialist_noise)
     model.freeze_feature_encoder()  # CHOICE: the paper names no frozen layers; the convolutions stay as they were pretrained
-    if config.sparsity == 0:  # nothing is masked: M and T have nothing to say
-        for layer in model.master_asr.artisan_layers:
-            layer.specialists.requires_grad_(False)
-        for assembly in model.assemblies.values():
-            assembly.mapping.requires_grad_(False)
+    model.freeze_idle_masks()
     return model, MasterASRProcessor.from_model(model)
 
 
@@ -116,13 +112,15 @@ def learning_rates(config: MultilingualConfig) -> dict[str, float]:
     }  # fmt: skip
 
 
-def announce(model, clips, dropped) -> None:
-    """Says how much trains, on how many minutes, and which clips do not."""
+def announce(model, config: MultilingualConfig, clips, dropped) -> None:
+    """Says how much trains, on how many minutes, and which clips do not; and where M waits for its turn until the run is over."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     print(f"{trainable:,} trainable of {total:,} parameters; minutes of training audio {minutes_of(clips)}")
     if dropped:
         print(f"Dropped {len(dropped)} clips whose text needs more frames than they have: {[str(c.audio) for c in dropped[:5]]}")
+    if config.gamma >= config.steps and config.sparsity > 0:
+        print(f"WARNING: M never moves: W has the first turn, of --gamma {config.gamma} steps, and the run has {config.steps}. The shipped model took turns of 150.")
 
 
 def train_model(accelerator, config: MultilingualConfig, model, processor, features, splits: Splits) -> tuple[MasterASRForCTC, dict]:
@@ -172,7 +170,7 @@ def main(argv=None) -> None:
         splits = load_splits(accelerator, config, config.languages, config.minutes_per_language)
         model, processor = build(config, splits.training)
         splits.training, dropped = drop_impossible(splits.training, processor, model)
-        announce(model, splits.training, dropped)
+        announce(model, config, splits.training, dropped)
         features = Features(processor, config.features_cache)
         model, log = train_model(accelerator, config, model, processor, features, splits)
         splits.training = without_broken(splits.training, log)

@@ -227,7 +227,10 @@ def allowed_losses(clips: list[Clip]) -> int:
 
 
 def bucket(clips: list[Clip], batch_s: float, rng: random.Random) -> list[list[Clip]]:
-    """One-language batches of clips of like length, each at most `batch_s` seconds with its padding, in random order."""
+    """One-language batches of clips of like length, each at most `batch_s` seconds with its padding, in random order.
+
+    CHOICE: the paper names neither a batch's size nor its languages; a batch of one language assembles its weights once.
+    """
     batches = []
     for _, of_language in sorted(by_language(clips).items()):
         # a little noise in the sort, so batches differ between epochs
@@ -291,7 +294,7 @@ class Collator:
     """A batch of clips as `forward` wants it: tensors first, the list of languages last.
 
     Args:
-        full_augment_step: None: no augmentation. Else speed and SpecAugment reach every clip from this step on, and fewer
+        full_augment_step: CHOICE, the paper names no augmentation. None: none. Else speed and SpecAugment reach every clip from this step on, and fewer
             before: from the first step they keep CTC on its blank plateau (RESULTS.md).
         spec_masks: of `spec_augment`.
         vtlp: share of the augmented clips that are heard through another throat (`other_throat`), of log-mel features.

@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 # plateau lasts several times longer.
 MAX_GRAD_NORM = 1.0
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 10, 0.01  # steps that may be lost to gradients that are not finite
-WARMUP, HOLD, FINAL_SCALE = 0.1, 0.4, 0.05  # shares of the steps; the rest decays exponentially to FINAL_SCALE
+WARMUP, HOLD, FINAL_SCALE = 0.1, 0.4, 0.05  # CHOICE: shares of the steps; the rest decays exponentially to FINAL_SCALE
 
 
 def tri_stage(step: int, num_steps: int) -> float:
@@ -53,11 +53,13 @@ class Turns:
     """Whose turn it is: W or M, every gamma steps; T every beta steps, its gradient accumulated in between.
 
     CHOICE: T's gradient accumulates over its beta steps, else with one-language batches most rows would never move.
-    CHOICE: W's turn is over the weights that have masks (the Artisan layers'); what no mask touches trains all the time.
+    CHOICE: W's turn is over the weights that have masks (the Artisan layers'); what no mask touches trains all the time. W is first, and T moves in
+    the turns of both.
+    CHOICE: each language's row is a parameter of its own, so that one without a batch in its beta steps stays; in one table Adam's momentum would move it.
 
     Args:
-        mapping_gradient: of T: "accumulated" over its beta steps, or that of the "last" of them alone. In stage 2 every step
-            reaches the one row that trains, and the steps in between need no gradient of any assembled weight.
+        mapping_gradient: of T: "accumulated" over its beta steps, or that of the "last" of them alone (CHOICE, in stage 2: every step
+            reaches the one row that trains, and with mapping, head, delta and norms the steps in between need no gradient of an assembled weight).
         mapping_decay: T's rate follows the others' (the paper's is constant).
         mapping_rest: share of the steps, at the end, in which T no longer moves.
         beta2: of Adam; 0.999 remembers CTC's first, largest gradients for a thousand steps.

@@ -11,7 +11,8 @@ from modeling_master_asr import MasterASRForCTC
 def divergence(teacher: MasterASRForCTC, batch: dict, logits: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """KL(teacher ‖ model) of the classes in each frame, summed over the batch's frames of speech, for each letter of its labels.
 
-    Hinton et al., arXiv 1503.02531, at temperature 1. CHOICE: counted by letters, as CTC's loss is, so that the two weigh alike.
+    Hinton et al., arXiv 1503.02531, at temperature 1. CHOICE: for each letter, as CTC's loss is, so that the two weigh alike; over the letters of the whole
+    batch, where CTC's is the mean of clips.
 
     Args:
         batch: of one language, as both models take it.
