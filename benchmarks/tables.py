@@ -20,6 +20,15 @@ from benchmarks import labels
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "RESULTS.md", "benchmarks/COMMANDS.md")
+HOW_TO_RUN = [  # above the commands
+    "Check out the command's commit (`-dirty`: and changes that were not committed yet; `gpu.json`: `eb7ba53`) and start the script as `python -m training.NAME`, or `python -m benchmarks.NAME` where that folder has it: several scripts and options are there in these commits alone. A command names what it reads by the names of its time:",
+    "",
+    "* `data/manifest.jsonl`, `data/audio/`: `training.prepare_speech --out data`. `../shared/models/whisper-base`: `openai/whisper-base`. `cache` and the file of `--heard` are written by the runs themselves.",
+    "* `./checkpoints/master-asr-whisper-base`: the model in the tree of that commit, but for `6d804ca` that of `9cc61fc`, and for `dbe67ef` stage 1 of 4,500 steps, seed 0, cut to half precision, with the dense model beside it as `runs/base_dense`. Newer files hold the model's fingerprint (`base`).",
+    "* `runs/NAME/model`: of the command with `--out runs/NAME`. In stage 2 `runs/dense_long` and `runs/dense` are of `stage1_dense_3000.json`, `runs/dense_s0` of `stage1_dense.json`, `runs/nocs6_ready` is `training.compact_checkpoint` of `runs/nocs6_master/model`, `runs/refined` the five-layer model with the languages of `refined_*.json` in it. `dense_text` and names that end in `_fortunes` (200, 900: thousand letters) are the same models and languages, given these sentences by `set_text`.",
+    "* `data/fortunes/`, `runs/fortunes/`: `benchmarks.fortunes` (before commit `07a1dab` by hand); `cs_11126.txt`: 11,126 of its Czech sentences. `data/own_again.jsonl`: a copy of the manifest with its languages under other codes (`fr-FR` for `fr`), in the place of which `--refine` came.",
+    "* `data/voices_*`: `benchmarks.voices`; how `one` and `many` are made says [RESULTS.md](../RESULTS.md#voices), `two` hears `small big`, `own_voices` and `other_voices` are `--heard small` of commit `9cc61fc`, `voices_one_others_unsaid` holds the clips of `voices_many_others`. `voices_altered_heard`: `benchmarks.altered_voices` of commit `f1b2421`; `voices_synthetic`: `benchmarks.synthetic_voices`.",
+]
 LAST_STEP = "†"  # behind a figure of validation that is of another kind than the others of its table
 CODE = {"trainer"}  # what stands between these is a test's
 
@@ -499,9 +508,9 @@ def gpu_tables() -> list[str]:
 
 
 def command_lines() -> list[str]:
-    """Of every file, in the order of their names."""
+    """Of every file, in the order of their names, below what has to be known to run one."""
     files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
-    return [f"* `{name}` (commit {run['commit']}): `{run['command']}`" for name, run in files.items() if "command" in run]
+    return [*HOW_TO_RUN, "", *(f"* `{name}` (commit {run['commit']}): `{run['command']}`" for name, run in files.items() if "command" in run)]
 
 
 def compact_line() -> list[str]:

@@ -46,7 +46,8 @@ def test_the_card_holds_the_figures_of_its_evaluation_and_the_picture(tmp_path, 
     card = ModelCard.load(tmp_path / "a card/README.md")
     found = {(r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert found["fr", "cer"] == 12.35 and len(found) == 6 and card.data.base_model == "someone/wav2vec2"
-    assert "| `fr` | 12.3 | 40.0 | 3.0 |" in card.text
+    assert "| `fr` | 12.3 | 40.0 | 3.0 |" in card.text and "versions in `evaluation.json`." in card.text  # the folder is this machine's
+    assert "flatter" not in card.text and "(2 of `en`, 1 of `ru`)" in model_card.render(model, {**evaluation, "known": {"en": 2, "ru": 1}}, facts, "evaluation.json", "").text
     assert (tmp_path / "a card/language_similarity.png").stat().st_size > 5_000
     mine = record.digests_of(model, model.languages, with_text=False)
     stale = {"greedy": True, "assemblies": {**mine, "fr": "0" * 12}}

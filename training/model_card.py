@@ -28,7 +28,8 @@ from training.loop.models import model_argument
 from training.loop.pictures import gate_differences, similarity_figure
 from training.loop.record import digests_of
 
-TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "model_cards" / "template.md"
 READING = {True: "Greedy, no language model", False: "Each language read with the sentences that it keeps in mind (character n-grams)"}  # by an evaluation's "greedy"
 PICTURE = "language_similarity.png"
 
@@ -56,10 +57,11 @@ def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: st
     ]  # fmt: skip
     tags = ["master-asr", "ctc", "multilingual"]
     data = card_data(config.languages, license=facts["license"], base_model=base, tags=tags, model_name=facts["title"], eval_results=results)
+    known = ", ".join(f"{count} of {code_span(code)}" for code, count in evaluation.get("known", {}).items())
     rows = [{"language": code_span(code), "minutes": evaluation["minutes"][code], **rate} for code, rate in evaluation["languages"].items()]
     return ModelCard.from_template(
         data, template_path=str(TEMPLATE), **facts, rows=rows, macro=evaluation["macro"], split=evaluation["split"],
-        evaluation_name=evaluation_name, reading=READING[evaluation.get("greedy", True)], base=base, languages=", ".join(map(code_span, config.languages)),
+        evaluation_name=evaluation_name, known=known, reading=READING[evaluation.get("greedy", True)], base=base, languages=", ".join(map(code_span, config.languages)),
         first_language=json.dumps(config.languages[0]), num_specialists=config.num_specialists, sparsity=config.sparsity,
         gate_bits=len(model.master_asr.artisan_layers) * config.num_specialists, similarity_words=words,
     )  # fmt: skip
@@ -92,7 +94,9 @@ def main(argv=None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     distances = gate_differences(model)
     similarity_figure(distances, model.languages).savefig(args.out / PICTURE, dpi=130)
-    card = render(model, evaluation, facts, args.evaluation.name, similarity_words(distances, model.languages))
+    source = args.evaluation.resolve()
+    name = source.relative_to(ROOT).as_posix() if source.is_relative_to(ROOT) else source.name  # a folder of this machine is nobody else's
+    card = render(model, evaluation, facts, name, similarity_words(distances, model.languages))
     card.save(args.out / "README.md")
     print(f"Wrote {args.out / 'README.md'} and {args.out / PICTURE}.")
     print(f"Next: python -m training.push_to_hub --model {shlex.quote(args.model)} --repo OWNER/NAME --card {shlex.quote(str(args.out / 'README.md'))}")
