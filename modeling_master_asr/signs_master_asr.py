@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import partial
 
-# CHOICE: the letters ʼ ʻ ꞌ and the Hebrew geresh too: who lacks them types ', and one sound is one token
-APOSTROPHES = "'\u2018\u2019\u201b\u02bc\u02bb\u02b9\u00b4`\u2032\u055a\u05f3\ua78b\ua78c"
+# CHOICE: the letters ʼ ʻ ꞌ, the Hebrew geresh and the Greek elision too: who lacks them types ', and one sound is one token
+APOSTROPHES = "'\u2018\u2019\u201b\u02bc\u02bb\u02b9\u00b4`\u2032\u055a\u05f3\ua78b\ua78c\u1fbd\u1fbf"
 QUOTES = "'\u2018\u2019\u201a\u201b\u00b4`\u05f3"  # those of them that may stand in pairs around words, and the low one, which is never an apostrophe
 # Unicode's default ignorables that are no format characters (category Cf): letters and marks by category, and nothing to be seen or heard
 INVISIBLE = frozenset(
@@ -20,24 +21,26 @@ WITHIN_WORDS = frozenset("\u05f4\u0640\u180a\u055b\u055c\u055e\u055f")
 # of what Unicode calls symbols, numbers or punctuation: words of one sign (Sindhi ۽ ۾, Burmese ၌ ၍ ၎ ၏, Chinese 〇), tone letters (˥ to ˩),
 # length and rhotic signs (꞉ ˞)
 LETTERLIKE = frozenset("\u06fd\u06fe\u104c\u104d\u104e\u104f\u3007") | {
-    chr(code) for first, last in ((0x2D2, 0x2D7), (0x2DE, 0x2DF), (0x2E5, 0x2EB), (0xA700, 0xA716), (0xA720, 0xA721), (0xA789, 0xA78A)) for code in range(first, last + 1)
+    chr(code) for first, last in ((0x2DE, 0x2DF), (0x2E5, 0x2EB), (0xA700, 0xA716), (0xA720, 0xA721), (0xA789, 0xA78A)) for code in range(first, last + 1)
 }
-# signs that are letters where they stand: the dot of col·lega and in·hèrn between Latin letters (elsewhere, as in Greek, a punctuation mark), and the
-# zero-width joiner where it makes another letter (Marathi दर्‍या, Bengali র‍্যালি, Sinhala ශ්‍රී; elsewhere it says how letters look)
+# signs that are letters where they stand: the dot of Catalan col·lega and Occitan in·hèrn (elsewhere a punctuation mark), and the zero-width joiner
+# where it makes another letter (Marathi दर्‍या, Bengali র‍্যালি, Sinhala ශ්‍රී and කර්‍ම; elsewhere it says how letters look)
 LETTERS_WHERE_THEY_STAND = re.compile(
-    "(?<=[a-z\u00df-\u024f\u1e00-\u1eff])\u00b7(?=[a-z\u00df-\u024f\u1e00-\u1eff])|(?<=\u0930\u094d)\u200d|(?<=\u09b0)\u200d(?=\u09cd)|(?<=\u0dca)\u200d",
+    "(?<=l)\u00b7(?=l)|(?<=[ns])\u00b7(?=h)|(?<=\u0930\u094d)\u200d(?=[\u0915-\u0939])|(?<=\u09b0)\u200d(?=\u09cd)"
+    "|(?<=\u0dca)\u200d(?=[\u0dba\u0dbb])|(?<=\u0dbb\u0dca)\u200d(?=[\u0d9a-\u0dc6])",
     re.IGNORECASE,
 )
 SPOKEN = frozenset("'%‰&@#§")  # of what Unicode calls punctuation: a word, or part of one
 
-# letters that NFKC takes apart, and that people write as they are: Thai ำ, Lao ຳ ໜ ໝ, Armenian և, Korean letters by themselves (ㅋㅋ)
-WHOLE = frozenset("\u0e33\u0eb3\u0edc\u0edd\u0587") | {chr(code) for code in range(0x3131, 0x318F)}
+# what NFKC takes apart, and people write as it is: Thai ำ, Lao ຳ ໜ ໝ, Armenian և, Korean letters by themselves (ㅋㅋ), and seconds, which are no apostrophes
+WHOLE = frozenset("\u0e33\u0eb3\u0edc\u0edd\u0587\u2033\u2034\u2057") | {chr(code) for code in range(0x3131, 0x318F)}
 # what is typed in several ways and is one: `(pattern of the other way, the one that is kept)`, of NFC text
 ONE_WAY = tuple((re.compile(pattern), kept) for pattern, kept in (
     ("i\u0307(?![\u0300\u0301\u0303])", "i"),  # of an İ that somebody lower-cased by Unicode's rule; the dot of Lithuanian i̇́ stays
     ("\u0140(?=l)", "l\u00b7"), ("\u013f(?=[Ll])", "L\u00b7"), ("(?<=[lL])[\u2022\u2219\u22c5\u2027](?=[lL])", "\u00b7"),  # Catalan, as fonts and keyboards have it
     ("(?<=[\u05d0-\u05ea])\"(?=[\u05d0-\u05ea])", "\u05f4"),  # צה"ל
     ("\u0e4d([\u0e48-\u0e4b]?)\u0e32", "\\1\u0e33"), ("\u0ecd([\u0ec8-\u0ecb]?)\u0eb2", "\\1\u0eb3"),  # ทํา, นํ้า: ำ in two keys
+    ("\u0eab\u0e99", "\u0edc"), ("\u0eab\u0ea1", "\u0edd"),  # Lao ຫນ, ຫມ
     *((f"{letter}\u0d4d\u200d", chillu) for letter, chillu in zip("\u0d23\u0d28\u0d30\u0d32\u0d33\u0d15", "\u0d7a\u0d7b\u0d7c\u0d7d\u0d7e\u0d7f")),  # Malayalam
     ("\u09a4\u09cd\u200d", "\u09ce"),  # Bengali ৎ
 ))  # fmt: skip
@@ -55,9 +58,16 @@ def is_spoken(character: str) -> bool:
 
 
 def in_one_way(text: str, known: frozenset[str] = frozenset()) -> str:
-    """NFC text in which what can be typed in several ways is typed in one; what is made of `known` characters stays as it is."""
+    """NFC text in which what can be typed in several ways is typed in one; with an alphabet, what is made of `known` characters stays as it is, and
+    what would hold another letter.
+    """
+    def in_one(found: re.Match, kept: str) -> str:
+        written = found.expand(kept)
+        stays = known and (known.issuperset(found.group()) or not (known | WITHIN_WORDS | {"\u00b7"}).issuperset(written))
+        return found.group() if stays else written
+
     for pattern, kept in ONE_WAY:
-        text = pattern.sub(lambda found, kept=kept: found.group() if known.issuperset(found.group()) else found.expand(kept), text)
+        text = pattern.sub(partial(in_one, kept=kept), text)
     return text
 
 

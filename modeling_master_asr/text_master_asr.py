@@ -27,8 +27,8 @@ from .signs_master_asr import (
 logger = logging.get_logger(__name__)
 
 CATALAN_LL = re.compile("(?<=[lL])\u00b7(?=[lL])")  # col·lega, where an alphabet lacks the dot
-# whose capital of ı is I, and of i is İ: Turkish, Azerbaijani, Crimean Tatar, Gagauz, Karakalpak, Kazakh, Ottoman, Talysh, Tatar, Zazaki
-TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag", "kaa", "kk", "kaz", "ota", "tly", "tt", "tat", "zza", "diq", "kiu")
+# whose capital of ı is I, and of i is İ: Turkish, Azerbaijani, Crimean Tatar, Gagauz, Kazakh, Ottoman, Talysh, Tatar, Zazaki (not Karakalpak: Í, I)
+TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag", "kk", "kaz", "ota", "tly", "tt", "tat", "zza", "diq", "kiu")
 
 
 def lowered(text: str, language: str = "") -> str:
@@ -40,8 +40,9 @@ def lowered(text: str, language: str = "") -> str:
 
 
 def has_two_is(language: str) -> bool:
-    """Whether the language has an i without a dot beside the one with it."""
-    return re.split("[-_]", language.lower())[0] in TWO_IS
+    """Whether the language has an i without a dot beside the one with it, and is not said to be in another script (kk-Cyrl)."""
+    code, *tags = re.split("[-_]", language.lower())
+    return code in TWO_IS and not {"cyrl", "arab"}.intersection(tags)
 
 
 def without_quotes(text: str) -> str:
@@ -70,7 +71,7 @@ def _without_outer_pairs(text: str) -> str:
             opened = i
         elif ends and opened is not None:
             inner = text[opened + 1 : i]
-            if len(inner) > 1 and (text[opened] in "\u2018\u201a`" or not _in_word(before) or " " not in inner):
+            if len(inner) > 1 and (text[opened] in "\u2018\u201a`\u05f3" or not _in_word(before) or " " not in inner):
                 kept[opened], kept[i] = "", ""
             opened = None
     return "".join(kept)
@@ -138,21 +139,21 @@ def spelled(text: str, known: set[str], language: str = "", raw: bool = True) ->
         "" for a text without anything that is known, and without a letter.
     """
     marked = []
-    text = in_one_way(unicodedata.normalize("NFC", text), frozenset(known))
-    text = text.replace("\u00b4", "'").replace("|", " ")  # of the first NFKC would make a space and a mark; the second is the token of a space
-    text = composed(text, frozenset(known))
+    for sign in "\u00b4\u1fbd\u1fbf":  # of which NFKC would make a space and a mark
+        text = text.replace(sign, "'")
+    text = in_one_way(composed(text.replace("|", " "), frozenset(known)), frozenset(known))  # | is the token of a space
     text = text if "\u00b7" in known else CATALAN_LL.sub("", text)
     for character in without_pairs(text) if raw else text:
         if character not in known and character in APOSTROPHES:
-            character = next((mark for mark in APOSTROPHES if mark in known), "'")
-        if character not in known:
+            character = next((mark for mark in APOSTROPHES if mark in known), "" if character == "\u05f3" else "'")
+        if character and character not in known:
             kind = unicodedata.category(character)
             if stands_inside_words(character):
                 character = ""
             elif kind[0] in "ZC" or (kind[0] == "P" and character not in SPOKEN):
                 character = " "
         marked.append(character)
-    text = without_quotes("".join(marked))
+    text = without_quotes("".join(marked)) if raw else " ".join("".join(marked).split())
     lower = lowered(text, language)
     if len(lower) == len(text):
         lower = "".join(as_it_is if as_it_is in known else _in_case(small, known, language) for as_it_is, small in zip(text, lower))
@@ -185,9 +186,9 @@ def _with_own_marks(character: str, known: frozenset[str]) -> str:
 
 
 def _in_case(small: str, known: set[str], language: str) -> str:
-    """A letter as an alphabet has it that may hold capitals alone."""
+    """A letter as an alphabet has it that may hold capitals alone, or small Cherokee."""
     capital = "İ" if small == "i" and has_two_is(language) else small.upper()
-    return capital if small not in known and capital in known else small
+    return next((form for form in (small, capital, small.lower()) if form in known), small)
 
 
 def characters_of(alphabet: dict[str, int]) -> set[str]:

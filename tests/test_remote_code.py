@@ -149,7 +149,8 @@ ROOMS = {  # who may import whom
     "modeling": {"artisan", "assembly", "backbone", "base", "configuration", "construction", "hub", "languages", "masks", "weights", "whisper", "wrapping"},
     "wrapping": {"artisan", "assembly"},
     "audio": set(),
-    "text": {"configuration"},
+    "signs": set(),
+    "text": {"configuration", "signs"},
     "processing": {"audio", "backbone", "configuration", "text", "upload"},
     "pipeline": {"audio", "processing", "configuration"},
 }

@@ -29,13 +29,13 @@ from training.loop.text import letters_beside, main_script, said_in, without
     ("the boys' toys", "the boys' toys"),
     ("rock 'n' roll, la 'ndrangheta un po'", "rock 'n' roll la 'ndrangheta un po'"),
     ("mar 'l hemm ta' malajr", "mar 'l hemm ta' malajr"),
-    ("col·lega a · b", "col·lega a b"), ("in·hèrn", "in·hèrn"), ("ήρθε·έφυγε", "ήρθε έφυγε"), ("约翰·史密斯", "约翰 史密斯"), ("He said ''hello'' to me", "he said hello to me"),
-    ("‘he said ‘no’ twice’", "he said no twice"), ("rock ‘n’ roll", "rock 'n' roll"), ("צה״ל צה\"ל ג׳ירפה ג'ירפה ר׳", "צהל צהל ג'ירפה ג'ירפה ר'"), ("׳שלום׳ אמר", "שלום אמר"), ("محمـــد", "محمد"), ("l´eau", "l'eau"),
+    ("col·lega a · b", "col·lega a b"), ("in·hèrn des·har", "in·hèrn des·har"), ("tou·te·s kW·h", "tou te s kw h"), ("ήρθε·έφυγε", "ήρθε έφυγε"), ("约翰·史密斯", "约翰 史密斯"), ("He said ''hello'' to me", "he said hello to me"),
+    ("‘he said ‘no’ twice’", "he said no twice"), ("rock ‘n’ roll", "rock 'n' roll"), ("צה״ל צה\"ל ג׳ירפה ג'ירפה ר׳", "צהל צהל ג'ירפה ג'ירפה ר'"), ("׳שלום׳ אמר", "שלום אמר"), ("׳שלום לכם׳ אמר", "שלום לכם אמר"), ("ἀλλ᾽ ἐγώ", "ἀλλ' ἐγώ"), ("40°26′46″n", "n"), ("محمـــد", "محمد"), ("l´eau", "l'eau"),
     ("oʻzbek o‘zbek oʼzbek o‛zbek oꞌzbek", "o'zbek o'zbek o'zbek o'zbek o'zbek"), ("п′ять", "п'ять"),
     ("ինչո՞ւ եկար, ո՜վ Հա՛յր", "ինչու եկար ով հայր"), ("և եւ", "և եւ"),
     ("هو ۽ مان گهر ۾", "هو ۽ مان گهر ۾"), ("စာအုပ်၌ရှိ၍သွား၏။", "စာအုပ်၌ရှိ၍သွား၏"), ("၎င်း", "၎င်း"), ("二〇二四年", "二〇二四年"),
     ("ทำน้ำ นํ้า", "ทำน้ำ น้ำ"), ("ນ້ຳ ໝາ", "ນ້ຳ ໝາ"), ("saⁿ san kʷ kw tʰa", "saⁿ san kʷ kw tʰa"), ("ⴽⵯ ⴽⵡ", "ⴽⵯ ⴽⵡ"), ("ㅋㅠ 한", "ㅋㅠ 한"),
-    ("दर्‍या दर्या", "दर्‍या दर्या"), ("র‍্যালি র্যালি", "র‍্যালি র্যালি"), ("ශ්‍රී", "ශ්‍රී"), ("क्‍ष a\u200db", "क्ष ab"), ("അവന്\u200d അവൻ", "അവൻ അവൻ"),
+    ("दर्‍या दर्या", "दर्‍या दर्या"), ("র‍্যালি র্যালি", "র‍্যালি র্যালি"), ("ශ්‍රී කර්‍ම", "ශ්‍රී කර්‍ම"), ("ක්‍ෂ ක්ෂ ක්‍", "ක්ෂ ක්ෂ ක්"), ("ຫນ ໜ ຫມ ໝ", "ໜ ໜ ໝ ໝ"), ("क्‍ष a\u200db", "क्ष ab"), ("അവന്\u200d അവൻ", "അവൻ അവൻ"),
     ("ma˥˩ma a˞ ɓa꞉na", "ma˥˩ma a˞ ɓa꞉na"), ("i̇stanbul", "istanbul"), ("li̇̀", "li̇̀"), ("ＡＢ ｶﾞ ｱｰ", "ab ガ アー"), ("م\ufe76ر", "مَر"), ("ᠮᠣᠩ᠊ᠭ", "ᠮᠣᠩᠭ"),
     ("ᏣᎳᎩ ᏣᎳᎩ".lower(), "ᏣᎳᎩ ᏣᎳᎩ"), ("ΛΟΓΟΣ.ΤΟ", "λογος το"), ("ŉ man, 'n vrou", "'n man 'n vrou"),
     ("ﬁne", "fine"),
@@ -56,9 +56,10 @@ def test_canonically_equal_texts_are_one(raw):
     assert len({normalize(unicodedata.normalize(form, raw)) for form in ("NFC", "NFD")}) == 1
 
 
-@pytest.mark.parametrize("code", ["tr", "TR", "tr-TR", "tr_tr", "az_AZ", "zza"])
+@pytest.mark.parametrize("code", ["tr", "TR", "tr-TR", "tr_tr", "az_AZ", "zza", "kk-Latn"])
 def test_turkish_is_lower_cased_by_its_own_rule_however_its_code_is_written(code):
     assert normalize("IŞIK", language=code) == "ışık" and normalize("IŞIK", language="en") == "işik"
+    assert normalize("Intel", language="kk-Cyrl") == "intel"
 
 
 def test_an_alphabet_of_capitals_has_them_as_its_language_does():
@@ -85,6 +86,18 @@ def test_a_normalised_text_is_spelled_as_it_is_by_an_alphabet_of_its_letters(tex
     code = "tr" if "ı" in text else "xx"
     assert spelled(text, {" ", *text}, code, raw=False) == text == spelled(text, {" ", *text}, code)
     assert spelled(unicodedata.normalize("NFD", text), {" ", *text}, code) == text
+
+
+@pytest.mark.parametrize("text, known, written", [
+    ("ᏣᎳᎩ", "ꮳꮃꭹ", "ꮳꮃꭹ"), ("അവന്\u200d", "അവന്", "അവന്"), ("অত্\u200d", "অত্", "অত্"), ("\u09df", "\u09df\u09af\u09bc", "\u09df"), ("ג׳ירפה", "גירפה", "גירפה"),
+    ("צה\"ל", "צהל", "צהל"), ("col•lega", "colega", "collega"), ("ทํา", "ทํา", "ทํา"), ("ทำ", "ทํา", "ทํา"), ("ἀλλ᾽", "ἀλ'", "ἀλλ'"), ("i̇stanbul", "i\u0307stanbul", "i\u0307stanbul"),
+])  # fmt: skip
+def test_an_alphabet_that_knows_others_of_the_signs_for_a_letter_has_its_own(text, known, written):
+    assert spelled(text, {" ", *known}, "xx") == written
+
+
+def test_an_apostrophe_alone_in_what_was_written_down_is_no_quote_and_stays_a_label():
+    assert spelled("a ' b", set("ab' "), raw=False) == "a ' b" and spelled("a ' b", set("ab' ")) == "a b"
 
 
 def test_an_alphabet_with_a_modifier_letter_alone_does_not_make_one_of_every_letter_that_looks_like_it():

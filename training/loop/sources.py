@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.signs_master_asr import is_spoken
-from modeling_master_asr.text_master_asr import has_two_is, normalize
+from modeling_master_asr.text_master_asr import normalize
 from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, repeats, seconds_of
 from training.loop.tables import COLUMNS, TABLES, TORN, pick, read_table
-from training.loop.text import SIGN_IN_A_WORD, WORDS_IN_BRACKETS, letters_beside, letters_of, main_script
+from training.loop.text import doubtful, letters_beside, letters_of, main_script
 
 SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -74,7 +74,7 @@ class Report:
 
     skipped: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # language -> reason -> clips
     noted: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # the same of clips that were kept
-    examples: dict[str, str] = field(default_factory=dict)  # reason -> one clip
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)  # (language, reason) -> one clip
     dropped_characters: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
     unspelled: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # language -> texts that lost what is spoken
     torn: list[str] = field(default_factory=list)  # lines of tables that may be parts of one row
@@ -82,11 +82,11 @@ class Report:
 
     def skip(self, language: str, reason: str, name: str) -> None:
         self.skipped[language][reason] += 1
-        self.examples.setdefault(reason, name)
+        self.examples.setdefault((language, reason), name)
 
     def note(self, language: str, reason: str, name: str) -> None:
         self.noted[language][reason] += 1
-        self.examples.setdefault(reason, name)
+        self.examples.setdefault((language, reason), name)
 
     def lines(self, clips: list[Clip]) -> list[str]:
         """A line a language: hours and clips a split, alphabet; then what was dropped, skipped, noted, and what train shares with test."""
@@ -100,10 +100,7 @@ class Report:
                 of_split = [clip.duration_s for clip in mine if clip.split == split]
                 if of_split:
                     amounts.append(f"{split} {sum(of_split) / 3600:.2f} h in {len(of_split)} clips")
-            letters = letters_of(clip.text for clip in mine)
-            out.append(f"{language}: {', '.join(amounts) or 'nothing'}; alphabet {letters}")
-            if "ı" in letters and not has_two_is(language):
-                out.append(f"    letters ı and i, and a capital I was read as an i: {language!r} is none of the codes that have them as Turkish does. Lower-case the texts yourself")
+            out.append(f"{language}: {', '.join(amounts) or 'nothing'}; alphabet {letters_of(clip.text for clip in mine)}")
             if self.dropped_characters[language]:
                 lost = self.unspelled[language]
                 example = printable(lost[0]) if lost else ""
@@ -111,7 +108,7 @@ class Report:
                 out.append(f"    dropped characters {dict(self.dropped_characters[language].most_common(12))}{spell}")
             for word, counts in (("skipped", self.skipped), ("noted", self.noted)):
                 for reason, count in counts[language].items():
-                    out.append(f"    {word} {count}: {reason} (such as {printable(self.examples[reason])})")
+                    out.append(f"    {word} {count}: {reason} (such as {printable(self.examples[language, reason])})")
             out += [f"    {line}" for line in [*_second_scripts(mine), *_shared(mine)]]
         return out
 
@@ -539,10 +536,8 @@ def _clip(row: Row, language: str, report: Report) -> Clip:
         raise LeftOut("empty transcript", audio)
     if any(map(is_spoken, dropped)):
         report.unspelled[language].append(raw)
-    for reason, pattern in (("a sign in a word, or before its first letter, is a gap: write it as a letter if it is one", SIGN_IN_A_WORD),
-                            ("words in brackets are kept, as if they were said: take them out if they are none", WORDS_IN_BRACKETS)):  # fmt: skip
-        if found := pattern.search(raw):
-            report.note(language, reason, f"{audio}: {found.group()!r}")
+    for reason, example in doubtful(raw, text, language):
+        report.note(language, reason, f"{audio}: {example!r}")
     declared = row.fields["duration_s"]
     duration_s = _seconds(declared)
     if duration_s is None:

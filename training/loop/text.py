@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Optional
 
-from modeling_master_asr.text_master_asr import build_vocab, normalize, spell_sentences, without_pairs
+from modeling_master_asr.signs_master_asr import LETTERS_WHERE_THEY_STAND, in_one_way, stands_inside_words
+from modeling_master_asr.text_master_asr import build_vocab, has_two_is, normalize, spell_sentences, without_pairs
 
 WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together
-WORDS_IN_BRACKETS = re.compile(r"[\[<({]+[^\W\d_][^\[\]<>(){}]*[\])>}]")
-SIGN_IN_A_WORD = re.compile(r"\S*[^\W\d_][!|/=:?*^\"+~@](?=[^\W\d_])\S*|(?<!\S)[!|/=]+[^\W\d_]\S*")  # o:nen, ha?a; !gâi: signs that people type for letters
+WORDS_IN_BRACKETS = re.compile(r"[\[<({【〔][^\[\]<>(){}【】〔〕]*[^\W\d_][^\[\]<>(){}【】〔〕]*[\])>}】〕]")
+SIGN_IN_A_WORD = re.compile(r"\S*[^\W\d_][!|=:?*^\"+~·](?=[^\W\d_])\S*|(?<!\S)[!|/=]+[^\W\d_]\S*")  # o:nen, ha?a; !gâi: signs that people type for letters
 KEPT_TEXT = 200_000  # characters of sentences a language, transcripts first; 900,000 win half a point more (RESULTS.md, Voices), in a config four times as large
 
 
@@ -23,6 +24,18 @@ def script_of(letter: str) -> Optional[str]:
         return None
     name = unicodedata.name(letter, "").partition(" ")[0]
     return None if name in ("", "MODIFIER") else ONE_SCRIPT.get(name, name)
+
+
+def doubtful(raw: str, text: str, language: str) -> Iterator[tuple[str, str]]:
+    """(what is doubtful, an example) of what became of a transcript."""
+    whole = unicodedata.normalize("NFKC", raw)
+    bare = "".join(c for c in LETTERS_WHERE_THEY_STAND.sub("", in_one_way(whole)) if unicodedata.category(c)[0] != "M" and not stands_inside_words(c))
+    if found := SIGN_IN_A_WORD.search(bare):
+        yield "a sign in a word, or before its first letter, is a gap: write it as a letter if it is one", found.group()
+    if found := WORDS_IN_BRACKETS.search(whole):
+        yield "words in brackets are kept, as if they were said: take them out if they are none", found.group()
+    if "ı" in text and "I" in raw and not has_two_is(language):
+        yield f"a capital I became an i beside an ı: {language!r} is no code of a language that has both, as Turkish has", raw
 
 
 def letters_of(texts: Iterable[str]) -> str:
