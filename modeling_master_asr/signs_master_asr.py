@@ -58,8 +58,8 @@ def is_spoken(character: str) -> bool:
 
 
 def in_one_way(text: str, known: frozenset[str] = frozenset()) -> str:
-    """NFC text in which what can be typed in several ways is typed in one; with an alphabet, what is made of `known` characters stays as it is, and
-    what would hold another letter.
+    """NFC text in which what can be typed in several ways is typed in one. With an alphabet's `known` characters: what is made of them stays as it is,
+    and so does what the one way would write with a letter that it lacks.
     """
     def in_one(found: re.Match, kept: str) -> str:
         written = found.expand(kept)
@@ -75,7 +75,7 @@ def in_plain_letters(text: str) -> str:
     """NFC text without characters that only look otherwise: fullwidth and halfwidth forms, ligatures (ﬁ), Arabic forms, styled letters; NFKC in all
     but what has a sound of its own: `WHOLE` letters, and modifier letters (kʷ is not kw, nor saⁿ san).
     """
-    return unicodedata.normalize("NFC", "".join(map(_plain, text)))
+    return text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFC", "".join(map(_plain, text)))
 
 
 def _plain(character: str) -> str:
