@@ -45,7 +45,7 @@ def validation_of(run: dict) -> float:
 
 def whisper_on(code: str) -> dict | None:
     """CER and WER of Whisper as it is on a new language."""
-    runs = [run["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru", "zero_shot_six") if (run := load(name))]
+    runs = [run["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru") if (run := load(name))]
     return next((rates[code] for rates in runs if code in rates), None)
 
 
@@ -535,8 +535,8 @@ def all_tables() -> dict[str, list[str]]:
         "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT),
         "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "pairs": pairs_table(), "refined": refined_table(),
         "new-language": new_language_table("es6"), "methods": methods_table("es6"), "methods-five": methods_table("es"), "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"),
-        "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-cs6": methods_table("cs6"), "methods-ru": methods_table("ru"), "methods-ru6": methods_table("ru6"), "methods-it6": methods_table("it6"), "across": across_table(), "minutes": minutes_table(),
-        "text": text_table("es6"), "text-five": text_table("estext"), "text-cs6": text_table("cs6"), "text-ru6": text_table("ru6"), "text-it6": text_table("it6"), "said": said_table("said_es6"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),
+        "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-cs6": methods_table("cs6"), "methods-ru": methods_table("ru"), "methods-ru6": methods_table("ru6"), "across": across_table(), "minutes": minutes_table(),
+        "text": text_table("es6"), "text-five": text_table("estext"), "text-cs6": text_table("cs6"), "text-ru6": text_table("ru6"), "said": said_table("said_es6"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),
         "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"),
         "tried": tried_table(labels.TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(labels.TRIED_LONG, "1,000"), "precision": precision_table(),
         "voices": voices_table(), "more-voices": more_voices_table(labels.MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_steps_table(),

@@ -122,6 +122,8 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
         lambda: [mean("assembly_best_taught"), mean("full"), mean("assembly_best_taught", with_text=True), mean("assembly_best_taught", "wer", with_text=True)],
     "it reads {:.1f} % on validation and {:.1f} % on test, full tuning {:.1f} % and {:.1f} %":
         lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "cs6")])],
+    "in Russian, likewise, {:.1f} % and {:.1f} %, full tuning {:.1f} % and {:.1f} %":
+        lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "ru6")])],
     "with {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
     "makes {:.1f} % letter errors and {:.0f} % word errors.": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
     "read with {:.1f} % of the letters wrong with its own sentences in mind (Whisper: {:.1f} %), {:.1f} % with Czech jokes beside them, and {:.1f} % after 77 minutes that it wrote down itself (two seeds)": czech,
