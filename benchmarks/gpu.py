@@ -87,9 +87,7 @@ def training() -> dict[str, dict]:
     def stepping(sparsity: float, gamma: int, first_step: int) -> Callable[[], None]:
         model = MasterASRForCTC.from_pretrained(serving.CHECKPOINT).cuda().train()
         model.config.sparsity = sparsity
-        if sparsity == 0:  # as stage 1 trains it: nothing of the masks moves
-            for tensor in (*(layer.specialists for layer in model.master_asr.artisan_layers), *(assembly.mapping for assembly in model.assemblies.values())):
-                tensor.requires_grad_(False)
+        model.freeze_idle_masks()
         turns = Turns(model, alpha=10, beta=5, gamma=gamma, learning_rates=LEARNING_RATES, num_steps=1000)
         counter = iter(range(first_step, 10**9))
 

@@ -168,8 +168,8 @@ def run(accelerator, config: MethodConfig) -> dict:
     facts, before = facts_of_run(model), list(model.languages)
     splits: Splits = load_splits(accelerator, config, [config.language], config.minutes)
     features = Features(processor, config.features_cache)
-    add_language(model, processor, features, splits.training, config)
     splits.training, _ = drop_impossible(splits.training, processor, model)
+    add_language(model, processor, features, splits.training, config)
     clips, _ = read(config, splits={"test"})
     if without := [code for code in (config.language, *before) if code not in having(clips, "test", [config.language, *before])]:
         raise ValueError(f"--data has no test clips of {without}, whose errors the result compares; allowed: of {config.language!r} and each of {before}.")

@@ -30,8 +30,14 @@ from .text_master_asr import spell_sentences
 logger = logging.get_logger(__name__)
 
 
+def frames_needed(labels: torch.Tensor) -> torch.Tensor:
+    """Fewest frames CTC can spell `labels` `(B, L)` in (-100 where padded), `(B,)`: one a label, and a blank between repeats."""
+    is_label = labels >= 0
+    return is_label.sum(-1) + ((labels[:, 1:] == labels[:, :-1]) & is_label[:, 1:]).sum(-1)
+
+
 def nearest_of(losses: dict[str, float]) -> str:
-    """The language that `rank_assemblies` found nearest; where no letter is shared with any, the first, with a warning.
+    """The language that `rank_assemblies` found nearest; where none could be compared, the first, with a warning.
 
     Raises:
         ValueError: of none.
@@ -40,7 +46,7 @@ def nearest_of(losses: dict[str, float]) -> str:
         raise ValueError('init: got "nearest", and no language is loaded; allowed: "random".')
     nearest = min(losses, key=losses.get)
     if losses[nearest] == float("inf"):
-        logger.warning(f"No loaded language shares a letter with the new one, so none is known to be near: it starts from {nearest!r}, the first.")
+        logger.warning(f"No loaded language shares a letter with the new one's clips, as far as their frames can spell their texts, so none is known to be near: it starts from {nearest!r}, the first.")
     return nearest
 
 
@@ -292,7 +298,7 @@ class LanguageMixin:
         self.train(self.training)  # what stood still moves again
 
     def freeze_idle_masks(self) -> None:
-        """M and T stand still where nothing is masked (a sparsity of 0), and they have no say."""
+        """M and T (not a language's own specialists) stand still where nothing is masked (a sparsity of 0), and they have no say."""
         if self.config.sparsity == 0:
             for still in (*(layer.specialists for layer in self.master_asr.artisan_layers), *(assembly.mapping for assembly in self.assemblies.values())):
                 still.requires_grad_(False)
@@ -313,7 +319,7 @@ class LanguageMixin:
             vocab: the new language's `{token: id}`.
 
         Returns:
-            `{language: loss}`; infinite where no letter is shared.
+            `{language: loss}`; infinite where no letter is shared with a clip that can be spelled.
         """
         batches = [self._possible({name: value.to(self.device) for name, value in batch.items() if name != "language"}) for batch in batches]
         was_training = self.training
@@ -328,9 +334,7 @@ class LanguageMixin:
         """The clips of a batch whose frames can spell their labels, one a label and a blank between two of the same."""
         if self.main_input_name not in batch:
             return batch  # `forward` says what it wants
-        labels = batch["labels"]
-        needed = (labels >= 0).sum(-1) + ((labels[:, 1:] >= 0) & (labels[:, 1:] == labels[:, :-1])).sum(-1)
-        kept = self.master_asr.frame_counts(batch[self.main_input_name], batch.get("attention_mask")) >= needed
+        kept = self.master_asr.frame_counts(batch[self.main_input_name], batch.get("attention_mask")) >= frames_needed(batch["labels"])
         return {name: value[kept] for name, value in batch.items()}
 
     def _loss_as(self, language: str, batches: list[dict], vocab: dict[str, int]) -> float:

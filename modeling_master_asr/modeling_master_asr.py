@@ -35,7 +35,7 @@ from .base_master_asr import BaseMixin, StoredMixin
 from .configuration_master_asr import PAD_TOKEN, MasterASRConfig
 from .construction_master_asr import Construction, build_backbone
 from .hub_master_asr import HubMixin
-from .languages_master_asr import LanguageMixin
+from .languages_master_asr import LanguageMixin, frames_needed
 from .masks_master_asr import MaskStore
 from .weights_master_asr import AssembledWeights, Layout
 from .whisper_master_asr import device_of_ctc
@@ -476,12 +476,6 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         if not self.config.ctc_zero_infinity:
             raise ValueError(f"Labels need more frames than there are: {named}. Drop these clips or cut their transcripts.")
         logger.warning(f"Labels need more frames than there are; these clips count as zero loss: {named}.")
-
-
-def frames_needed(labels: torch.Tensor) -> torch.Tensor:
-    """Fewest frames CTC can spell `labels` `(B, L)` in (-100 where padded), `(B,)`: one a label, and a blank between repeats."""
-    is_label = labels >= 0
-    return is_label.sum(-1) + ((labels[:, 1:] == labels[:, :-1]) & is_label[:, 1:]).sum(-1)
 
 
 def _join_logits(pieces: dict[str, torch.Tensor], clips_of: dict[str, list[int]], width: int) -> torch.Tensor:

@@ -40,7 +40,7 @@ ONE_WAY = tuple((re.compile(pattern), kept) for pattern, kept in (
     ("\u0140(?=l)", "l\u00b7"), ("\u013f(?=[Ll])", "L\u00b7"), ("(?<=[lL])[\u2022\u2219\u22c5\u2027](?=[lL])", "\u00b7"),  # Catalan, as fonts and keyboards have it
     ("(?<=[\u05d0-\u05ea])\"(?=[\u05d0-\u05ea])", "\u05f4"),  # צה"ל
     ("\u0e4d([\u0e48-\u0e4b]?)\u0e32", "\\1\u0e33"), ("\u0ecd([\u0ec8-\u0ecb]?)\u0eb2", "\\1\u0eb3"),  # ทํา, นํ้า: ำ in two keys
-    ("\u0eab\u0e99", "\u0edc"), ("\u0eab\u0ea1", "\u0edd"),  # Lao ຫນ, ຫມ
+    ("(?<![\u0ec0-\u0ec4])\u0eab\u0e99", "\u0edc"), ("(?<![\u0ec0-\u0ec4])\u0eab\u0ea1", "\u0edd"),  # Lao ຫນ, ຫມ; but ໂຫນ may be ໂ-ຫ-ນ
     *((f"{letter}\u0d4d\u200d", chillu) for letter, chillu in zip("\u0d23\u0d28\u0d30\u0d32\u0d33\u0d15", "\u0d7a\u0d7b\u0d7c\u0d7d\u0d7e\u0d7f")),  # Malayalam
     ("\u09a4\u09cd\u200d", "\u09ce"),  # Bengali ৎ
 ))  # fmt: skip
@@ -54,7 +54,7 @@ def stands_inside_words(character: str) -> bool:
 
 def is_spoken(character: str) -> bool:
     """Whether a character that is no letter is a word, or part of one, when it is read aloud: digits, `%`, `€`, `+`; not an emoji."""
-    return unicodedata.category(character) in ("Nd", "Nl", "No", "Sc", "Sm") or character in SPOKEN or character == "°"
+    return unicodedata.category(character) in ("Nd", "Nl", "No", "Sc", "Sm") or character in SPOKEN - {"'"} or character == "°"
 
 
 def in_one_way(text: str, known: frozenset[str] = frozenset()) -> str:

@@ -26,9 +26,10 @@ from .signs_master_asr import (
 
 logger = logging.get_logger(__name__)
 
-CATALAN_LL = re.compile("(?<=[lL])\u00b7(?=[lL])")  # col·lega, where an alphabet lacks the dot
-# whose capital of ı is I, and of i is İ: Turkish, Azerbaijani, Crimean Tatar, Gagauz, Kazakh, Ottoman, Talysh, Tatar, Zazaki (not Karakalpak: Í, I)
-TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag", "kk", "kaz", "ota", "tly", "tt", "tat", "zza", "diq", "kiu")
+CATALAN_DOT = re.compile("(?<=[lL])\u00b7(?=[lL])")  # col·lega, where an alphabet lacks the dot
+# whose capital of ı is I, and of i is İ: Turkish, Azerbaijani, Crimean Tatar, Gagauz, Ottoman, Talysh, Zazaki (not Karakalpak: Í, I)
+TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag", "ota", "tly", "zza", "diq", "kiu")
+TWO_IS_IN_LATIN = ("kk", "kaz", "tt", "tat")  # Kazakh and Tatar, which are mostly written in Cyrillic: kk-Latn
 
 
 def lowered(text: str, language: str = "") -> str:
@@ -40,9 +41,9 @@ def lowered(text: str, language: str = "") -> str:
 
 
 def has_two_is(language: str) -> bool:
-    """Whether the language has an i without a dot beside the one with it, and is not said to be in another script (kk-Cyrl)."""
+    """Whether the language has an i without a dot beside the one with it, in the script that its code names."""
     code, *tags = re.split("[-_]", language.lower())
-    return code in TWO_IS and not {"cyrl", "arab"}.intersection(tags)
+    return (code in TWO_IS and not {"cyrl", "arab"}.intersection(tags)) or (code in TWO_IS_IN_LATIN and "latn" in tags)
 
 
 def without_quotes(text: str) -> str:
@@ -142,7 +143,7 @@ def spelled(text: str, known: set[str], language: str = "", raw: bool = True) ->
     for sign in "\u00b4\u1fbd\u1fbf":  # of which NFKC would make a space and a mark
         text = text.replace(sign, "'")
     text = in_one_way(composed(text.replace("|", " "), frozenset(known)), frozenset(known))  # | is the token of a space
-    text = text if "\u00b7" in known else CATALAN_LL.sub("", text)
+    text = text if "\u00b7" in known else CATALAN_DOT.sub("", text)
     for character in without_pairs(text) if raw else text:
         if character not in known and character in APOSTROPHES:
             character = next((mark for mark in APOSTROPHES if mark in known), "" if character == "\u05f3" else "'")

@@ -444,7 +444,7 @@ def test_a_language_whose_letters_nobody_has_says_that_nobody_is_near(warnings):
     model = tiny_model(vocabs={"en": vocab("abc")})
     batch = {"input_values": torch.randn(1, 4000), "labels": torch.tensor([[3, 4]])}
     model.add_language("ru", vocab("гд"), init="nearest", batches=[batch])
-    assert "No loaded language shares a letter with the new one, so none is known to be near: it starts from 'en', the first." in warnings()
+    assert "No loaded language shares a letter with the new one's clips, as far as their frames can spell their texts, so none is known to be near: it starts from 'en', the first." in warnings()
 
 
 def test_the_ranking_is_computed_once_and_what_is_printed_is_used(corpus, base, tmp_path, monkeypatch, capsys):  # noqa: F811

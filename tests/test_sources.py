@@ -539,7 +539,7 @@ def test_the_same_recording_with_the_same_text_is_counted_and_kept(tmp_path):
 
 def test_clips_that_lose_a_digit_or_a_symbol_are_counted(tmp_path):
     record(tmp_path / "a.wav")
-    texts = ["nel 1998 ero qui", "il 5% di €", "io & te", "ciao, \"bello\"! ❤", "l'una", "12"]
+    texts = ["nel 1998 ero qui", "il 5% di €", "io & te", "ciao, \"bello\"! ❤", "'bello' ciao", "l'una ' e", "12"]
     clips, report = read_data([str(manifest_of(tmp_path, *({"audio": "a.wav", "text": text} for text in texts)))], tmp_path / "cache")
     (said,) = (line for line in report.lines(clips) if "dropped characters" in line)
     assert said.endswith("; 3 clips lose a digit or a symbol that is spoken (such as 'nel 1998 ero qui'): spell them as they are said"), said

@@ -291,6 +291,18 @@ def test_an_assembly_is_trained_on_with_further_recordings_whose_letters_it_lack
     assert processor.languages == before.languages and "ж" in processor.vocabs["en"] and processor.tokenizer.target_lang == before.languages[0]
 
 
+def test_an_alphabet_holds_no_letter_of_a_clip_that_is_dropped_before_training(corpus, tmp_path):
+    run_stage_1(corpus, tmp_path / "stage1")
+    lines = (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    spanish = next(json.loads(line) for line in lines if json.loads(line)["language"] == "es" and json.loads(line)["split"] == "train")
+    (corpus / "more.jsonl").write_text("\n".join([*lines, json.dumps({**spanish, "text": "\u0167 " * 400})]), encoding="utf-8")
+    adapt_language.main(["--model", str(tmp_path / "stage1/model"), "--data", str(corpus / "more.jsonl"), "--language", "es", "--preset", "paper",
+                         "--out", str(tmp_path / "es"), "--steps", "2", "--evaluate_every", "2"])  # fmt: skip
+    run = json.loads((tmp_path / "es/run.json").read_text())
+    model = MasterASRForCTC.from_pretrained(tmp_path / "stage1/model", assemblies=[str(tmp_path / "es/assembly")])
+    assert len(run["dropped"]) == 1 and "\u0167" not in model.config.vocab("es") and "a" in model.config.vocab("es")
+
+
 def test_letters_beyond_an_alphabet_are_what_no_token_writes_in_the_case_that_it_has():
     alphabet = {"[PAD]": 0, "[UNK]": 1, "|": 2}
     assert letters_beyond({**alphabet, "ch": 3, "a": 4}, ["cha ca"], "es") == ["c"]

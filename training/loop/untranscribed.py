@@ -102,7 +102,7 @@ def write_down(accelerator, model, processor, features, clips: list[Clip], begun
             if accelerator.is_main_process:
                 with begun.open("a", encoding="utf-8") as file:
                     file.write("\n" + json.dumps([key, read[key]]))  # on a line of its own, also behind one that was cut
-        written += [Written(replace(clip, text=text), edits_of(other, text)[0] / len(text)) for clip, text, other in zip(part, *read[key]) if text and text.strip("' ")]
+        written += [Written(replace(clip, text=text), edits_of(other, text)[0] / len(text)) for clip, text, other in zip(part, *read[key]) if (text or "").strip("' ")]
     return written
 
 
