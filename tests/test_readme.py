@@ -104,42 +104,42 @@ def request(name: str, what: str = "ms") -> float:
 
 
 SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures left out: these
-    "({:.0f} KB to {:.1f} MB with its sentences)": lambda: [kept_with_text("assembly_paper", "estext"), with_all_sentences()],
-    "six languages make {:.0f} % fewer letter errors and {:.0f} % fewer word errors on test": lambda: [fewer("cer"), fewer("wer")],
+    "({:.0f} KB to {:.1f} MB with its sentences, in Latin script)": lambda: [kept_with_text("assembly_paper", "estext"), with_all_sentences()],
+    "gives six languages {:.0f} % fewer character errors (CER) and {:.0f} % fewer word errors (WER) on test": lambda: [fewer("cer"), fewer("wer")],
     "The shipped model, {:.0f} MB": lambda: [(CHECKPOINT / "model.safetensors").stat().st_size / 1e6],
     "With sentences of {:.0f} to {:.0f} KB a language": sentences_of_a_language,
-    "in the mean ({:.1f} % for {:.1f} %)": lambda: [macro("evaluate_text"), whisper("six")["cer"]],
+    "a lower mean CER than Whisper base ({:.1f} % and {:.1f} %)": lambda: [macro("evaluate_text"), whisper("six")["cer"]],
     "takes {:.1f} ms a second of speech on one core": lambda: [load("reading")["settings"][0]["validation"]["ms_a_second"]],
-    "beside the {:.0f} of the encoder": lambda: [request("plain encoder, one language") * load("serving")["clips"] / load("serving")["audio_s"]],
-    "`best` makes {:.1f} % letter errors on test in the mean of its seeds": lambda: [mean("assembly_best")],
+    "the encoder {:.0f} ([how]": lambda: [request("plain encoder, one language") * load("serving")["clips"] / load("serving")["audio_s"]],
+    "Decoded greedily, `best` has {:.1f} % CER": lambda: [mean("assembly_best")],
     "Whisper, which knows Spanish from thousands of hours, {:.1f} %: level": lambda: [whisper("new_languages")["cer"]],
-    "ours trained on [{:.1f} % for {:.1f} %]": lambda: [said_left_out(of) for of in ("greedy", "whisper")],
-    "with its sentences {:.1f} %, and about as many wrong words as Whisper ({:.1f} % for {:.1f} %)":
+    "repeat part of a training sentence [{:.1f} % and {:.1f} %]": lambda: [said_left_out(of) for of in ("greedy", "whisper")],
+    "With its sentences `best` has {:.1f} %, and about Whisper's WER ({:.1f} % and {:.1f} %)":
         lambda: [mean("assembly_best", with_text=True), mean("assembly_best", "wer", with_text=True), whisper("new_languages")["wer"]],
-    "all of these come together: `small`, {:.0f} KB in all, makes {:.1f} % letter errors, as many as `best` with {:.0f} KB, LoRA, with {:.0f} KB, {:.1f} %":
-        lambda: [kept_with_text("assembly_small"), mean("assembly_small", with_text=True), kept_with_text("assembly_best"), kept_with_text("lora_all"), mean("lora_all", with_text=True)],
-    "`best` makes {:.1f} % letter errors greedily, fewer than full tuning ({:.1f} %); with its sentences {:.1f} %, and {:.1f} % of the words wrong":
+    "`small`, {:.0f} KB in all, and `best`, {:.0f} KB, both have {:.1f} % CER; LoRA on the same layers as `best`, {:.0f} KB, {:.1f} %":
+        lambda: [kept_with_text("assembly_small"), kept_with_text("assembly_best"), mean("assembly_small", with_text=True), kept_with_text("lora_all"), mean("lora_all", with_text=True)],
+    "`best` then has {:.1f} % CER greedily, below full tuning ({:.1f} %); with its sentences {:.1f} %, and {:.1f} % WER":
         lambda: [mean("assembly_best_taught"), mean("full"), mean("assembly_best_taught", with_text=True), mean("assembly_best_taught", "wer", with_text=True)],
-    "it reads {:.1f} % on validation and {:.1f} % on test, full tuning {:.1f} % and {:.1f} %":
+    "`best` has {:.1f} % on validation and {:.1f} % on test, full tuning {:.1f} % and {:.1f} %":
         lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "cs6")])],
     "in Russian, likewise, {:.1f} % and {:.1f} %, full tuning {:.1f} % and {:.1f} %":
         lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "ru6")])],
-    "with {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
-    "makes {:.1f} % letter errors and {:.0f} % word errors.": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
-    "read with {:.1f} % of the letters wrong with its own sentences in mind (Whisper: {:.1f} %), {:.1f} % with Czech jokes beside them, and {:.1f} % after 77 minutes that it wrote down itself (two seeds)": czech,
-    "reads {:.2f} points better on test than the dense model and {:.2f} better than one mask for all":
+    "With {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
+    "(the best of its seeds) has {:.1f} % CER and {:.0f} % WER": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
+    "has {:.1f} % CER with its own sentences (Whisper: {:.1f} %), {:.1f} % with Czech jokes beside them, and {:.1f} % after self-training on 77 further minutes as well (two seeds)": czech,
+    "is {:.2f} points better on test than the dense model and {:.2f} better than one mask for all":
         lambda: [pairs_on_test("a specialist each less dense"), pairs_on_test("a specialist each less one mask")],
-    "(mask tuning, {:.0f} KB) reads a new language about as LoRA on all layers does ({:.0f} KB)": lambda: [of_method(name, "es6")[0]["kilobytes"] for name in ("mask", "lora_all")],
-    "reads like one mask ({:.2f} better)": lambda: [pairs_on_test("Master-ASR less one mask")],
-    "{:.1f} points over a head alone on the dense model by validation and {:.1f} on test": lambda: means(ahead("head", best="assembly_paper")),
+    "(mask tuning, {:.0f} KB) serves a new language about as well as LoRA on all layers ({:.0f} KB)": lambda: [of_method(name, "es6")[0]["kilobytes"] for name in ("mask", "lora_all")],
+    "is level with one mask for all ({:.2f} better)": lambda: [pairs_on_test("Master-ASR less one mask")],
+    "gains {:.1f} points on validation and {:.1f} on test over a head alone on the dense model": lambda: means(ahead("head", best="assembly_paper")),
     "on three other bases {:.1f} to {:.1f} points, and {:.1f} to {:.1f} points": lambda: [
         pick(of) for of in zip(*(means(ahead("head", series, "assembly_paper")) for series in ("es", "es4500", "es1500"))) for pick in (min, max)
     ],
-    "It is ahead of `best` by {:.1f} points on validation and {:.1f} on test, and behind `best`, taught, by {:.1f} and {:.1f}":
+    "Full tuning is ahead of `best` by {:.1f} points on validation and {:.1f} on test, and behind `best` with a teacher by {:.1f} and {:.1f}":
         lambda: [*(-points for points in means(ahead("full"))), *means(ahead("full", best="assembly_best_taught"))],
-    "a file of {:.0f} MB, and the other languages read {:.0f} points worse":
+    "a file of {:.0f} MB and costs the other languages {:.0f} points":
         lambda: [of_method("full", "es6")[0]["kilobytes"] * MB_A_KB, statistics.mean(run["old_languages_after"]["macro"]["cer"] - run["old_languages_before"]["macro"]["cer"] for run in of_method("full", "es6"))],
-    "than LoRA of rank 8 on attention ({:.1f} % for {:.1f} %), and on test as many ({:.1f} % for {:.1f} %), with a sixth of the bytes":
+    "LoRA of rank 8 on attention on validation ({:.1f} % and {:.1f} %) and level on test ({:.1f} % and {:.1f} %), with a sixth of the bytes":
         lambda: [statistics.mean(rates_of(run)[split] for run in of_method(name, "es6")) for split in (0, 1) for name in ("assembly_small", "lora")],
     "is {:.1f} points behind `best` on validation and level on test": lambda: means(ahead("lora_all"))[:1],
     "ahead with {} of {} seeds on validation and {} of {} on test": seeds_ahead,

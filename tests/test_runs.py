@@ -522,6 +522,18 @@ def test_validation_and_test_have_their_minutes_too(corpus, tmp_path, capsys):  
     assert len(whole.validation) == len(whole.test) == 4 and "--held_out_minutes" not in capsys.readouterr().out
 
 
+def test_without_a_choice_every_language_that_has_clips_to_train_on_trains_and_the_others_are_named(corpus, tmp_path, capsys):  # noqa: F811
+    lines = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
+    data = corpus / "with_a_third.jsonl"
+    data.write_text("\n".join(map(json.dumps, [*lines, {**lines[0], "language": "sr", "split": "test"}])))
+    config = LoopConfig(out=tmp_path, data=[str(data)], steps=1, evaluate_every=1)
+    splits = load_splits(Accelerator(), config, None, 60.0)
+    assert list(dict.fromkeys(clip.language for clip in splits.training)) == list(dict.fromkeys(line["language"] for line in lines))
+    assert "No clips to train on, so no training, of ['sr']." in capsys.readouterr().out
+    load_splits(Accelerator(), config, ["en"], 60.0)
+    assert "no training, of" not in capsys.readouterr().out  # whoever names some knows
+
+
 def test_a_run_goes_on_where_fewer_devices_are_seen(monkeypatch):
     given = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

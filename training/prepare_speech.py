@@ -211,9 +211,9 @@ def report(language: str, clips: list[dict], skipped: Counter, dropped: Counter)
 
 def next_command(manifest: Path, languages: list[str]) -> str:
     """Stage 1 on the corpus, of a size for a laptop: the script's own defaults are the paper's backbone and 100,000 steps."""
-    of = "" if set(languages) == set(LANGUAGES) else f" --languages {' '.join(languages)}"  # of all but Spanish, unless it is told others
+    chosen = [code for code in LANGUAGES if code != "es"] if set(languages) == set(LANGUAGES) else languages  # Spanish is left to be added
     return (f"accelerate launch training/train_multilingual.py --data {shlex.quote(str(manifest))} --out runs/stage1 --backbone openai/whisper-base "
-            f"--num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000 --gamma 150{of}")  # fmt: skip
+            f"--num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000 --gamma 150 --languages {' '.join(chosen)}")  # fmt: skip
 
 
 def main(argv=None) -> None:

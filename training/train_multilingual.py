@@ -1,7 +1,7 @@
 r"""Stage 1: trains W, M, T and the heads of several languages together.
 
     accelerate launch training/train_multilingual.py --data data/manifest.jsonl --out runs/stage1 --backbone openai/whisper-base \
-        --num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000 --gamma 150
+        --num_specialists 2 --minutes_per_language 25 --steps 3000 --evaluate_every 1000 --gamma 150 --languages en fr it ru cs nl
 
 All settings of the shipped model are in README, "Train your own"; the defaults are the paper's XLSR-53 and 100,000 steps.
 
@@ -51,7 +51,7 @@ class MultilingualConfig(PartsConfig):
     preset: Literal["paper", "small", "best"] = HfArg(default="paper", help="what each language owns")
     backbone: str = HfArg(default="facebook/wav2vec2-large-xlsr-53", help="folder or hub id of a pretrained speech encoder")
     num_layers: Optional[Count] = HfArg(default=None, help="keep only the encoder's first layers")
-    languages: list[str] = HfArg(default_factory=lambda: ["en", "fr", "it", "ru", "cs", "nl"], help="codes, as the data has them")
+    languages: Optional[list[str]] = HfArg(default=None, help="codes, as the data has them; else all that it has clips of to train on")
     minutes_per_language: Positive = HfArg(default=60.0, help="of training audio, at most")
     steps: Count = HfArg(default=100_000, help="updates of the weights")
     evaluate_every: Count = HfArg(default=300, help=EVALUATE_EVERY)
@@ -70,21 +70,20 @@ class MultilingualConfig(PartsConfig):
     )
     artisan_targets: Optional[list[str]] = HfArg(default=None, help="names of the linear layers that get masks; else the attention projections")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.gates == "own" and self.num_specialists != len(self.languages):
-            raise ValueError(f"--gates own: got --num_specialists {self.num_specialists}; allowed: one a language, {len(self.languages)}.")
-
 
 def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
     """The model on its backbone, alphabets from the training texts.
 
     Raises:
         FileNotFoundError: if `--backbone` is no folder that is there, and can be no hub id.
+        ValueError: for `--gates own` without a specialist for each language.
     """
+    languages = list(dict.fromkeys(clip.language for clip in clips))  # in the order of --languages, or of the data
+    if config.gates == "own" and config.num_specialists != len(languages):
+        raise ValueError(f"--gates own: got --num_specialists {config.num_specialists}; allowed: one a language, {len(languages)}.")
     check_there(config.backbone)  # before any hub is asked
     folder = Path(config.backbone).expanduser()
-    vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in config.languages}
+    vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in languages}
     model = MasterASRForCTC.from_backbone(
         str(folder) if folder.is_dir() else config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers,
         artisan_targets=config.artisan_targets, **config.owned(),
@@ -174,7 +173,7 @@ def main(argv=None) -> None:
         features = Features(processor, config.features_cache)
         model, log = train_model(accelerator, config, model, processor, features, splits)
         splits.training = without_broken(splits.training, log)
-        for code in config.languages:
+        for code in model.languages:
             keep_text(accelerator, model, code, splits, config)
         save(accelerator, model, processor, config.out / "model")
         figures = measured(accelerator, model, processor, features, splits)

@@ -30,8 +30,11 @@ def read(config: LoopConfig, minutes: Optional[float] = None, splits: Optional[C
     )  # fmt: skip
 
 
-def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: float) -> Splits:
+def load_splits(accelerator, config: LoopConfig, languages: Optional[list[str]], minutes: float) -> Splits:
     """Clips of `--data`, with the report of what was read and what was left out.
+
+    Args:
+        languages: those that train. None: all that have clips to train on.
 
     Raises:
         ValueError: if a language has no clips to train on, or none to validate with.
@@ -39,8 +42,13 @@ def load_splits(accelerator, config: LoopConfig, languages: list[str], minutes: 
     """
     with accelerator.main_process_first():
         clips, report = read(config, minutes)
-    testable = having(clips, "test", languages)
     accelerator.print("\n".join(report.lines(clips)))
+    if languages is None:
+        there = list(dict.fromkeys(clip.language for clip in clips))
+        languages = having(clips, "train", there)
+        if len(languages) < len(there):
+            accelerator.print(f"No clips to train on, so no training, of {[code for code in there if code not in languages]}.")
+    testable = having(clips, "test", languages)
     if len(testable) < len(languages):
         accelerator.print(f"No test clips of {[code for code in languages if code not in testable]}: there will be no test figures of them.")
     held_out = [select(clips, split, codes, config.held_out_minutes) for split, codes in (("validation", languages), ("test", testable))]
