@@ -30,7 +30,7 @@ from training.loop.record import digests_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "model_cards" / "template.md"
-READING = {True: "Greedy, no language model", False: "Each language read with the sentences that it keeps in mind (character n-grams)"}  # by an evaluation's "greedy"
+READING = {True: "Greedy, no language model", False: "Each language decoded with the character n-gram language model of the sentences that it keeps"}  # by an evaluation's "greedy"
 PICTURE = "language_similarity.png"
 
 
