@@ -26,13 +26,25 @@ def test_a_clip_that_breaks_costs_that_clip_and_another_stands_in(tmp_path):
     collator = Collator(Features(processor), processor, spares=[bad, *good])
     batch = collator([bad, good[1]])
     assert batch["labels"].tolist() == [[3, 4], [3, 4]] and list(collator.broken) == [bad.audio]
-    with pytest.raises(ValueError, match="1 of 1 clips of 'en' cannot be read: ..Cannot decode .*bad.wav"):
+    with pytest.raises(ValueError, match="1 of 1 clips of 'en' cannot be read, such as: ..Cannot decode .*bad.wav"):
         Collator(Features(processor), processor, spares=[bad])([bad])
     spares = [Clip(tmp_path / f"bad{i}.wav", "en", "ba", 0.5, "train") for i in range(24)]
-    with pytest.raises(ValueError, match="11 of 24 clips of 'en' cannot be read: .'.*bad0.wav"):
+    with pytest.raises(ValueError, match="11 of 24 clips of 'en' cannot be read, such as: .'.*bad0.wav"):
         Collator(Features(processor), processor, spares=spares)(spares)
     with pytest.raises(ValueError, match="3 of 4 clips of 'fr' cannot be read"):  # of a small language half, whatever others have
         Collator(Features(processor), processor, spares=[*good * 50, *(replace(clip, language="fr") for clip in spares[:4])])([replace(spares[0], language="fr")])
+
+
+def test_what_stands_in_is_another_clip_each_time_and_no_longer_where_one_is_so_that_a_batch_keeps_to_its_seconds(tmp_path):
+    processor = MasterASRProcessor.from_model(tiny_model())
+    good = [Clip(record(tmp_path / f"{i}.wav", s), "en", "ab", s, "train") for i, s in enumerate((1.5, *[0.5] * 6, 1.0, 1.2))]
+    bad = [Clip(tmp_path / f"bad{i}.wav", "en", "ba", 0.6, "train") for i in range(4)]
+    collator = Collator(Features(processor), processor, spares=[*bad, *good])
+    chosen = [collator._readable(clip, 1.0, step)[0] for step in range(5) for clip in bad]
+    assert {clip.duration_s for clip in chosen} == {0.5} and len(set(chosen)) > 3
+    assert chosen == [collator._readable(clip, 1.0, step)[0] for step in range(5) for clip in bad]  # a run that is resumed hears the same
+    shortest = Collator(Features(processor), processor, spares=[good[0], *good[-2:]])._readable(bad[0], 1.0, 0)[0]
+    assert shortest.duration_s == 1.0
 
 
 def test_texts_that_their_frames_cannot_spell_are_dropped_and_many_of_them_stop_the_run(tmp_path):

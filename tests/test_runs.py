@@ -357,10 +357,14 @@ def test_features_that_cannot_be_kept_cost_no_clip(corpus, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    features = Features(processor, tmp_path)(clip)
+    kept = Features(processor, tmp_path)
+    features = kept(clip)
+    assert np.array_equal(kept(clip), features)
     monkeypatch.undo()
     assert np.array_equal(features, Features(processor)(clip)) and not list(tmp_path.iterdir())
-    assert "Features are not kept: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert capsys.readouterr().out.count(f"Features are not kept in {tmp_path}: [Errno 28] No space left on device") == 1
+    (tmp_path / "file").write_text("no folder")
+    assert np.array_equal(features, Features(processor, tmp_path / "file")(clip))  # nor can it be read: a shared folder that went away
 
 
 def test_too_few_minutes_for_any_clip_are_refused_instead_of_searched_forever(corpus):  # noqa: F811

@@ -9,7 +9,7 @@ import math
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -97,7 +97,7 @@ class Features:
     def __init__(self, processor, cache: Optional[Path] = None):
         self.processor, self.cache = processor, cache
         self._kept: dict[tuple[Path, float, float], np.ndarray] = {}
-        self._bytes_left = MEMORY_BYTES
+        self._bytes_left, self._said = MEMORY_BYTES, False
         self._settings = json.dumps(processor.feature_extractor.to_dict(), sort_keys=True, default=str)
 
     def silence(self) -> np.ndarray:
@@ -130,7 +130,9 @@ class Features:
             try:
                 write_array(path, features)
             except OSError as error:  # a full disk costs time, not the clip
-                tqdm.write(f"Features are not kept: {error}")
+                if not self._said:
+                    tqdm.write(f"Features are not kept in {self.cache}: {error}")
+                self._said = True
         return features
 
     def _compute(self, clip: Clip, speed: float) -> np.ndarray:
@@ -155,10 +157,10 @@ class Features:
 
 
 def read_array(path: Path) -> Optional[np.ndarray]:
-    """What `write_array` wrote, or None if it is not there or not whole."""
+    """What `write_array` wrote, or None if it is not there, not whole, or a shared folder does not hand it over."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:
         return None
@@ -195,8 +197,8 @@ def drop_impossible(clips: list[Clip], processor, model, speed: float = max(SPEE
     there_of = by_language(clips)
     for code, of_language in by_language(dropped).items():
         if len(of_language) > allowed_losses(there := there_of[code]):
-            named = [f"{clip.audio} ({clip.duration_s} s): {clip.text!r}" for clip in of_language]
-            raise ValueError(f"The texts of {len(of_language)} of {len(there)} clips of {code!r} need more frames than there are. Do they belong together? {named}")
+            named = [f"{clip.audio} ({clip.duration_s} s): {clip.text!r}" for clip in of_language[:5]]
+            raise ValueError(f"The texts of {len(of_language)} of {len(there)} clips of {code!r} need more frames than there are. Do they belong together? Such as: {named}")
     return kept, dropped
 
 
@@ -316,7 +318,7 @@ class Collator:
         features, read = [], []
         for clip in clips:
             augment = rng.random() < share
-            clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0)
+            clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0, step)
             read.append(clip)
             if augment and self.hears_mels and self.vtlp and rng.random() < self.vtlp:
                 feature = other_throat(feature, self.processor.feature_extractor.mel_filters, rng)
@@ -330,14 +332,14 @@ class Collator:
         batch["language"] = languages
         return batch
 
-    def _readable(self, clip: Clip, speed: float) -> tuple[Clip, np.ndarray]:
+    def _readable(self, clip: Clip, speed: float, step: int) -> tuple[Clip, np.ndarray]:
         """The clip and its features, or what stands in for it.
 
         Raises:
             ValueError: if too many clips, or all of a language, cannot be read.
         """
-        first_error, spares = None, self.spares.get(clip.language, [])
-        for candidate in [clip, *spares]:
+        first_error = None
+        for candidate in self._candidates(clip, step):
             if candidate.audio in self.broken:
                 continue
             try:
@@ -346,12 +348,27 @@ class Collator:
                 first_error = first_error or error
                 self.broken[candidate.audio] = str(error)
                 tqdm.write(f"Left out: {error}")
-                lost = [self.broken[spare.audio] for spare in spares if spare.audio in self.broken]
-                if spares and len(lost) > allowed_losses(spares):
-                    raise ValueError(f"{len(lost)} of {len(spares)} clips of {clip.language!r} cannot be read: {lost}") from error
+                self.check_losses(clip.language)
         if not self.spares:
             return clip, self.features.silence()
         raise ValueError(f"No clip of {clip.language!r} can be read any more; the first error: {first_error or self.broken[clip.audio]}")
+
+    def _candidates(self, clip: Clip, step: int) -> Iterator[Clip]:
+        """The clip, then its language's spares: in any order those that are no longer, so that a batch stays within its seconds, then the shortest first."""
+        yield clip
+        rng = random.Random(f"{self.seed}-{step}-{clip.audio}")
+        yield from sorted(self.spares.get(clip.language, []), key=lambda spare: (max(spare.duration_s, clip.duration_s), rng.random()))
+
+    def check_losses(self, language: str) -> None:
+        """Checks that a language's training clips can be read, but for a few.
+
+        Raises:
+            ValueError: with the reasons of five, if more than `allowed_losses` cannot.
+        """
+        spares = self.spares.get(language, [])
+        lost = [self.broken[spare.audio] for spare in spares if spare.audio in self.broken]
+        if spares and len(lost) > allowed_losses(spares):
+            raise ValueError(f"{len(lost)} of {len(spares)} clips of {language!r} cannot be read, such as: {lost[:5]}")
 
 
 def without_broken(clips: list[Clip], log: dict) -> list[Clip]:

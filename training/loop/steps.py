@@ -73,6 +73,9 @@ class Run:
             checkpoints.save(self.out, step, parts, self.facts)
         self.saved = step
         self.accelerator.wait_for_everyone()
+        self.collator.broken.update({Path(path): reason for path, reason in self.progress.broken.items()})
+        for language in self.collator.spares:  # of all processes: each of them alone has met a part of what cannot be read
+            self.collator.check_losses(language)
 
     def resume(self) -> int:
         """Restores what `--resume` names, or starts; returns the next step.
@@ -158,11 +161,12 @@ class Run:
         """
         names = gather_object(names)  # gradients are averaged, so every process is here
         self.progress.skipped.append({"step": step, "clips": names})
-        tqdm.write(f"step {step}: gradients are NaN or infinite, skipped. Clips: {names}")
+        if self.accelerator.is_main_process:
+            tqdm.write(f"step {step}: gradients are NaN or infinite, skipped. {len(names)} clips, such as {names[:5]}")
         allowed = allowed_to_skip(self.config.steps)
         if len(self.progress.skipped) > allowed:
             clips = sorted({name for entry in self.progress.skipped for name in entry["clips"]})
-            raise FloatingPointError(f"{len(self.progress.skipped)} steps had gradients that are not finite (allowed: {allowed}). Clips: {clips}.")
+            raise FloatingPointError(f"{len(self.progress.skipped)} steps had gradients that are not finite (allowed: {allowed}). {len(clips)} clips, such as {clips[:5]}.")
 
     def log_losses(self, step: int, losses: list[tuple[str, float]]) -> float:
         """Logs a step's losses, each under its batch's language; returns the mean of the last 20 steps."""
@@ -260,15 +264,20 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
     bar = tqdm(total=config.steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True,
                disable=not accelerator.is_main_process)  # fmt: skip
     STEPS_BEGUN.set()
+
+    def stop_if_asked(step: int) -> None:
+        if step > first_step and (reason := stop.reason()):  # after a step at least, so that --max_minutes end with any number of starts
+            bar.close()
+            run.stop(step, reason)
+
     with StopRequest(accelerator, config.max_minutes) as stop, bar, closing(run.batches(first_step)) as batches:
         for step in range(first_step, config.steps):
             if step and step % config.evaluate_every == 0:
+                stop_if_asked(step)  # an evaluation may last longer than there is time: who goes on begins with it
                 run.evaluate_and_save(step)
             if run.out_of_patience():
                 break
-            if step > first_step and (reason := stop.reason()):  # after a step at least, so that --max_minutes end with any number of starts
-                bar.close()
-                run.stop(step, reason)
+            stop_if_asked(step)
             mean = run.log_losses(step, run.one_step(wrapped, step, batches))
             bar.update()
             bar.set_postfix(loss=f"{mean:.3f}", turn=turns.phase(step))
