@@ -32,6 +32,7 @@ if not torch.cuda.is_available():
 
 SPECIALS = ["[PAD]", "[UNK]", "|"]
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-bert", "wav2vec2-conformer", "whisper")
+FAMILIES_AND_NORMS = [(name, norm) for name in FAMILIES for norm in ("layer", "group") if norm == "layer" or name not in ("whisper", "wav2vec2-bert")]
 
 # For tests that take long in every family: two in every run, the others in `make test-all`.
 TWO_FAMILIES = [pytest.param(name, marks=[] if name in ("wav2vec2", "whisper") else pytest.mark.slow) for name in FAMILIES]
