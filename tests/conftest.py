@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from pathlib import Path
 
 from hub_server import Hub
 
@@ -135,14 +136,18 @@ def processor(model):
     return MasterASRProcessor.from_model(model)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The folder of a tiny model and its processor; for reading alone."""
-    folder = tmp_path_factory.mktemp("saved") / "model"
+def save_tiny_model(folder: Path) -> Path:
+    """The folder, which holds a tiny model and its processor now."""
     model = tiny_model()
     model.save_pretrained(folder)
     MasterASRProcessor.from_model(model).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a tiny model and its processor; for reading alone."""
+    return save_tiny_model(tmp_path_factory.mktemp("saved") / "model")
 
 
 @pytest.fixture
