@@ -13,7 +13,7 @@ import torch
 from conftest import tiny_model
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from benchmarks import fortunes, labels, languages, methods, reading, said, serving, steps, synthetic_voices, tables
+from benchmarks import fortunes, labels, languages, masks, methods, reading, said, serving, steps, synthetic_voices, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import by_name, spell_numbers, transcribe_all
@@ -66,6 +66,11 @@ def test_whoever_serves_starts_from_the_same_encoder_and_every_language_of_ours_
     of_a_language = 4 * backbone.encoder_layers * (4 * backbone.d_model**2 + 2 * backbone.d_model * backbone.encoder_ffn_dim)  # float32 of every layer
     assert len(serving.LANGUAGES) <= kept() / of_a_language < len(serving.LANGUAGES) + 1
     assert torch.equal(anew(features, "it"), anew(features, "it"))
+
+
+def test_what_a_look_at_what_moved_costs_is_taken_inside_a_forward():
+    found = masks.rule(rounds=1)
+    assert 0 < found["ms"] < found["reference_ms"] and 0 < found["ratio"] < 1
 
 
 def run_with(edits: str, seed: int = 0) -> dict:
