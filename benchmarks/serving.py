@@ -13,14 +13,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from tqdm import tqdm
 
-from benchmarks import zero_shot
+from benchmarks import timing, zero_shot
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.audio_master_asr import decode_audio
 from training.loop.record import facts_of_run, write_json
@@ -118,24 +118,18 @@ def whisper(folder: str) -> Served:
 
 
 @torch.inference_mode()
-def timed(candidates: dict[str, Served], clips: list[Clip], rounds: int = ROUNDS) -> dict[str, dict]:
+def timed(candidates: dict[str, Served], clips: list[Clip]) -> dict[str, dict]:
     """`{name: {"ms", "ratio"}}`: the median request, and the median over rounds of a round's time over the plain encoder's."""
-    spent_s: dict[str, list[list[float]]] = {name: [] for name in candidates}
-    for _ in tqdm(range(rounds + 1), desc="rounds"):  # the first one warms up
-        for name, serve in candidates.items():
-            times = []
-            for clip in clips:
-                start = time.process_time()
-                serve(clip)
-                times.append(time.process_time() - start)
-            spent_s[name].append(times)
-    least = [sum(times) for times in spent_s[PLAIN][1:]]
+    asked = {(name, i): partial(serve, clip) for name, serve in candidates.items() for i, clip in enumerate(clips)}
+    spent_s = timing.in_turn(asked, ROUNDS, warm_up=1, clock=time.process_time)
+    rounds = {name: list(zip(*(spent_s[name, i] for i in range(len(clips))))) for name in candidates}  # each of them a time a clip
+    whole_s = {name: [sum(times) for times in every] for name, every in rounds.items()}
     return {
         name: {
-            "ms": round(1000 * statistics.median(t for times in every[1:] for t in times), 1),
-            "ratio": round(statistics.median(sum(times) / floor for times, floor in zip(every[1:], least)), 2),
+            "ms": round(1000 * statistics.median(t for times in every for t in times), 1),
+            "ratio": round(timing.ratio(whole_s[name], whole_s[PLAIN]), 2),
         }
-        for name, every in spent_s.items()
+        for name, every in rounds.items()
     }  # fmt: skip
 
 
