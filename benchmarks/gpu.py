@@ -53,7 +53,7 @@ def requests() -> dict[str, dict]:
     models = {
         serving.PLAIN: serving.plain("cuda"), "preset paper": serving.master_asr("paper", device="cuda"),
         "preset best": serving.master_asr("best", device="cuda"),
-        "preset best, weights made for every request": serving.master_asr("best", keep=False, device="cuda"),
+        "preset best, weights assembled for every request": serving.master_asr("best", keep=False, device="cuda"),
         "PEFT LoRA r = 8, set_adapter": serving.lora("cuda"),
     }  # fmt: skip
 

@@ -64,16 +64,16 @@ STAGE_1_BEFORE = {
 METHODS = {  # benchmarks/results/SERIES_NAME_seedN.json
     "assembly_paper": "**Master-ASR, preset paper**",
     "assembly_small": "**Master-ASR, preset small**",
-    "assembly_small_taught": "**... taught**",
+    "assembly_small_taught": "**... with a teacher**",
     "assembly_best": "**Master-ASR, preset best**",
-    "assembly_best_taught": "**... taught**",
+    "assembly_best_taught": "**... with a teacher**",
     "assembly_best_refined": "... 1,000 steps more on the same minutes",
     "assembly_best_untranscribed": "**... and on recordings without transcripts**",
     "assembly_best_untranscribedtext": "**... written down, and read, with 200,000 letters of fortunes in mind**",
     "head": "head alone, on the dense model",
     "lora": "PEFT LoRA r = 8 on attention alone, on the dense model",
     "lora_all": "PEFT LoRA r = 8 on attention and feed-forward, on the dense model",
-    "lora_all_taught": "... taught",
+    "lora_all_taught": "... with a teacher",
     "lora_all_untranscribedtext": "... and on recordings without transcripts, written down, and read, with 200,000 letters of fortunes in mind",
     "bottleneck": "bottleneck adapters (MMS), on the dense model",
     "mask": "mask tuning (S3-Router), on the dense model",
@@ -185,6 +185,8 @@ SERIES = {
     "it6": ("it, 10 minutes, 1,000 steps, six layers", "it", "steps"),
 }
 ACROSS = {"es6": "es, six layers", "es": "es, five layers", "es4500": "es, five layers, 4,500 steps of stage 1", "ru": "ru, five layers", "cs": "cs, five layers", "cs6": "cs, six layers", "ru6": "ru, six layers", "it6": "it, six layers"}
+# A name in serving.json and gpu.json: what it is called since.
+REQUESTS = {"preset best, weights made for every request": "preset best, weights assembled for every request"}
 MINUTES = (1, 3, 10)
 CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8 on all layers of the dense model", "full": "full tuning of the dense model"}
 VOICES = {"plain": "SpecAugment and speed, as everywhere here", "varied": "half of the clips through other throats (VTLP, 0.82 to 1.22), some of those over a narrow line"}

@@ -143,7 +143,7 @@ def main(argv=None) -> None:
     processor = MasterASRProcessor.from_pretrained(CHECKPOINT)
     models = {
         PLAIN: plain(), "preset paper": master_asr("paper"), "preset best": master_asr("best"),
-        "preset best, weights made for every request": master_asr("best", keep=False),
+        "preset best, weights assembled for every request": master_asr("best", keep=False),
         "PEFT LoRA r = 8, set_adapter": lora(), "PEFT LoRA r = 8, merged into an encoder for each language": lora_merged(),
     }  # fmt: skip
     candidates = {name: greedy(forward, processor) for name, (forward, _) in models.items()}
@@ -155,7 +155,7 @@ def main(argv=None) -> None:
         rows[name]["kept_mb"] = round(kept() / 2**20)
     write_json(args.out, {**facts_of_run(), "clips": len(clips), "audio_s": round(sum(clip.duration_s for clip in clips), 1), "requests": rows})
     for name, row in rows.items():
-        print(f"{name}: {row['ms']:.0f} ms a request, {row['ratio']:.2f} of the plain encoder's")
+        print(f"{name}: {row['ms']:.0f} ms a request, {row['ratio']:.2f} relative to the plain encoder")
 
 
 if __name__ == "__main__":

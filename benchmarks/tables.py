@@ -147,7 +147,7 @@ def text_table(series: str) -> list[str]:
     """Methods of stage 2, greedy and with the sentences of the ten minutes in mind: the same runs, read twice."""
     title, language, _ = labels.SERIES[series]
     lines = [
-        f"| {title} | kept, KB* | of these sentences | greedy: CER, %, validation / test | with its sentences: CER, %, validation / test "
+        f"| {title} | stored, KB* | of these sentences | greedy: CER, %, validation / test | with its sentences: CER, %, validation / test "
         "| CER above best's, same seeds | WER, %, greedy -> with | seeds |", "|---" * 8 + "|",
     ]  # fmt: skip
     best = [run["with_text"] | {"config": run["config"]} for run in of_method("assembly_best", series)]
@@ -166,7 +166,7 @@ def text_table(series: str) -> list[str]:
 
 def new_language_table(series: str) -> list[str]:
     """Methods of stage 2 at a glance, as README has them: the same runs greedily and with the sentences of the ten minutes in mind, and what the other languages are read with then."""
-    columns = ["kept, KB*", "greedy: CER, %, validation / test", "with its sentences: CER, %, validation / test", "WER on test, %, greedy -> with", "seeds", "the other languages, CER, %"]
+    columns = ["stored, KB*", "greedy: CER, %, validation / test", "with its sentences: CER, %, validation / test", "WER on test, %, greedy -> with", "seeds", "other languages' CER while it is active, %"]
     title, language, _ = labels.SERIES[series]
     lines = [f"| {' | '.join([title, *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for _, label, runs in methods_of(series):
@@ -323,7 +323,7 @@ def methods_table(series: str) -> list[str]:
     best = of_method("assembly_best", series)
     compared = bool(difference(best, best))
     step_s = {name: f"{timed['step_s']:.2f}" for name, timed in load(steps)["steps"].items()}
-    columns = ["trainable", "a step, s", "kept, KB*", "validation CER, %", "CER, %", *(["CER above best's, same seeds"] if compared else []), "WER, %", "seeds", "the languages from before, CER, %"]
+    columns = ["trainable", "a step, s", "stored, KB*", "validation CER, %", "CER, %", *(["CER above best's, same seeds"] if compared else []), "WER, %", "seeds", "the languages from before, CER, %"]
     lines = [f"| {' | '.join([title, *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for name, label, runs in methods:
         above = ["" if name == "assembly_best" else difference(runs, best)] if compared else []
@@ -470,14 +470,14 @@ def scale_table() -> list[str]:
 
 
 def serving_table() -> list[str]:
-    rows = [f"| {name} | {row['ms']:,.0f} | {row['ratio']:.2f} |" for name, row in load("serving")["requests"].items()]
-    return ["| a request, seven languages in random order | ms | of the plain encoder's |", "|---|---|---|", *rows]
+    rows = [f"| {labels.REQUESTS.get(name, name)} | {row['ms']:,.0f} | {row['ratio']:.2f} |" for name, row in load("serving")["requests"].items()]
+    return ["| a request, seven languages in random order | ms | relative to the plain encoder |", "|---|---|---|", *rows]
 
 
 def gpu_tables() -> list[str]:
     run = load("gpu")
-    rows = [f"| {name} | {row['ms']:.1f} | {row['ratio']:.2f} |" for name, row in run["requests"].items()]
-    requests = [f"| a request, seven languages in random order, {run['device']} | ms | of the plain encoder's |", "|---|---|---|", *rows]
+    rows = [f"| {labels.REQUESTS.get(name, name)} | {row['ms']:.1f} | {row['ratio']:.2f} |" for name, row in run["requests"].items()]
+    requests = [f"| a request, seven languages in random order, {run['device']} | ms | relative to the plain encoder |", "|---|---|---|", *rows]
     steps = [f"| {name} | {row['ms']:.1f} | {row['ratio']:.2f} |" for name, row in run["training"].items() if isinstance(row, dict)]
     return [*requests, "", f"| a step of stage 1, {run['training']['batch_s']:.0f} s of audio, bf16 | ms | of the dense model's |", "|---|---|---|", *steps]
 
