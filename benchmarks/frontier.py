@@ -9,8 +9,8 @@ import argparse
 
 from matplotlib.figure import Figure
 
-from benchmarks.labels import CURVES, METHODS, MINUTES
-from benchmarks.tables import RESULTS, load, of_method, of_minutes
+from benchmarks.labels import CURVES, MINUTES
+from benchmarks.tables import RESULTS, load, methods_of, of_minutes
 
 FRONTIER, FIVE, CURVE = RESULTS / "frontier.png", RESULTS / "frontier_five.png", RESULTS / "minutes.png"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  # keeps a label readable over lines
@@ -35,22 +35,18 @@ def means(series: str, with_text: bool = False) -> dict[str, tuple[float, float,
         with_text: of those read with the sentences of the ten minutes in mind, which count as kilobytes too.
     """
     found = {}
-    for name in METHODS:
-        runs = of_method(name, series)
-        if runs:
-            rates = [(run["with_text"] if with_text else run)["test"]["macro"]["cer"] for run in runs]
-            text = runs[0]["with_text"]["kilobytes"]["es"] if with_text else 0
-            found[name] = runs[0]["kilobytes"] + text, sum(rates) / len(rates), rates
+    for name, _, runs in methods_of(series):
+        rates = [(run["with_text"] if with_text else run)["test"]["macro"]["cer"] for run in runs]
+        text = runs[0]["with_text"]["kilobytes"]["es"] if with_text else 0
+        found[name] = runs[0]["kilobytes"] + text, sum(rates) / len(rates), rates
     return found
 
 
 def whisper_line(axes, at: float = 0.02, above_pt: float = -13) -> None:
     """What a user has today, without any training; its name begins `at` a share of the axis, so many points above the line."""
-    zero_shot = load("zero_shot_new_languages")
-    if zero_shot:
-        cer = zero_shot["test"]["languages"]["es"]["cer"]
-        axes.axhline(cer, color=TODAY, linewidth=1, linestyle="--", zorder=0)
-        axes.annotate("Whisper itself, zero-shot", (at, cer), xycoords=("axes fraction", "data"), xytext=(0, above_pt), textcoords="offset points", fontsize=9, color=TODAY)
+    cer = load("zero_shot_new_languages")["test"]["languages"]["es"]["cer"]
+    axes.axhline(cer, color=TODAY, linewidth=1, linestyle="--", zorder=0)
+    axes.annotate("Whisper itself, zero-shot", (at, cer), xycoords=("axes fraction", "data"), xytext=(0, above_pt), textcoords="offset points", fontsize=9, color=TODAY)
 
 
 def dress(axes, title: str) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from benchmarks import serving
+from benchmarks import serving, timing
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import select_mask
 from modeling_master_asr.audio_master_asr import decode_audio
@@ -29,22 +27,11 @@ ROUNDS, WARM_UP, SPARSITY = 20, 3, 0.3
 LEARNING_RATES = dict.fromkeys(("W", "M", "T", "head", "specialist", "delta", "scales", "norms"), 1e-4)
 
 
-def in_turn(functions: dict[str, Callable[[], object]]) -> dict[str, dict]:
+def compared(functions: dict[str, Callable[[], object]]) -> dict[str, dict]:
     """`{name: {"ms", "ratio"}}`: the medians, and those of the ratios to the first function's time in the same round."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_ in tqdm(range(ROUNDS + WARM_UP), desc="rounds"):
-        for name, function in functions.items():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            torch.cuda.synchronize()
-            if round_ >= WARM_UP:
-                times[name].append(1000 * (time.perf_counter() - start))
+    times = timing.in_turn(functions, ROUNDS, WARM_UP, wait=torch.cuda.synchronize)
     first = next(iter(times.values()))
-    return {
-        name: {"ms": round(statistics.median(own), 3), "ratio": round(statistics.median(a / b for a, b in zip(own, first)), 2)}
-        for name, own in times.items()
-    }  # fmt: skip
+    return {name: {"ms": round(1000 * statistics.median(own), 3), "ratio": round(timing.ratio(own, first), 2)} for name, own in times.items()}
 
 
 def selection() -> dict[str, dict]:
@@ -53,7 +40,7 @@ def selection() -> dict[str, dict]:
     for size in (512, 1024):
         scores = torch.randn(size, size, device="cuda")
         threshold = scores.flatten().kthvalue(int(SPARSITY * scores.numel())).values
-        result[f"{size} x {size}"] = in_turn({"S > r": lambda s=scores, r=threshold: s > r, "select_mask": lambda s=scores: select_mask(s, SPARSITY)})
+        result[f"{size} x {size}"] = compared({"S > r": lambda s=scores, r=threshold: s > r, "select_mask": lambda s=scores: select_mask(s, SPARSITY)})
     return result
 
 
@@ -66,7 +53,7 @@ def requests() -> dict[str, dict]:
     models = {
         serving.PLAIN: serving.plain("cuda"), "preset paper": serving.master_asr("paper", device="cuda"),
         "preset best": serving.master_asr("best", device="cuda"),
-        "preset best, weights made for every request": serving.master_asr("best", keep=False, device="cuda"),
+        "preset best, weights assembled for every request": serving.master_asr("best", keep=False, device="cuda"),
         "PEFT LoRA r = 8, set_adapter": serving.lora("cuda"),
     }  # fmt: skip
 
@@ -74,7 +61,7 @@ def requests() -> dict[str, dict]:
         for clip, features in zip(clips, read):
             processor.batch_decode(forward(features.cuda(), clip.language).argmax(-1), language="en")
 
-    rows = in_turn({name: lambda f=forward: serve(f) for name, (forward, _) in models.items()})
+    rows = compared({name: lambda f=forward: serve(f) for name, (forward, _) in models.items()})
     return {name: {"ms": round(row["ms"] / len(clips), 2), "ratio": row["ratio"]} for name, row in rows.items()}
 
 
@@ -101,7 +88,7 @@ def training() -> dict[str, dict]:
 
         return step
 
-    rows = in_turn({"dense": stepping(0.0, 0, 0), "Master-ASR, W's turn": stepping(SPARSITY, 150, 0), "Master-ASR, M's turn": stepping(SPARSITY, 150, 150)})
+    rows = compared({"dense": stepping(0.0, 0, 0), "Master-ASR, W's turn": stepping(SPARSITY, 150, 0), "Master-ASR, M's turn": stepping(SPARSITY, 150, 150)})
     return {"batch_s": round(sum(clip.duration_s for clip in clips), 1), "clips": len(clips), **rows}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+WHISPER = "Whisper-base as it is, zero-shot, its decoder, timestamps on"
 LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
 STAGE_1 = {  # 3,000 steps
     "stage1_dense_3000_six": "six layers: one shared dense model",
@@ -63,16 +64,16 @@ STAGE_1_BEFORE = {
 METHODS = {  # benchmarks/results/SERIES_NAME_seedN.json
     "assembly_paper": "**Master-ASR, preset paper**",
     "assembly_small": "**Master-ASR, preset small**",
-    "assembly_small_taught": "**... taught**",
+    "assembly_small_taught": "**... with a teacher**",
     "assembly_best": "**Master-ASR, preset best**",
-    "assembly_best_taught": "**... taught**",
+    "assembly_best_taught": "**... with a teacher**",
     "assembly_best_refined": "... 1,000 steps more on the same minutes",
     "assembly_best_untranscribed": "**... and on recordings without transcripts**",
     "assembly_best_untranscribedtext": "**... written down, and read, with 200,000 letters of fortunes in mind**",
     "head": "head alone, on the dense model",
     "lora": "PEFT LoRA r = 8 on attention alone, on the dense model",
     "lora_all": "PEFT LoRA r = 8 on attention and feed-forward, on the dense model",
-    "lora_all_taught": "... taught",
+    "lora_all_taught": "... with a teacher",
     "lora_all_untranscribedtext": "... and on recordings without transcripts, written down, and read, with 200,000 letters of fortunes in mind",
     "bottleneck": "bottleneck adapters (MMS), on the dense model",
     "mask": "mask tuning (S3-Router), on the dense model",
@@ -155,7 +156,7 @@ SHIPPED = {  # name -> (file of test, file of validation), or the file of a run 
 OTHER_VOICES = {  # of the same recipe on a corpus without them
     "the shipped model, greedy": "voices_unheard_others",
     "**the shipped model, each language with the sentences it trained on in mind**": "voices_unheardtext_others",
-    "Whisper-base as it is, zero-shot, its decoder, timestamps on": "zero_shot_voices",
+    WHISPER: "zero_shot_voices",
 }
 SHIPPED_BEFORE = {
     "five layers, greedy": ("evaluate_five", "evaluate_five_validation"),
@@ -168,9 +169,24 @@ SENTENCES = {
     "both": "its own and those",
 }  # fmt: skip
 FEW = {"best_1min": "preset best, 1 minute, 500 steps", "best_3min": "preset best, 3 minutes, 500 steps", "best": "preset best, 10 minutes, 1,000 steps", "small": "preset small, 10 minutes, 1,000 steps"}
-# A series of runs: new language, and what the table says of it. "es1500" is on stage 1 of 1,500 steps, as all that follows from it.
-SERIES = {"es6": "es, 10 minutes, 1,000 steps", "es": "es, 10 minutes, 1,000 steps, five layers", "es2000": "es, 10 minutes, 2,000 steps", "es1500": "es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "es4500": "es, 10 minutes, 1,000 steps, on stage 1 of 4,500 steps", "cs": "cs, 10 minutes, 1,000 steps", "cs6": "cs, 10 minutes, 1,000 steps, six layers", "ru": "ru, 10 minutes, 1,000 steps", "ru6": "ru, 10 minutes, 1,000 steps, six layers", "it6": "it, 10 minutes, 1,000 steps, six layers"}
+# A series of runs: what the table says of it, its new language, and the file with the time of a step on as many layers.
+# "es1500" is on stage 1 of 1,500 steps, as all that follows from it; "estext" are those of "es" that were read with sentences too.
+SERIES = {
+    "es6": ("es, 10 minutes, 1,000 steps", "es", "steps"),
+    "es": ("es, 10 minutes, 1,000 steps, five layers", "es", "steps_five"),
+    "estext": ("es, 10 minutes, 1,000 steps, five layers", "es", "steps_five"),
+    "es2000": ("es, 10 minutes, 2,000 steps", "es", "steps_five"),
+    "es1500": ("es, 10 minutes, 1,000 steps, on stage 1 of 1,500 steps", "es", "steps_five"),
+    "es4500": ("es, 10 minutes, 1,000 steps, on stage 1 of 4,500 steps", "es", "steps_five"),
+    "cs": ("cs, 10 minutes, 1,000 steps", "cs", "steps_five"),
+    "cs6": ("cs, 10 minutes, 1,000 steps, six layers", "cs", "steps"),
+    "ru": ("ru, 10 minutes, 1,000 steps", "ru", "steps_five"),
+    "ru6": ("ru, 10 minutes, 1,000 steps, six layers", "ru", "steps"),
+    "it6": ("it, 10 minutes, 1,000 steps, six layers", "it", "steps"),
+}
 ACROSS = {"es6": "es, six layers", "es": "es, five layers", "es4500": "es, five layers, 4,500 steps of stage 1", "ru": "ru, five layers", "cs": "cs, five layers", "cs6": "cs, six layers", "ru6": "ru, six layers", "it6": "it, six layers"}
+# A name in serving.json and gpu.json: what it is called since.
+REQUESTS = {"preset best, weights made for every request": "preset best, weights assembled for every request"}
 MINUTES = (1, 3, 10)
 CURVES = {"assembly_best": "Master-ASR, preset best", "lora_all": "LoRA r = 8 on all layers of the dense model", "full": "full tuning of the dense model"}
 VOICES = {"plain": "SpecAugment and speed, as everywhere here", "varied": "half of the clips through other throats (VTLP, 0.82 to 1.22), some of those over a narrow line"}

@@ -12,6 +12,7 @@ import time
 import torch
 from transformers import WhisperConfig
 
+from benchmarks import timing
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC
 from modeling_master_asr.artisan_master_asr import mask_weight, open_gates, select_mask, specialist_scores
 from training.loop.record import facts_of_run, write_json
@@ -24,19 +25,9 @@ def interleaved(one, other, rounds: int = 30) -> dict:
 
     In processor time: on a busy machine the longer function waits more often, which would flatter the shorter one.
     """
-    for _ in range(3):
-        one(), other()
-    times = {"one": [], "other": []}
-    for _ in range(rounds):
-        for name, function in (("one", one), ("other", other)):
-            start = time.process_time()
-            function()
-            times[name].append(1000 * (time.process_time() - start))
-    ratios = [a / b for a, b in zip(times["one"], times["other"])]
-    return {
-        "ms": round(statistics.median(times["one"]), 3), "reference_ms": round(statistics.median(times["other"]), 3),
-        "ratio": round(statistics.median(ratios), 3),
-    }  # fmt: skip
+    times = timing.in_turn({"one": one, "other": other}, rounds, warm_up=3, clock=time.process_time)
+    ms, reference_ms = (round(1000 * statistics.median(of), 3) for of in times.values())
+    return {"ms": ms, "reference_ms": reference_ms, "ratio": round(timing.ratio(times["one"], times["other"]), 3)}
 
 
 def mask_selection() -> dict:
@@ -70,9 +61,9 @@ def rule(rounds: int = 100) -> dict:
     features = torch.randn(1, 80, 100)
     look, spent_s = model.master_asr.assembled, []
 
-    def timed(language: str):
+    def timed(*args):
         start = time.process_time()
-        assembled = look(language)
+        assembled = look(*args)
         spent_s.append(time.process_time() - start)
         return assembled
 

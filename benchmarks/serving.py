@@ -13,14 +13,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from tqdm import tqdm
 
-from benchmarks import zero_shot
+from benchmarks import timing, zero_shot
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.audio_master_asr import decode_audio
 from training.loop.record import facts_of_run, write_json
@@ -118,24 +118,18 @@ def whisper(folder: str) -> Served:
 
 
 @torch.inference_mode()
-def timed(candidates: dict[str, Served], clips: list[Clip], rounds: int = ROUNDS) -> dict[str, dict]:
+def timed(candidates: dict[str, Served], clips: list[Clip]) -> dict[str, dict]:
     """`{name: {"ms", "ratio"}}`: the median request, and the median over rounds of a round's time over the plain encoder's."""
-    spent_s: dict[str, list[list[float]]] = {name: [] for name in candidates}
-    for _ in tqdm(range(rounds + 1), desc="rounds"):  # the first one warms up
-        for name, serve in candidates.items():
-            times = []
-            for clip in clips:
-                start = time.process_time()
-                serve(clip)
-                times.append(time.process_time() - start)
-            spent_s[name].append(times)
-    least = [sum(times) for times in spent_s[PLAIN][1:]]
+    asked = {(name, i): partial(serve, clip) for name, serve in candidates.items() for i, clip in enumerate(clips)}
+    spent_s = timing.in_turn(asked, ROUNDS, warm_up=1, clock=time.process_time)
+    rounds = {name: list(zip(*(spent_s[name, i] for i in range(len(clips))))) for name in candidates}  # each of them a time a clip
+    whole_s = {name: [sum(times) for times in every] for name, every in rounds.items()}
     return {
         name: {
-            "ms": round(1000 * statistics.median(t for times in every[1:] for t in times), 1),
-            "ratio": round(statistics.median(sum(times) / floor for times, floor in zip(every[1:], least)), 2),
+            "ms": round(1000 * statistics.median(t for times in every for t in times), 1),
+            "ratio": round(timing.ratio(whole_s[name], whole_s[PLAIN]), 2),
         }
-        for name, every in spent_s.items()
+        for name, every in rounds.items()
     }  # fmt: skip
 
 
@@ -149,7 +143,7 @@ def main(argv=None) -> None:
     processor = MasterASRProcessor.from_pretrained(CHECKPOINT)
     models = {
         PLAIN: plain(), "preset paper": master_asr("paper"), "preset best": master_asr("best"),
-        "preset best, weights made for every request": master_asr("best", keep=False),
+        "preset best, weights assembled for every request": master_asr("best", keep=False),
         "PEFT LoRA r = 8, set_adapter": lora(), "PEFT LoRA r = 8, merged into an encoder for each language": lora_merged(),
     }  # fmt: skip
     candidates = {name: greedy(forward, processor) for name, (forward, _) in models.items()}
@@ -161,7 +155,7 @@ def main(argv=None) -> None:
         rows[name]["kept_mb"] = round(kept() / 2**20)
     write_json(args.out, {**facts_of_run(), "clips": len(clips), "audio_s": round(sum(clip.duration_s for clip in clips), 1), "requests": rows})
     for name, row in rows.items():
-        print(f"{name}: {row['ms']:.0f} ms a request, {row['ratio']:.2f} of the plain encoder's")
+        print(f"{name}: {row['ms']:.0f} ms a request, {row['ratio']:.2f} relative to the plain encoder")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
-import time
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from benchmarks import timing
 from benchmarks.methods import add_bottlenecks, train_mask
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC
 from modeling_master_asr.configuration_master_asr import PRESETS
@@ -138,16 +139,18 @@ def main(argv=None) -> None:
     torch.manual_seed(0)
     steps = candidates()
     features, labels = torch.randn(CLIPS, 80, FRAMES), torch.randint(3, VOCAB, (CLIPS, LABELS))
-    windows = {name: [] for name in steps}
-    for window in range(WINDOWS + 1):  # the first one warms up
-        for name, step in steps.items():
-            start = time.perf_counter()
-            for number in range(BETA * window, BETA * (window + 1)):
-                step(number, features, labels)
-            windows[name].append((time.perf_counter() - start) / BETA)
-    windows = {name: times[1:] for name, times in windows.items()}
-    base = windows[BASE]
-    rows = {n: {"step_s": statistics.median(t), "ratio": statistics.median(b / a for a, b in zip(base, t))} for n, t in windows.items()}
+
+    def window_of(step):
+        numbers = itertools.count()
+
+        def window() -> None:
+            for _ in range(BETA):
+                step(next(numbers), features, labels)
+
+        return window
+
+    windows = timing.in_turn({name: window_of(step) for name, step in steps.items()}, WINDOWS, warm_up=1)
+    rows = {name: {"step_s": statistics.median(times) / BETA, "ratio": timing.ratio(times, windows[BASE])} for name, times in windows.items()}
     write_json(args.out, {**facts_of_run(), "steps": rows})
     for name, row in rows.items():
         print(f"{name}: {row['step_s']:.3f} s a step, {row['ratio']:.3f} of LoRA's")

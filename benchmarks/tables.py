@@ -33,9 +33,13 @@ LAST_STEP = "†"  # behind a figure of validation that is of another kind than 
 CODE = {"trainer"}  # what stands between these is a test's
 
 
-def load(name: str) -> dict | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def load(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def load_if_there(name: str) -> dict | None:
+    """Of a seed or a variant that not every row of a table has."""
+    return load(name) if (RESULTS / f"{name}.json").exists() else None
 
 
 def validation_of(run: dict) -> float:
@@ -45,7 +49,7 @@ def validation_of(run: dict) -> float:
 
 def whisper_on(code: str) -> dict | None:
     """CER and WER of Whisper as it is on a new language."""
-    runs = [run["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru") if (run := load(name))]
+    runs = [load(name)["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru")]
     return next((rates[code] for rates in runs if code in rates), None)
 
 
@@ -66,7 +70,7 @@ def rates_of(run: dict) -> tuple[float, float]:
 
 def with_seeds(name: str) -> list[str]:
     """Names of the files of a run of stage 1: NAME.json of seed 0, and NAME_seed1.json, ... of others that have ended."""
-    return [path.stem for path in (RESULTS / f"{name}.json", *sorted(RESULTS.glob(f"{name}_seed*.json"))) if path.exists()]
+    return [name, *(path.stem for path in sorted(RESULTS.glob(f"{name}_seed*.json")))]
 
 
 def stage_1_table(chosen: dict[str, str]) -> list[str]:
@@ -74,16 +78,18 @@ def stage_1_table(chosen: dict[str, str]) -> list[str]:
     lines = [f"| test CER, % | {' | '.join(labels.LANGUAGES)} | macro | macro, validation | mask bits that differ | seeds |", "|---" * 11 + "|"]
     for name, label in chosen.items():
         runs = [load(file) for file in with_seeds(name)]
-        if runs:
-            rates = [f"{statistics.mean(run['test']['languages'][code]['cer'] for run in runs):.1f}" for code in labels.LANGUAGES]
-            macro, validation = spread([run["test"]["macro"]["cer"] for run in runs]), spread([validation_of(run) for run in runs])
-            differ = statistics.mean(run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0) for run in runs)
-            lines.append(f"| {label} | {' | '.join(rates)} | {macro} | {validation} | {100 * differ:.1f} % | {len(runs)} |")
-    zero_shot = load("zero_shot")
-    if zero_shot and chosen is labels.STAGE_1_BEFORE:
-        rates = [zero_shot["test"]["languages"][code]["cer"] for code in labels.LANGUAGES]
-        lines.append(f"| stock Whisper-base, zero-shot, with its decoder, timestamps off | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | | |")
+        rates = [f"{statistics.mean(run['test']['languages'][code]['cer'] for run in runs):.1f}" for code in labels.LANGUAGES]
+        macro, validation = spread([run["test"]["macro"]["cer"] for run in runs]), spread([validation_of(run) for run in runs])
+        differ = statistics.mean(run["mapping"].get("share_of_mask_bits_in_which_languages_differ", 0) for run in runs)
+        lines.append(f"| {label} | {' | '.join(rates)} | {macro} | {validation} | {100 * differ:.1f} % | {len(runs)} |")
     return lines
+
+
+def stock_row() -> str:
+    """Whisper without timestamps, as a line of `stage_1_table`."""
+    languages = load("zero_shot")["test"]["languages"]
+    rates = [languages[code]["cer"] for code in labels.LANGUAGES]
+    return f"| stock Whisper-base, zero-shot, with its decoder, timestamps off | {' | '.join(f'{rate:.1f}' for rate in rates)} | {statistics.mean(rates):.1f} | | | |"
 
 
 def refined_table() -> list[str]:
@@ -91,8 +97,6 @@ def refined_table() -> list[str]:
     shipped = [load(f"evaluate_five{of}") for of in ("_validation", "")]
     dense = load("stage1_dense_7500")
     refined = {code: load(f"refined_{code}") for code in labels.LANGUAGES}
-    if not (all(shipped) and dense and all(refined.values())):
-        return []
     lines = {
         "five layers, preset paper: 3,000 steps": [[run["languages"][code]["cer"] for code in labels.LANGUAGES] for run in shipped],
         "... each language given what preset best owns: 750 steps more a language": [[refined[code][of]["macro"]["cer"] for code in labels.LANGUAGES] for of in ("validation", "test")],
@@ -107,9 +111,11 @@ def refined_table() -> list[str]:
 
 def other_voices(name: str | None) -> str:
     """CER / WER on the eleven Czech voices that nobody heard; "" where nothing was measured."""
-    run = load(name) if name else None
-    rates = (run.get("test") or run)["languages"]["cs"] if run else None
-    return f"{rates['cer']:.1f} / {rates['wer']:.0f}" if rates else ""
+    if name is None:
+        return ""
+    run = load(name)
+    rates = (run.get("test") or run)["languages"]["cs"]
+    return f"{rates['cer']:.1f} / {rates['wer']:.0f}"
 
 
 def shipped_table(chosen: dict[str, tuple[str, str] | str], others: dict[str, str] | None = None) -> list[str]:
@@ -119,7 +125,6 @@ def shipped_table(chosen: dict[str, tuple[str, str] | str], others: dict[str, st
         chosen: by label, the evaluations of test and of validation, or a run of stage 1 that read both with its sentences in mind.
         others: by label, the evaluation on other voices; None: no such column.
     """
-    whisper = "Whisper-base as it is, zero-shot, its decoder, timestamps on"
     column = "" if others is None else " cs, other voices† |"
     lines = [f"| test CER / WER, % | {' | '.join(labels.LANGUAGES)} | macro | macro, validation |{column}", "|---" * (len(labels.LANGUAGES) + 3 + (others is not None)) + "|"]
 
@@ -131,63 +136,53 @@ def shipped_table(chosen: dict[str, tuple[str, str] | str], others: dict[str, st
 
     for label, files in chosen.items():
         if isinstance(files, str):
-            run = load(files)
-            test, validation = (run["with_text"]["test"], run["with_text"]["validation"]) if run else (None, None)
+            test, validation = (load(files)["with_text"][split] for split in ("test", "validation"))
         else:
             test, validation = map(load, files)
-        if test and validation:
-            lines.append(row(label, test["languages"], " / ".join(f"{validation['macro'][kind]:.1f}" for kind in ("cer", "wer"))))
-    zero_shot = load("zero_shot_six")
-    if zero_shot:
-        lines.append(row(whisper, zero_shot["test"]["languages"], ""))
-    return lines
+        lines.append(row(label, test["languages"], " / ".join(f"{validation['macro'][kind]:.1f}" for kind in ("cer", "wer"))))
+    return [*lines, row(labels.WHISPER, load("zero_shot_six")["test"]["languages"], "")]
 
 
 def text_table(series: str) -> list[str]:
     """Methods of stage 2, greedy and with the sentences of the ten minutes in mind: the same runs, read twice."""
+    title, language, _ = labels.SERIES[series]
     lines = [
-        f"| {labels.SERIES[series.replace('text', '')]} | kept, KB* | of these sentences | greedy: CER, %, validation / test | with its sentences: CER, %, validation / test "
+        f"| {title} | stored, KB* | of these sentences | greedy: CER, %, validation / test | with its sentences: CER, %, validation / test "
         "| CER above best's, same seeds | WER, %, greedy -> with | seeds |", "|---" * 8 + "|",
     ]  # fmt: skip
     best = [run["with_text"] | {"config": run["config"]} for run in of_method("assembly_best", series)]
-    for name, label in labels.METHODS.items():
-        runs = of_method(name, series)
-        if runs:
-            read = [run["with_text"] | {"config": run["config"]} for run in runs]
-            kilobytes = statistics.mean(run["with_text"]["kilobytes"][series[:2]] for run in runs)
-            rates = [" / ".join(spread([run[split]["macro"]["cer"] for run in of]) for split in ("validation", "test")) for of in (runs, read)]
-            wer = " -> ".join(spread([run["test"]["macro"]["wer"] for run in of]) for of in (runs, read))
-            above = "" if name == "assembly_best" else difference(read, best)
-            lines.append(f"| {label} | {runs[0]['kilobytes'] + kilobytes:,.0f} | {kilobytes:.0f} | {rates[0]} | {rates[1]} | {above} | {wer} | {len(runs)} |")
-    rate = whisper_on(series[:2])
+    for name, label, runs in methods_of(series):
+        read = [run["with_text"] | {"config": run["config"]} for run in runs]
+        kilobytes = statistics.mean(run["with_text"]["kilobytes"][language] for run in runs)
+        rates = [" / ".join(spread([run[split]["macro"]["cer"] for run in of]) for split in ("validation", "test")) for of in (runs, read)]
+        wer = " -> ".join(spread([run["test"]["macro"]["wer"] for run in of]) for of in (runs, read))
+        above = "" if name == "assembly_best" else difference(read, best)
+        lines.append(f"| {label} | {runs[0]['kilobytes'] + kilobytes:,.0f} | {kilobytes:.0f} | {rates[0]} | {rates[1]} | {above} | {wer} | {len(runs)} |")
+    rate = whisper_on(language)
     if rate:
-        lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | 0 | {rate['cer']:.1f} on test | | {whisper_beside(series[:2], best)} | {rate['wer']:.1f} | |")
+        lines.append(f"| {labels.WHISPER} | 0 | 0 | {rate['cer']:.1f} on test | | {whisper_beside(language, best)} | {rate['wer']:.1f} | |")
     return lines
 
 
 def new_language_table(series: str) -> list[str]:
     """Methods of stage 2 at a glance, as README has them: the same runs greedily and with the sentences of the ten minutes in mind, and what the other languages are read with then."""
-    columns = ["kept, KB*", "greedy: CER, %, validation / test", "with its sentences: CER, %, validation / test", "WER on test, %, greedy -> with", "seeds", "the other languages, CER, %"]
-    lines = [f"| {' | '.join([labels.SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
-    for name, label in labels.METHODS.items():
-        runs = of_method(name, series)
-        if runs:
-            rates = [" / ".join(spread([of(run)[split]["macro"]["cer"] for run in runs]) for split in ("validation", "test")) for of in (dict, itemgetter("with_text"))]
-            wer = " -> ".join(spread([of(run)["test"]["macro"]["wer"] for run in runs]) for of in (dict, itemgetter("with_text")))
-            lines.append(f"| {label} | {runs[0]['kilobytes']:,.0f} | {rates[0]} | {rates[1]} | {wer} | {len(runs)} | {fate_of_others(runs)} |")
-    rate = whisper_on(series[:2])
+    columns = ["stored, KB*", "greedy: CER, %, validation / test", "with its sentences: CER, %, validation / test", "WER on test, %, greedy -> with", "seeds", "other languages' CER while it is active, %"]
+    title, language, _ = labels.SERIES[series]
+    lines = [f"| {' | '.join([title, *columns])} |", "|---" * (len(columns) + 1) + "|"]
+    for _, label, runs in methods_of(series):
+        rates = [" / ".join(spread([of(run)[split]["macro"]["cer"] for run in runs]) for split in ("validation", "test")) for of in (dict, itemgetter("with_text"))]
+        wer = " -> ".join(spread([of(run)["test"]["macro"]["wer"] for run in runs]) for of in (dict, itemgetter("with_text")))
+        lines.append(f"| {label} | {runs[0]['kilobytes']:,.0f} | {rates[0]} | {rates[1]} | {wer} | {len(runs)} | {fate_of_others(runs)} |")
+    rate = whisper_on(language)
     if rate:
-        lines.append(f"| Whisper-base as it is, zero-shot, its decoder, timestamps on | 0 | {rate['cer']:.1f} on test | | {rate['wer']:.1f} | | as they are |")
+        lines.append(f"| {labels.WHISPER} | 0 | {rate['cer']:.1f} on test | | {rate['wer']:.1f} | | as they are |")
     return lines
 
 
 def said_table(name: str) -> list[str]:
     """CER on test with and without the clips of which a sentence of the training minutes says three words or more (`benchmarks.said`)."""
-    run = load(name)
-    if not run:
-        return []
     lines = ["| test CER, %, all clips -> without those that are said in training | clips left out | greedy | with its sentences | Whisper on the same clips | seeds |", "|---" * 6 + "|"]
-    for method, of in run["methods"].items():
+    for method, of in load(name)["methods"].items():
         cells = [" -> ".join(spread([seed[read][which] for seed in of], digits=2) for which in ("all", "others")) for read in ("greedy", "with_text", "whisper")]
         lines.append(f"| {' | '.join([labels.METHODS[method], ', '.join(str(seed['said']) for seed in of), *cells, str(len(of))])} |")
     return lines
@@ -195,13 +190,11 @@ def said_table(name: str) -> list[str]:
 
 def sentences_table() -> list[str]:
     """CER on validation and test by the sentences that a language is read with."""
-    run = load("reading")
-    if not run:
-        return []
     codes = [*labels.LANGUAGES, "es"]
+    sentences = load("reading")["sentences"]
     lines = [f"| CER, %, validation / test | {' | '.join(codes)} |", "|---" * (len(codes) + 1) + "|"]
     for name, label in labels.SENTENCES.items():
-        found = run["sentences"][name]
+        found = sentences[name]
         cells = [
             " / ".join(f"{found[split]['languages'][code]['cer']:.1f}" for split in ("validation", "test")) if code in found["test"]["languages"] else ""
             for code in codes
@@ -217,22 +210,21 @@ def few_table() -> list[str]:
     for name, label in labels.FEW.items():
         run = load(f"estext_assembly_{name}_seed0")
         both = [load(f"fortunes_es_{name}{of}") for of in ("_validation", "")] if name != "best" else [reading["sentences"]["both"][of] for of in ("validation", "test")]
-        if run and all(both):
-            read = [[of[split]["macro"] for split in ("validation", "test")] for of in (run, run["with_text"])] + [[of["languages"]["es"] for of in both]]
-            cells = [f"{validation['cer']:.1f} / {test['cer']:.1f} ({test['wer']:.0f})" for validation, test in read]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
+        read = [[of[split]["macro"] for split in ("validation", "test")] for of in (run, run["with_text"])] + [[of["languages"]["es"] for of in both]]
+        cells = [f"{validation['cer']:.1f} / {test['cer']:.1f} ({test['wer']:.0f})" for validation, test in read]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
 
 def settings_table() -> list[str]:
     """Macro CER on validation and the time of reading, one setting of the reader changed at a time."""
     run = load("reading")
-    rows = [("greedy", run["sentences"]["none"]["validation"])] if run else []
-    for tried in run["settings"] if run else ():
+    rows = [("greedy", run["sentences"]["none"]["validation"])]
+    for tried in run["settings"]:
         changed = ", ".join(f"`{name}` {value:g}" for name, value in tried["changed"].items())
         rows.append((changed, tried["validation"]))
     lines = [f"| {label} | {rates['macro']['cer']:.2f} | {rates['macro']['wer']:.1f} | {rates['ms_a_second']:.1f} |" for label, rates in rows]
-    return ["| seven languages, their own sentences, validation | macro CER, % | macro WER, % | ms a second of speech |", "|---|---|---|---|", *lines] if rows else []
+    return ["| seven languages, their own sentences, validation | macro CER, % | macro WER, % | ms a second of speech |", "|---|---|---|---|", *lines]
 
 
 def over_clips(pairs: list[list[dict]], split: str) -> str:
@@ -264,7 +256,7 @@ def pairs_table() -> list[str]:
     """How far the macro CERs of two models of the same data, steps and seed lie apart, and the mean over all pairs with its standard error:
     once of the runs, once of the clips, which all of them read."""
     runs = {
-        label: {steps: pair for steps, name in labels.BUDGETS.items() if all(pair := [load("stage1_" + name.format(model)) for model in models])}
+        label: {steps: pair for steps, name in labels.BUDGETS.items() if all(pair := [load_if_there("stage1_" + name.format(model)) for model in models])}
         for label, models in labels.PAIRS.items()
     }
     budgets = [steps for steps in labels.BUDGETS if any(steps in of for of in runs.values())]
@@ -280,9 +272,14 @@ def pairs_table() -> list[str]:
     return lines
 
 
-def of_method(name: str, series: str = "es") -> list[dict]:
+def of_method(name: str, series: str) -> list[dict]:
     """The runs of a method, a seed each."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
+    return [load(path.stem) for path in sorted(RESULTS.glob(f"{series}_{name}_seed*.json"))]
+
+
+def methods_of(series: str) -> list[tuple[str, str, list[dict]]]:
+    """Name, label and runs of the methods that have run."""
+    return [(name, label, runs) for name, label in labels.METHODS.items() if (runs := of_method(name, series))]
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -319,21 +316,22 @@ def difference(runs: list[dict], others: list[dict]) -> str:
 
 
 def methods_table(series: str) -> list[str]:
-    if not any(of_method(name, series) for name in labels.METHODS):
+    methods = methods_of(series)
+    if not methods:
         return []
+    title, language, steps = labels.SERIES[series]
     best = of_method("assembly_best", series)
     compared = bool(difference(best, best))
-    steps = load("steps" if series[2:].startswith("6") else "steps_five")
-    columns = ["trainable", *(["a step, s"] if steps else []), "kept, KB*", "validation CER, %", "CER, %", *(["CER above best's, same seeds"] if compared else []), "WER, %", "seeds", "the languages from before, CER, %"]
-    lines = [f"| {' | '.join([labels.SERIES[series], *columns])} |", "|---" * (len(columns) + 1) + "|"]
-    for name, label in labels.METHODS.items():
-        runs = of_method(name, series)
-        if runs:
-            lines.append(f"| {' | '.join([label, *method_row(name, runs, best if compared else None, steps)])} |")
-    rate = whisper_on(series[:2])
+    step_s = {name: f"{timed['step_s']:.2f}" for name, timed in load(steps)["steps"].items()}
+    columns = ["trainable", "a step, s", "stored, KB*", "validation CER, %", "CER, %", *(["CER above best's, same seeds"] if compared else []), "WER, %", "seeds", "the languages from before, CER, %"]
+    lines = [f"| {' | '.join([title, *columns])} |", "|---" * (len(columns) + 1) + "|"]
+    for name, label, runs in methods:
+        above = ["" if name == "assembly_best" else difference(runs, best)] if compared else []
+        lines.append(f"| {' | '.join([label, *method_row(runs, step_s.get(name, ''), above)])} |")
+    rate = whisper_on(language)
     if rate:
-        cells = ["0", *([""] if steps else []), "0", "", f"{rate['cer']:.1f}", *([whisper_beside(series[:2], best)] if compared else []), f"{rate['wer']:.1f}", "", "as they are"]
-        lines.append(f"| {' | '.join(['Whisper-base as it is, zero-shot, its decoder, timestamps on', *cells])} |")
+        cells = ["0", "", "0", "", f"{rate['cer']:.1f}", *([whisper_beside(language, best)] if compared else []), f"{rate['wer']:.1f}", "", "as they are"]
+        lines.append(f"| {' | '.join([labels.WHISPER, *cells])} |")
     return lines
 
 
@@ -370,13 +368,10 @@ def fate_of_others(runs: list[dict]) -> str:
     return " -> ".join(spread(values) for values in old) if old else fate_of_base(runs)
 
 
-def method_row(name: str, runs: list[dict], best: list[dict] | None, steps: dict | None) -> list[str]:
+def method_row(runs: list[dict], step_s: str, above: list[str]) -> list[str]:
     last = [validation_of(run) for run in runs]
     cer, wer = ([run["test"]["macro"][kind] for run in runs] for kind in ("cer", "wer"))
-    compared = [] if best is None else ["" if name == "assembly_best" else difference(runs, best)]
-    timed = steps["steps"].get(name) if steps else None
-    step_s = [f"{timed['step_s']:.2f}" if timed else ""] if steps else []
-    return [f"{runs[0]['trainable']:,}", *step_s, f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *compared, spread(wer), str(len(runs)), fate_of_others(runs)]
+    return [f"{runs[0]['trainable']:,}", step_s, f"{runs[0]['kilobytes']:,.0f}", spread(last), spread(cer), *above, spread(wer), str(len(runs)), fate_of_others(runs)]
 
 
 def tried_table(tried: dict[str, str], steps: str) -> list[str]:
@@ -384,14 +379,13 @@ def tried_table(tried: dict[str, str], steps: str) -> list[str]:
     lines = [f"| es, 10 minutes, {steps} steps | validation CER, % | test CER, % | training loss at the end |", "|---|---|---|---|"]
     for name, label in tried.items():
         run = load(name)
-        if run:
-            validation = f"{validation_of(run):.1f}{'' if run.get('validation') else LAST_STEP}"
-            loss = list(run["log"]["loss"].values())[-1]
-            lines.append(f"| {label} | {validation} | {run['test']['macro']['cer']:.1f} | {loss:.2f} |")
-            if "finetune_test" in run:
-                validation = list(run["finetune_log"]["validation"].values())[-1]["macro"]["cer"]
-                loss = list(run["finetune_log"]["loss"].values())[-1]
-                lines.append(f"| ... then + ft, 300 steps of all weights | {validation:.1f}{LAST_STEP} | {run['finetune_test']['macro']['cer']:.1f} | {loss:.2f} |")
+        validation = f"{validation_of(run):.1f}{'' if run.get('validation') else LAST_STEP}"
+        loss = list(run["log"]["loss"].values())[-1]
+        lines.append(f"| {label} | {validation} | {run['test']['macro']['cer']:.1f} | {loss:.2f} |")
+        if "finetune_test" in run:
+            validation = list(run["finetune_log"]["validation"].values())[-1]["macro"]["cer"]
+            loss = list(run["finetune_log"]["loss"].values())[-1]
+            lines.append(f"| ... then + ft, 300 steps of all weights | {validation:.1f}{LAST_STEP} | {run['finetune_test']['macro']['cer']:.1f} | {loss:.2f} |")
     if any(LAST_STEP in line for line in lines):
         lines += ["", f"{LAST_STEP} of the last step, in the precision of training, before weights were averaged or rounded; without this mark, of what was tested."]
     return lines
@@ -416,19 +410,17 @@ def voices_table() -> list[str]:
     lines = ["| CER, %, 600 steps of cs and nl | cs, voice heard | nl, voice heard | cs, other voices | nl, another voice |", "|---|---|---|---|---|"]
     for name, label in labels.VOICES.items():
         own, others = load(f"voices_{name}"), load(f"voices_{name}_others")
-        if own and others:
-            rates = [of["languages"][code]["cer"] for of in (own["test"], others) for code in ("cs", "nl")]
-            lines.append(f"| {label} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
+        rates = [of["languages"][code]["cer"] for of in (own["test"], others) for code in ("cs", "nl")]
+        lines.append(f"| {label} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
     return lines
 
 
 def more_voices_table(chosen: dict[str, str], what: str) -> list[str]:
     lines = [f"| CER, %, cs and nl, {what} | cs, the small fish | nl, the small fish | cs, eleven others, heard by none | seeds |", "|---|---|---|---|---|"]
     for name, label in chosen.items():
-        heard, others = ([run for seed in ("", "_seed1") if (run := load(f"voices_{name}{seed}_{of}"))] for of in ("heard", "others"))
-        if others:
-            rates = [[run["languages"][code]["cer"] for run in runs] for runs, code in ((heard, "cs"), (heard, "nl"), (others, "cs"))]
-            lines.append(f"| {label} | {' | '.join(spread(of) if of else '' for of in rates)} | {len(others)} |")
+        heard, others = ([run for seed in ("", "_seed1") if (run := load_if_there(f"voices_{name}{seed}_{of}"))] for of in ("heard", "others"))
+        rates = [[run["languages"][code]["cer"] for run in runs] for runs, code in ((heard, "cs"), (heard, "nl"), (others, "cs"))]
+        lines.append(f"| {label} | {' | '.join(spread(of) if of else '' for of in rates)} | {len(others)} |")
     return lines
 
 
@@ -436,52 +428,40 @@ def more_steps_table() -> list[str]:
     """And Whisper's: its decoder, where it runs away, writes more wrong than was said."""
     others, heard = load("zero_shot_voices"), load("zero_shot_voices_heard")
     cells = [f"{rate['cer']:.1f} ({rate['cer_capped']:.1f})" for rate in (heard["test"]["languages"]["cs"], heard["test"]["languages"]["nl"], others["test"]["languages"]["cs"])]
-    whisper = f"| Whisper-base as it is, zero-shot, its decoder, timestamps on (where no clip counts for more than all its letters) | {' | '.join(cells)} | |"
+    whisper = f"| {labels.WHISPER} (where no clip counts for more than all its letters) | {' | '.join(cells)} | |"
     return [*more_voices_table(labels.MORE_STEPS, "as the lines say"), whisper]
 
 
 def rates_table() -> list[str]:
     lines = ["| es, 10 minutes, 1,000 steps: CER, %, validation / test | seed 0 | seed 1 | seed 2 |", "|---|---|---|---|"]
     for name, label in labels.RATES.items():
-        runs = [load(f"{name}_seed{seed}") for seed in range(3)]
+        runs = [load_if_there(f"{name}_seed{seed}") for seed in range(3)]
         cells = [" / ".join(f"{rate:.1f}" for rate in rates_of(run)) if run else "" for run in runs]
-        if any(cells):
-            lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
 
 def precision_table() -> list[str]:
-    run = load("precision")
-    if not run:
-        return []
-    rows = [f"| {name} | {row['kilobytes']:,.0f} | {row['validation']['cer']:.2f} | {row['test']['cer']:.2f} |" for name, row in run["types"].items()]
+    rows = [f"| {name} | {row['kilobytes']:,.0f} | {row['validation']['cer']:.2f} | {row['test']['cer']:.2f} |" for name, row in load("precision")["types"].items()]
     return ["| es, preset best, as trained | KB | validation CER, % | test CER, % |", "|---|---|---|---|", *rows]
 
 
 def masks_table() -> list[str]:
     run = load("masks")
-    if not run:
-        return []
     wanted = {"mask_selection": "at most 3", "assembled_forward": "at most 1.02", "layer_gradient": "below 1", "rule": "at most 0.01", "fingerprint": ""}
-    rows = [f"| {name.replace('_', ' ')} | {run[name]['ratio']} | {limit} |" for name, limit in wanted.items() if name in run]
+    rows = [f"| {name.replace('_', ' ')} | {run[name]['ratio']} | {limit} |" for name, limit in wanted.items()]
     return ["| 1024 x 1024, float32, one thread | ratio | wanted |", "|---|---|---|", *rows]
 
 
 def row_swap_table() -> list[str]:
-    run = load("evaluate_shipped")
-    if not run:
-        return []
-    table = run["row_swap_cer"]
+    table = load("evaluate_shipped")["row_swap_cer"]
     header = ["| CER, % with the row of | " + " | ".join(table) + " |", "|---" * (len(table) + 1) + "|"]
     return header + [f"| {code} | " + " | ".join(f"{row[other]:.1f}" for other in table) + " |" for code, row in table.items()]
 
 
 def scale_table() -> list[str]:
-    run = load("languages")
-    if not run:
-        return []
     lines = ["| languages | step, s | time | peak memory less their own parameters | their own, MB | start, s | checkpoint, s |", "|---" * 7 + "|"]
-    for count, row in run["languages"].items():
+    for count, row in load("languages")["languages"].items():
         lines.append(
             f"| {int(count):,} | {row['step_s']:.3f} | x {row['time_ratio']:.3f} | x {row['memory_ratio']:.3f} | {row['own_mb']:.2f} | "
             f"{row['start_s']:.1f} | {row['save_s']:.2f} |"
@@ -490,19 +470,14 @@ def scale_table() -> list[str]:
 
 
 def serving_table() -> list[str]:
-    run = load("serving")
-    if not run:
-        return []
-    rows = [f"| {name} | {row['ms']:,.0f} | {row['ratio']:.2f} |" for name, row in run["requests"].items()]
-    return ["| a request, seven languages in random order | ms | of the plain encoder's |", "|---|---|---|", *rows]
+    rows = [f"| {labels.REQUESTS.get(name, name)} | {row['ms']:,.0f} | {row['ratio']:.2f} |" for name, row in load("serving")["requests"].items()]
+    return ["| a request, seven languages in random order | ms | relative to the plain encoder |", "|---|---|---|", *rows]
 
 
 def gpu_tables() -> list[str]:
     run = load("gpu")
-    if not run:
-        return []
-    rows = [f"| {name} | {row['ms']:.1f} | {row['ratio']:.2f} |" for name, row in run["requests"].items()]
-    requests = [f"| a request, seven languages in random order, {run['device']} | ms | of the plain encoder's |", "|---|---|---|", *rows]
+    rows = [f"| {labels.REQUESTS.get(name, name)} | {row['ms']:.1f} | {row['ratio']:.2f} |" for name, row in run["requests"].items()]
+    requests = [f"| a request, seven languages in random order, {run['device']} | ms | relative to the plain encoder |", "|---|---|---|", *rows]
     steps = [f"| {name} | {row['ms']:.1f} | {row['ratio']:.2f} |" for name, row in run["training"].items() if isinstance(row, dict)]
     return [*requests, "", f"| a step of stage 1, {run['training']['batch_s']:.0f} s of audio, bf16 | ms | of the dense model's |", "|---|---|---|", *steps]
 
@@ -515,8 +490,6 @@ def command_lines() -> list[str]:
 
 def compact_line() -> list[str]:
     cut, whole = [load(f"evaluate_shipped{of}") for of in ("_validation", "")], load("stage1_master_3000_six")
-    if not (all(cut) and whole):
-        return []
     rates = [" / ".join(f"{run['macro']['cer']:.2f}" for run in runs) for runs in (cut, (whole["validation"], whole["test"]))]
     return [f"Macro CER on validation / test of the shipped file (fp16; feed-forward weights and specialists in 8 bits): {rates[0]}; before the cut: {rates[1]}."]
 
@@ -533,7 +506,7 @@ def all_tables() -> dict[str, list[str]]:
         "shipped": shipped_table(labels.SHIPPED, labels.OTHER_VOICES), "shipped-before": shipped_table(labels.SHIPPED_BEFORE), "compact": compact_line(), "row-swap": row_swap_table(),
         "stage-1": stage_1_table(labels.STAGE_1), "stage-1-parts": stage_1_table(labels.STAGE_1_PARTS), "stage-1-long": stage_1_table(labels.STAGE_1_LONG),
         "stage-1-changed": stage_1_table(labels.STAGE_1_CHANGED), "stage-1-short": stage_1_table(labels.STAGE_1_SHORT),
-        "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "stage-1-before": stage_1_table(labels.STAGE_1_BEFORE), "pairs": pairs_table(), "refined": refined_table(),
+        "stage-1-choosing": stage_1_table(labels.STAGE_1_CHOOSING), "stage-1-before": [*stage_1_table(labels.STAGE_1_BEFORE), stock_row()], "pairs": pairs_table(), "refined": refined_table(),
         "new-language": new_language_table("es6"), "methods": methods_table("es6"), "methods-five": methods_table("es"), "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"),
         "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-cs6": methods_table("cs6"), "methods-ru": methods_table("ru"), "methods-ru6": methods_table("ru6"), "methods-it6": methods_table("it6"), "across": across_table(), "minutes": minutes_table(),
         "text": text_table("es6"), "text-five": text_table("estext"), "text-cs6": text_table("cs6"), "text-ru6": text_table("ru6"), "text-it6": text_table("it6"), "said": said_table("said_es6"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),

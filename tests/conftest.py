@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from pathlib import Path
 
 from hub_server import Hub
 
@@ -32,6 +33,7 @@ if not torch.cuda.is_available():
 
 SPECIALS = ["[PAD]", "[UNK]", "|"]
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-bert", "wav2vec2-conformer", "whisper")
+FAMILIES_AND_NORMS = [(name, norm) for name in FAMILIES for norm in ("layer", "group") if norm == "layer" or name not in ("whisper", "wav2vec2-bert")]
 
 # For tests that take long in every family: two in every run, the others in `make test-all`.
 TWO_FAMILIES = [pytest.param(name, marks=[] if name in ("wav2vec2", "whisper") else pytest.mark.slow) for name in FAMILIES]
@@ -134,14 +136,18 @@ def processor(model):
     return MasterASRProcessor.from_model(model)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The folder of a tiny model and its processor; for reading alone."""
-    folder = tmp_path_factory.mktemp("saved") / "model"
+def save_tiny_model(folder: Path) -> Path:
+    """The folder, which holds a tiny model and its processor now."""
     model = tiny_model()
     model.save_pretrained(folder)
     MasterASRProcessor.from_model(model).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a tiny model and its processor; for reading alone."""
+    return save_tiny_model(tmp_path_factory.mktemp("saved") / "model")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from conftest import tiny_model
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from benchmarks import fortunes, labels, languages, methods, reading, said, serving, steps, synthetic_voices, tables
+from benchmarks import fortunes, labels, languages, masks, methods, reading, said, serving, steps, synthetic_voices, tables
 from benchmarks.voices import divide
 from benchmarks.worst_clips import audio_facts, worst
 from benchmarks.zero_shot import by_name, spell_numbers, transcribe_all
@@ -68,6 +68,11 @@ def test_whoever_serves_starts_from_the_same_encoder_and_every_language_of_ours_
     assert torch.equal(anew(features, "it"), anew(features, "it"))
 
 
+def test_what_a_look_at_what_moved_costs_is_taken_inside_a_forward():
+    found = masks.rule(rounds=1)
+    assert 0 < found["ms"] < found["reference_ms"] and 0 < found["ratio"] < 1
+
+
 def run_with(edits: str, seed: int = 0) -> dict:
     return {"config": {"seed": seed}, "test": {"languages": {"es": {"edits": edits} if edits else {}}}}
 
@@ -92,6 +97,12 @@ def written():
 @pytest.mark.parametrize("page", tables.PAGES)
 def test_every_table_of_a_page_is_what_the_files_of_the_runs_say(written, page):
     assert (tables.ROOT / page).read_text(encoding="utf-8") == tables.filled(page, written)
+
+
+def test_a_file_of_results_that_is_gone_is_named_unless_it_may_be_missing():
+    with pytest.raises(FileNotFoundError, match=r"results/gone\.json"):
+        tables.load("gone")
+    assert tables.load_if_there("gone") is None and tables.load_if_there("masks") == tables.load("masks")
 
 
 def test_a_marker_that_no_table_fills_is_named(tmp_path, monkeypatch):
@@ -228,7 +239,7 @@ def test_each_method_is_timed_on_updates_of_as_many_values_as_its_runs_on_spanis
     def of_run(name):
         """What its run on the shipped model trained, less T; where there is none, that of five layers, every one of which has as many."""
         of_assembly = name.startswith("assembly")
-        if run := tables.load(f"es6_{name}_seed0"):
+        if run := tables.load_if_there(f"es6_{name}_seed0"):
             return run["trainable"] - gates * of_assembly
         return head + (tables.load(f"es_{name}_seed0")["trainable"] - gates_five * of_assembly - head) * 6 // 5
 
@@ -319,10 +330,10 @@ def test_bit_equal_is_said_of_what_was_measured(pairs, words):
 
 
 def test_a_series_without_runs_has_no_table_and_one_run_alone_no_error_of_its_mean(monkeypatch):
-    monkeypatch.setattr(tables, "of_method", lambda name, series="es": [])
+    monkeypatch.setattr(tables, "of_method", lambda name, series: [])
     assert tables.methods_table("cs6") == tables.across_table() == []
     runs = {f"stage1_nocs6_{name}": {"validation": figures(rate), "test": figures(rate)} for name, rate in (("master", 14.0), ("dense", 15.0))}
-    monkeypatch.setattr(tables, "load", runs.get)
+    monkeypatch.setattr(tables, "load_if_there", runs.get)
     assert tables.pairs_table()[0].count("|") == 6 and tables.pairs_table()[2] == "| Master-ASR less dense | -1.0 / -1.0 | -1.00 / -1.00 |  |  |"
 
 
@@ -363,9 +374,9 @@ def test_clips_of_which_a_training_sentence_holds_three_words_are_left_out_of_bo
 
 def test_a_series_on_six_layers_is_timed_on_six(monkeypatch):
     asked = []
-    monkeypatch.setattr(tables, "of_method", lambda name, series="es": [{}] if name == "full" else [])
+    monkeypatch.setattr(tables, "of_method", lambda name, series: [{}] if name == "full" else [])
     monkeypatch.setattr(tables, "method_row", lambda *args: [])
-    monkeypatch.setattr(tables, "load", asked.append)
+    monkeypatch.setattr(tables, "load", lambda name: asked.append(name) or {"steps": {}, "test": {"languages": {}}})
     for series in ("es6", "cs6", "es", "es4500", "cs"):
         tables.methods_table(series)
     assert [name for name in asked if name.startswith("steps")] == ["steps", "steps", "steps_five", "steps_five", "steps_five"]

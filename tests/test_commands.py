@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
-from conftest import tiny_model, vocab
+from conftest import save_tiny_model, tiny_model, vocab
 
 from demo import run as demo
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC
 from training import (
     adapt_language,
     compact_checkpoint,
@@ -31,13 +31,6 @@ from training.train_multilingual import MultilingualConfig
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = (adapt_language, compact_checkpoint, evaluate, export_onnx, model_card, prepare_speech, push_to_hub, train_multilingual, transcribe, demo)
 NAMED = {"model": "my model", "data": ["x=a b.jsonl", "c'd"], "out": Path("my runs")}
-
-
-def saved(folder: Path) -> Path:
-    model = tiny_model()
-    model.save_pretrained(folder)
-    MasterASRProcessor.from_model(model).save_pretrained(folder)
-    return folder
 
 
 def shown_by_help(script, capsys) -> str:
@@ -65,7 +58,7 @@ def test_the_commands_that_end_a_training_hold_names_with_spaces(tmp_path, monke
 
 def test_the_commands_of_refusals_hold_names_with_spaces(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    saved(Path("my model"))
+    save_tiny_model(Path("my model"))
     with pytest.raises(ValueError, match="To measure it: ") as error:
         adapt_language.load(SimpleNamespace(device="cpu"), AdaptConfig(language="fr", **NAMED))
     command = shlex.split(re.search(r"To measure it: (.*?)\. A run of yours", str(error.value))[1])
@@ -82,14 +75,14 @@ def test_the_commands_of_refusals_hold_names_with_spaces(tmp_path, monkeypatch):
 
 
 def test_the_commands_of_smaller_scripts_hold_names_with_spaces(tmp_path, capsys):
-    model = saved(tmp_path / "my model")
+    model = save_tiny_model(tmp_path / "my model")
     compact_checkpoint.main(["--model", str(model), "--out", str(tmp_path / "a small one")])
     assert after(shlex.split(capsys.readouterr().out.partition("Next: ")[2]), "--model") == [str(tmp_path / "a small one")]
     assert after(shlex.split(prepare_speech.next_command(Path("my data/m.jsonl"), ["it"])), "--data") == ["my data/m.jsonl"]
 
 
 def test_an_assembly_takes_no_recording_for_another_and_several_can_be_named(tmp_path, capsys):
-    options = ["--model", str(saved(tmp_path / "model")), "--language", "fr"]
+    options = ["--model", str(save_tiny_model(tmp_path / "model")), "--language", "fr"]
     model = MasterASRForCTC.from_pretrained(tmp_path / "model")
     model.remove_language("fr")
     for code in ("es", "fr"):

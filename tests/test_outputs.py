@@ -5,9 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model
+from conftest import FAMILIES_AND_NORMS, VOCABS, inputs_for, tiny_backbone_config, tiny_model
 from torch.utils.data import Dataset
 from transformers import AutoModel, AutoModelForCTC, Trainer, TrainingArguments
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 
@@ -35,20 +36,26 @@ def test_one_language_gives_the_stock_classs_hidden_states_and_attentions(family
     inputs = inputs_for(model)
     plain = model.materialize("fr").requires_grad_(False)  # torch's linear picks its kernel by that flag too
     plain.set_attn_implementation("eager")
-    expected, found = plain(**inputs, **ALL), model(**inputs, language="fr", **ALL)
-    for name in ("hidden_states", "attentions"):
-        assert len(found[name]) == len(expected[name]) > 0
-        assert all(torch.equal(a, b) for a, b in zip(found[name], expected[name])), name
-    chosen = model(**inputs, language="fr", output_hidden_states=[0, -1]).hidden_states
-    assert [state is not None for state in chosen] == [True, False, True]
-    assert torch.equal(chosen[2], expected.hidden_states[2])
-    assert torch.equal(chosen[2], plain(**inputs, output_hidden_states=[0, -1]).hidden_states[2])
+    stocks = [(plain, inputs)]
+    if family == "whisper":  # that class is ours; the stock encoder takes nothing but 30 s
+        encoder = WhisperEncoder(plain.config).eval().requires_grad_(False)
+        encoder.load_state_dict(plain.encoder.state_dict())
+        stocks.append((encoder, {"input_features": torch.randn(1, 8, 3000)}))
+    for stock, inputs in stocks:
+        expected, found = stock(**inputs, **ALL), model(**inputs, language="fr", **ALL)
+        for name in ("hidden_states", "attentions"):
+            assert len(found[name]) == len(expected[name]) > 0
+            assert all(torch.equal(a, b) for a, b in zip(found[name], expected[name])), name
+        chosen = model(**inputs, language="fr", output_hidden_states=[0, -1]).hidden_states
+        assert [state is not None for state in chosen] == [True, False, True]
+        assert torch.equal(chosen[2], expected.hidden_states[2])
+        assert torch.equal(chosen[2], stock(**inputs, output_hidden_states=[0, -1]).hidden_states[2])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("family, norm", FAMILIES_AND_NORMS)
 def test_a_mixed_unpadded_batch_has_each_clips_hidden_states_and_attentions_in_its_place(family, norm):
-    model = eager(family, **({"feat_extract_norm": norm} if norm == "group" else {}))
+    model = eager(family, feat_extract_norm=norm)
     inputs, codes = inputs_for(model, lengths=(4000, 2400, 3200, 2400)), ["ru", "en", "ru", "fr"]
     mixed = model(**inputs, language=codes, **ALL)
     chosen = model(**inputs, language=codes, output_hidden_states=[-1]).hidden_states

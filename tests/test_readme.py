@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import labels, tables
-from benchmarks.tables import load, of_method, rates_of
+from benchmarks.tables import load, load_if_there, of_method, rates_of
 from modeling_master_asr import MasterASRConfig
 
 CHECKPOINT = tables.ROOT / "checkpoints/master-asr-whisper-base"
@@ -66,7 +66,7 @@ def pairs_on_test(label: str) -> float:
     """The mean over all pairs of runs: how much lower the first model's CER is."""
     models, found = labels.PAIRS[label], []
     for name in labels.BUDGETS.values():
-        runs = [load("stage1_" + name.format(model)) for model in models]
+        runs = [load_if_there("stage1_" + name.format(model)) for model in models]
         if all(runs):
             found.append(runs[1]["test"]["macro"]["cer"] - runs[0]["test"]["macro"]["cer"])
     return statistics.mean(found)

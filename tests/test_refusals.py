@@ -22,15 +22,6 @@ from training.loop.launch import run
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A saved model of en, fr and ru, and its processor."""
-    folder, model = tmp_path_factory.mktemp("saved") / "model", tiny_model()
-    model.save_pretrained(folder)
-    MasterASRProcessor.from_model(model).save_pretrained(folder)
-    return folder
-
-
 def words_of(main, options: list) -> str:
     """What a script says that is started with these options, and refuses them."""
     with pytest.raises(SystemExit) as ended:
