@@ -49,7 +49,7 @@ def validation_of(run: dict) -> float:
 
 def whisper_on(code: str) -> dict | None:
     """CER and WER of Whisper as it is on a new language."""
-    runs = [load(name)["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru")]
+    runs = [load(name)["test"]["languages"] for name in ("zero_shot_new_languages", "zero_shot_ru", "zero_shot_six")]
     return next((rates[code] for rates in runs if code in rates), None)
 
 
