@@ -183,15 +183,15 @@ def write_array(path: Path, array: np.ndarray) -> None:
         raise
 
 
-def drop_impossible(clips: list[Clip], processor, model, speed: float = max(SPEEDS)) -> tuple[list[Clip], list[Clip]]:
-    """Splits clips into those whose frames can spell their text, played at the fastest or at `speed`, and the others: (kept, dropped).
+def drop_impossible(clips: list[Clip], processor, model) -> tuple[list[Clip], list[Clip]]:
+    """Splits clips into those whose frames can spell their text, played at the fastest, and the others: (kept, dropped).
 
     Raises:
         ValueError: with the list, if that many of a language are dropped that texts and recordings cannot belong together.
     """
     kept, dropped = [], []
     for clip in clips:
-        (kept if has_frames(clip, processor, model, speed) else dropped).append(clip)
+        (kept if has_frames(clip, processor, model) else dropped).append(clip)
     there_of = by_language(clips)
     for code, of_language in by_language(dropped).items():
         if len(of_language) > allowed_losses(there := there_of[code]):
