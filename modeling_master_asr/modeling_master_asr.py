@@ -270,7 +270,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
 
     def _known_keywords(self, kwargs: dict) -> dict:
         """Without those that are None: wrappers pass every stock name (PEFT's feature extraction: `input_ids`)."""
-        allowed = {*self._encoder_keywords, "output_hidden_states", "output_attentions", "return_dict", "num_items_in_batch"}
+        allowed = {*self._encoder_keywords, "output_hidden_states", "output_attentions", "return_dict"}
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
