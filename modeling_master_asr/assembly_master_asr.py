@@ -251,7 +251,7 @@ class LanguageAssembly(nn.Module):
         specialist, delta, scales, norms: optional parts, see `PARTS`.
     """
 
-    def __init__(self, config: MasterASRConfig, language: str, layout, hidden: int, model=None):
+    def __init__(self, config: MasterASRConfig, language: str, layout, hidden: int, model):
         super().__init__()
         entry = config.assemblies[language]
         self._language, self._vocab_sha256 = language, vocab_digest(entry["vocab"])
@@ -429,7 +429,7 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def sizes(state: dict[str, torch.Tensor], text: str = "") -> dict[str, float]:
+def sizes(state: dict[str, torch.Tensor], text: str) -> dict[str, float]:
     """What an assembly weighs: the gates it chooses, in bits, the head, its sentences and the whole, in KB."""
     head = {name: value for name, value in state.items() if name.startswith("head.")}
     return {
