@@ -315,7 +315,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         kwargs = {name: value for name, value in asked.items() if value} | kwargs
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
         if torch.compiler.is_dynamo_compiling():  # is_compiling is true in all threads while one of them compiles
-            weights = self._assembled_parameters(language, owned)
+            weights = self.assembled_parameters(language, owned.assemblies[language])
             # again: that call ends a graph, and past the limit of recompilations what follows runs as it is, where readers' threads would meet; training, which is one thread's, needs it
             if torch.compiler.is_dynamo_compiling() or torch.is_grad_enabled():
                 with weights_in_their_places():
@@ -324,9 +324,9 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             return self.backbone(inputs, **kwargs)
 
     @torch.compiler.disable
-    def _assembled_parameters(self, language: str, owned: Owned) -> dict[str, torch.Tensor]:
+    def assembled_parameters(self, language: str, assembly: LanguageAssembly) -> dict[str, torch.Tensor]:
         """`{name in the backbone: the language's own}`: torch.compile cannot trace the selection of masks, and need not."""
-        assembled, named = self.assembled(language, owned.assemblies[language]), dict(self.backbone.named_modules())
+        assembled, named = self.assembled(language, assembly), dict(self.backbone.named_modules())
         layers = {name: named[name] for name in named if named[name] in self.layout.place}
         read = {f"{name}.{kind}": assembled.parameter(layer, kind) for name, layer in layers.items() for kind in ("weight", "bias")}
         return {name: value for name, value in read.items() if value is not None}
