@@ -243,7 +243,7 @@ def is_adapted(module: nn.Module) -> bool:
 
 
 class LanguageAssembly(nn.Module):
-    """All that a language owns. Its `state_dict()` is the assembly file.
+    """All that a language owns; what its file holds: `content_of_file`.
 
     Attributes:
         mapping: its row of every T, `[num_artisan_layers, K]`; row i is the i-th `ArtisanLinear` of `model.modules()`.
@@ -423,10 +423,14 @@ def _plain(value):
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside and then renames it."""
+    """Writes a file beside and then renames it; nothing half is left on a full disk."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def sizes(state: dict[str, torch.Tensor], text: str) -> dict[str, float]:

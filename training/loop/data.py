@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
 from training.loop.augment import SPEEDS, hears_mels, other_throat, spec_augment
+from training.loop.record import write_whole
 from training.loop.recordings import identity_of
 from training.loop.sources import Clip
 
@@ -105,7 +105,7 @@ class Features:
         return self.processor.features(np.zeros(self.processor.sampling_rate_hz, dtype=np.float32))
 
     def __call__(self, clip: Clip, speed: float = 1.0) -> np.ndarray:
-        """Features of one clip, `(samples,)` or `(mels, frames)`, played at `speed` times its rate.
+        """Features of one clip, `(samples,)`, `(mels, frames)` (Whisper) or `(frames, features)` (wav2vec2-BERT), played at `speed` times its rate.
 
         Raises:
             ValueError, OSError: if the recording cannot be read, is silent, or is longer than the clip says.
@@ -166,21 +166,10 @@ def read_array(path: Path) -> Optional[np.ndarray]:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array after its SHA-256; whole or absent, also when two processes make it at once.
-
-    Raises:
-        OSError: if it cannot be written; nothing is left of it then.
-    """
+    """Writes an array after its SHA-256, see `write_whole`."""
     opened = io.BytesIO()
     np.save(opened, array)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(hashlib.sha256(opened.getvalue()).digest() + opened.getvalue())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, hashlib.sha256(opened.getvalue()).digest() + opened.getvalue())
 
 
 def drop_impossible(clips: list[Clip], processor, model) -> tuple[list[Clip], list[Clip]]:
