@@ -49,6 +49,7 @@ register_module_module_registration_hook(may_wrap)
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
 
 Languages = Union[str, list[str], tuple[str, ...], None]
+STOCK_PIPELINE = " Transformers' own pipeline hands no language on: MasterASRPipeline(model)(audio, language=...) does."
 
 
 class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
@@ -148,8 +149,11 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
 
     # ------------------------------------------------------------------ languages of a call
 
-    def resolve_languages(self, language: Languages, batch_size: int) -> list[str]:
+    def resolve_languages(self, language: Languages, batch_size: int, hint: str = "") -> list[str]:
         """One loaded code for each clip.
+
+        Args:
+            hint: what is said beside, where there is none.
 
         Raises:
             ValueError: for none where several are loaded and no default is set, or a list of another length.
@@ -160,10 +164,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         if language is None:
             language = config.default_language or (config.languages[0] if len(config.languages) == 1 else None)
         if language is None:
-            raise ValueError(
-                f"Which language? Loaded: {config.languages}. Pass language=... with the call, or model.set_language(...). "
-                "Transformers' own pipeline hands no language on: MasterASRPipeline(model)(audio, language=...) does."
-            )
+            example = config.languages[0] if config.languages else "..."
+            raise ValueError(f'Which language? Loaded: {config.languages}. Pass one with the call, language="{example}", or set one before: model.set_language("{example}").{hint}')
         if not hasattr(language, "__iter__"):
             raise TypeError(f"language is {language!r}; one code, or a list of one for each clip, is wanted.")
         codes = [language] * batch_size if isinstance(language, str) else list(language)
@@ -414,7 +416,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             ValueError: for labels outside a clip's alphabet, padded with its blank, or of another number of clips; and what `MasterASRModel.forward` raises.
         """
         inputs = self.master_asr.check_inputs(input_values, input_features)
-        codes = self.master_asr.resolve_languages(language, len(inputs))
+        codes = self.master_asr.resolve_languages(language, len(inputs), STOCK_PIPELINE)
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
         owned = Owned(self.assemblies, codes)

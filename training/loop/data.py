@@ -44,7 +44,7 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
     for language in dict.fromkeys(languages):
         of_language = [clip for clip in clips if clip.language == language and clip.split == split]
         if not of_language:
-            raise ValueError(_why_none(clips, split, language))
+            raise ValueError(_why_none(clips, split, language, having(clips, split, languages)))
         random.Random(f"{seed}-{language}").shuffle(of_language)
         total_s = 0.0
         for clip in of_language:
@@ -58,8 +58,8 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
     return chosen
 
 
-def _why_none(clips: list[Clip], split: str, language: str) -> str:
-    """What to do about a language without clips of a split."""
+def _why_none(clips: list[Clip], split: str, language: str, others: list[str]) -> str:
+    """What to do about a language without clips of a split, which `others` have: several languages are those of `--languages`."""
     splits = Counter(clip.split for clip in clips if clip.language == language)
     if not clips:
         return NO_CLIP
@@ -69,6 +69,7 @@ def _why_none(clips: list[Clip], split: str, language: str) -> str:
     return (
         f"The data has no {split} clips of {language!r}; its {splits.total()} clips are all in {' and '.join(sorted(splits))}. Mark some as {split} in a column split, or "
         "name no split at all: texts are then divided by a hash, a tenth each to validation and test, which may miss a few clips: record more, or mark some."
+        + (f" Or leave it out: --languages {' '.join(others)}." if others else "")
     )
 
 
