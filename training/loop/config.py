@@ -203,7 +203,10 @@ Config = TypeVar("Config", bound=Settings)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and every default."""
+    """The description as it is written, and every default; a switch that turns another off does not repeat its words."""
+
+    def _get_help_string(self, action):
+        return f"turns --{action.dest} off" if f"--no_{action.dest}" in action.option_strings else super()._get_help_string(action)
 
 
 def speak_any_script() -> None:
