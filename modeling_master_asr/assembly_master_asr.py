@@ -243,7 +243,7 @@ def is_adapted(module: nn.Module) -> bool:
 
 
 class LanguageAssembly(nn.Module):
-    """All that a language owns. Its `state_dict()` is the assembly file.
+    """All that a language owns; what its file holds: `content_of_file`.
 
     Attributes:
         mapping: its row of every T, `[num_artisan_layers, K]`; row i is the i-th `ArtisanLinear` of `model.modules()`.
@@ -251,7 +251,7 @@ class LanguageAssembly(nn.Module):
         specialist, delta, scales, norms: optional parts, see `PARTS`.
     """
 
-    def __init__(self, config: MasterASRConfig, language: str, layout, hidden: int, model=None):
+    def __init__(self, config: MasterASRConfig, language: str, layout, hidden: int, model):
         super().__init__()
         entry = config.assemblies[language]
         self._language, self._vocab_sha256 = language, vocab_digest(entry["vocab"])
@@ -423,13 +423,17 @@ def _plain(value):
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside and then renames it."""
+    """Writes a file beside and then renames it; nothing half is left on a full disk."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
-def sizes(state: dict[str, torch.Tensor], text: str = "") -> dict[str, float]:
+def sizes(state: dict[str, torch.Tensor], text: str) -> dict[str, float]:
     """What an assembly weighs: the gates it chooses, in bits, the head, its sentences and the whole, in KB."""
     head = {name: value for name, value in state.items() if name.startswith("head.")}
     return {

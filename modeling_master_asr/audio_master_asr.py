@@ -253,7 +253,8 @@ def _opened(source, name: Optional[str]):
         yield source, "", name or "the audio file"
     else:
         if not os.path.isfile(source):
-            raise FileNotFoundError(f"No audio file at {source}.")
+            hint = f" It is a folder: pass the files in it, such as {os.path.join(os.fsdecode(source), '*.ogg')}." if os.path.isdir(source) else ""
+            raise FileNotFoundError(f"No audio file at {source}.{hint}")
         with open(source, "rb") as file:
             yield file, os.path.splitext(os.fsdecode(source))[1].lower(), name or os.fsdecode(source)
 

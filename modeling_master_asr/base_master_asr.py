@@ -15,7 +15,7 @@ from typing import Optional
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
 from .configuration_master_asr import check_folder, copy_code
@@ -25,7 +25,6 @@ from .upload_master_asr import UploadMixin
 logger = logging.get_logger(__name__)
 
 HUB_KWARGS = ("token", "cache_dir", "local_files_only")
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BACKBONE = "backbone."  # the names of W and M in a state dict begin with this, or with `master_asr.` and this
 
 
@@ -309,8 +308,8 @@ def _weight_files(name: str, subfolder: str, variant: Optional[str], **hub_kwarg
         varied = file_name if variant is None else ".".join([*start, variant, end])  # model.fp16.safetensors
         return cached_file(name, varied, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
 
-    found = there(WEIGHTS)
-    index = None if found else there(WEIGHTS_INDEX)
+    found = there(SAFE_WEIGHTS_NAME)
+    index = None if found else there(SAFE_WEIGHTS_INDEX_NAME)
     shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else ()
     files = (Path(found),) if found else tuple(Path(index).parent / shard for shard in sorted(shards))
     return tuple(file.absolute() for file in files)  # not resolved: a cache's shards are links beside their index

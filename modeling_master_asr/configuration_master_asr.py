@@ -80,7 +80,7 @@ def bank_digest(bank: list[str]) -> str:
     return vocab_digest({token: row for row, token in enumerate(bank)})
 
 
-def check_bank(bank: Optional[list[str]], assemblies: dict[str, dict], bank_sha256: Optional[str] = None) -> Optional[list[str]]:
+def check_bank(bank: Optional[list[str]], assemblies: dict[str, dict], bank_sha256: Optional[str]) -> Optional[list[str]]:
     """Returns a character bank if the heads that share it find their rows in it.
 
     Args:
@@ -112,9 +112,9 @@ def check_bank(bank: Optional[list[str]], assemblies: dict[str, dict], bank_sha2
     return list(bank)
 
 
-def shortened(items: list, most: int = 20) -> str:
+def shortened(items: list) -> str:
     """A list in words, without the middle of a long one."""
-    return str(items) if len(items) <= most else f"[{', '.join(map(str, items[: most // 2]))}, ..., {', '.join(map(str, items[-most // 2 :]))}]"
+    return str(items) if len(items) <= 20 else f"[{', '.join(map(str, items[:10]))}, ..., {', '.join(map(str, items[-10:]))}]"
 
 
 def check_reduction(name: str) -> str:

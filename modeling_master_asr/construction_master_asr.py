@@ -15,7 +15,7 @@ from .backbone_master_asr import family_of
 from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, check_folder, from_preset
 
 
-def build_backbone(backbone_config, num_specialists: int, targets: Optional[list[str]] = None) -> PreTrainedModel:
+def build_backbone(backbone_config, num_specialists: int, targets: Optional[list[str]]) -> PreTrainedModel:
     """The encoder of `backbone_config`, its targeted linear layers turned into `ArtisanLinear`, and the feed-forward layers and layer
     norms, which languages may own changes of, into assembled ones.
 
@@ -48,9 +48,7 @@ def build_backbone(backbone_config, num_specialists: int, targets: Optional[list
     return backbone
 
 
-def load_pretrained_backbone(
-    id_or_path: str, dtype: torch.dtype, num_layers: Optional[int] = None, **kwargs
-) -> tuple[object, dict[str, torch.Tensor]]:
+def load_pretrained_backbone(id_or_path: str, dtype: torch.dtype, num_layers: Optional[int], **kwargs) -> tuple[object, dict[str, torch.Tensor]]:
     """Config and weights W of a pretrained encoder, from the hub or a folder.
 
     Args:

@@ -29,7 +29,7 @@ from .assembly_master_asr import (
 from .base_master_asr import HUB_KWARGS, StoredBase, check_base
 from .configuration_master_asr import PIPELINE_TASK, check_folder, is_path
 from .processing_master_asr import MasterASRProcessor
-from .upload_master_asr import make_branch, repo_for, upload
+from .upload_master_asr import open_repo, upload
 
 logger = logging.get_logger(__name__)
 
@@ -372,9 +372,7 @@ class HubMixin:
         self.config.warn_of_sentences([language])
         facts |= self._base_for_others(facts["fingerprint"], base, token)
         api = HfApi(token=token)
-        repo_id = repo_for(api, repo_id, private)
-        make_branch(api, repo_id, revision)
-        head = api.model_info(repo_id, revision=revision).sha
+        repo_id, head = open_repo(api, repo_id, private, revision)
         with TemporaryDirectory() as folder:
             for name in (ASSEMBLY_CONFIG_NAME, CARD_NAME):  # so that its other languages stay listed
                 try:
@@ -455,9 +453,7 @@ class HubMixin:
         processor.check_model(self)
         self.config.warn_of_sentences(self.languages)
         api = HfApi(token=token)
-        repo_id = repo_for(api, repo_id, private)
-        make_branch(api, repo_id, revision)
-        head = api.model_info(repo_id, revision=revision).sha
+        repo_id, head = open_repo(api, repo_id, private, revision)
         if card is None and not api.file_exists(repo_id, CARD_NAME, revision=head):
             card = default_card(self.config)
         elif card is None and tags:

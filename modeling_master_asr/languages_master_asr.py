@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .artisan_master_asr import AssembledLayerNorm, AssembledLinear
 from .assembly_master_asr import Assemblies, LanguageAssembly, is_adapted
 from .backbone_master_asr import keep_frozen_parts_still
 from .configuration_master_asr import (
@@ -378,12 +377,7 @@ class LanguageMixin:
         config.ctc_loss_reduction, config.ctc_zero_infinity = self.config.ctc_loss_reduction, self.config.ctc_zero_infinity
         plain = ctc_class(config).to(device=self.device, dtype=self.dtype)
         state = {k: v for k, v in self.master_asr.backbone.state_dict().items() if not k.endswith(".specialists")}
-        assembled = self.master_asr.assembled(language)
-        for name, layer in self.master_asr.backbone.named_modules():
-            if isinstance(layer, (AssembledLinear, AssembledLayerNorm)):
-                own = {f"{name}.{kind}": assembled.parameter(layer, kind) for kind in ("weight", "bias")}
-                state |= {key: value for key, value in own.items() if value is not None}
-        plain.base_model.load_state_dict(state)
+        plain.base_model.load_state_dict(state | self.master_asr.assembled_parameters(language, assembly))
         plain.lm_head.weight.copy_(assembly.head.weight)
         plain.lm_head.bias.copy_(assembly.head.bias)
         return plain.eval()

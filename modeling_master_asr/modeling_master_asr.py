@@ -49,6 +49,7 @@ register_module_module_registration_hook(may_wrap)
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
 
 Languages = Union[str, list[str], tuple[str, ...], None]
+STOCK_PIPELINE = " Transformers' own pipeline hands no language on: MasterASRPipeline(model)(audio, language=...) does."
 
 
 class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
@@ -148,8 +149,11 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
 
     # ------------------------------------------------------------------ languages of a call
 
-    def resolve_languages(self, language: Languages, batch_size: int) -> list[str]:
+    def resolve_languages(self, language: Languages, batch_size: int, hint: str = "") -> list[str]:
         """One loaded code for each clip.
+
+        Args:
+            hint: what is said beside, where there is none.
 
         Raises:
             ValueError: for none where several are loaded and no default is set, or a list of another length.
@@ -160,10 +164,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         if language is None:
             language = config.default_language or (config.languages[0] if len(config.languages) == 1 else None)
         if language is None:
-            raise ValueError(
-                f"Which language? Loaded: {config.languages}. Pass language=... with the call, or model.set_language(...). "
-                "Transformers' own pipeline hands no language on: MasterASRPipeline(model)(audio, language=...) does."
-            )
+            example = config.languages[0] if config.languages else "..."
+            raise ValueError(f'Which language? Loaded: {config.languages}. Pass one with the call, language="{example}", or set one before: model.set_language("{example}").{hint}')
         if not hasattr(language, "__iter__"):
             raise TypeError(f"language is {language!r}; one code, or a list of one for each clip, is wanted.")
         codes = [language] * batch_size if isinstance(language, str) else list(language)
@@ -270,7 +272,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
 
     def _known_keywords(self, kwargs: dict) -> dict:
         """Without those that are None: wrappers pass every stock name (PEFT's feature extraction: `input_ids`)."""
-        allowed = {*self._encoder_keywords, "output_hidden_states", "output_attentions", "return_dict", "num_items_in_batch"}
+        allowed = {*self._encoder_keywords, "output_hidden_states", "output_attentions", "return_dict"}
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
@@ -315,7 +317,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         kwargs = {name: value for name, value in asked.items() if value} | kwargs
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
         if torch.compiler.is_dynamo_compiling():  # is_compiling is true in all threads while one of them compiles
-            weights = self._assembled_parameters(language, owned)
+            weights = self.assembled_parameters(language, owned.assemblies[language])
             # again: that call ends a graph, and past the limit of recompilations what follows runs as it is, where readers' threads would meet; training, which is one thread's, needs it
             if torch.compiler.is_dynamo_compiling() or torch.is_grad_enabled():
                 with weights_in_their_places():
@@ -324,9 +326,9 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             return self.backbone(inputs, **kwargs)
 
     @torch.compiler.disable
-    def _assembled_parameters(self, language: str, owned: Owned) -> dict[str, torch.Tensor]:
+    def assembled_parameters(self, language: str, assembly: LanguageAssembly) -> dict[str, torch.Tensor]:
         """`{name in the backbone: the language's own}`: torch.compile cannot trace the selection of masks, and need not."""
-        assembled, named = self.assembled(language, owned.assemblies[language]), dict(self.backbone.named_modules())
+        assembled, named = self.assembled(language, assembly), dict(self.backbone.named_modules())
         layers = {name: named[name] for name in named if named[name] in self.layout.place}
         read = {f"{name}.{kind}": assembled.parameter(layer, kind) for name, layer in layers.items() for kind in ("weight", "bias")}
         return {name: value for name, value in read.items() if value is not None}
@@ -414,7 +416,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             ValueError: for labels outside a clip's alphabet, padded with its blank, or of another number of clips; and what `MasterASRModel.forward` raises.
         """
         inputs = self.master_asr.check_inputs(input_values, input_features)
-        codes = self.master_asr.resolve_languages(language, len(inputs))
+        codes = self.master_asr.resolve_languages(language, len(inputs), STOCK_PIPELINE)
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
         owned = Owned(self.assemblies, codes)

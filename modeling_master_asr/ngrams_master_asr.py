@@ -47,7 +47,7 @@ class Ngrams:
     """
 
     def __init__(self, sentences: Iterable[list[int]], size: int, boundary: int):
-        self.size, self.boundary = size, chr(boundary)
+        self.boundary = chr(boundary)
         self._counts: Counter[str] = Counter()  # of histories with their tokens
         for ids in sentences:  # a token is the character of its id, so that a history is a slice of a text
             sentence = self.boundary + "".join(map(chr, ids)) + self.boundary

@@ -113,12 +113,12 @@ def check_adapter_name(name: str) -> None:
         raise ValueError(f"adapter_name: got {name!r}, which PyTorch cannot name a module. Allowed: any other without a dot, such as {usable_name(name)!r}.")
 
 
-def _facts_of(model, claimed: Optional[str] = None) -> dict:
+def _facts_of(model, claimed: Optional[str]) -> dict:
     """What an adapter of `model` says of its base.
 
     Args:
-        claimed: the fingerprint that an adapter from a file names. Transformers loads the base and then the adapter, and only then says
-            where the base came from.
+        claimed: the fingerprint that an adapter from a file names, None: of a new one. Transformers loads the base and then the
+            adapter, and only then says where the base came from.
     """
     stored = model.master_asr.stored_fingerprint()
     if stored is None and claimed is not None and model.master_asr.base_fingerprint() == claimed:

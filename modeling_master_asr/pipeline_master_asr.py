@@ -18,7 +18,7 @@ from .audio_master_asr import MIN_SAMPLES, check_rate, read_audio
 from .processing_master_asr import MasterASRProcessor, is_nested
 
 LIMITS = ("max_duration_s", "download_timeout_s", "max_download_bytes")  # of audio_master_asr.read_audio
-NO_EFFECT = ("truncation", "ignore_warning")  # evaluate and Transformers' callers pass them to every ASR pipeline
+NO_EFFECT = ("truncation", "ignore_warning")  # evaluate passes the first to every ASR pipeline, the stock signature names the second
 ITEM_ERRORS = (FileNotFoundError, TimeoutError, OSError, KeyError, TypeError, ValueError)  # what one input may be to blame for
 
 

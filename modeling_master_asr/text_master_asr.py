@@ -32,7 +32,7 @@ TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag", "ota", "tly", "zza", "d
 TWO_IS_IN_LATIN = ("kk", "kaz", "tt", "tat")  # Kazakh and Tatar, which are mostly written in Cyrillic: kk-Latn
 
 
-def lowered(text: str, language: str = "") -> str:
+def lowered(text: str, language: str) -> str:
     """Lower-cased text; a capital İ is an i everywhere (Unicode's rule would leave its dot as a character of its own), in Turkish and its
     neighbours I is an ı, and Cherokee stays in capitals, as it is written.
     """

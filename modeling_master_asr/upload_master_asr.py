@@ -39,8 +39,8 @@ def check_publishable(files: dict[str, Path]) -> None:
             raise ValueError(f"{name} holds a path of this machine, {found[0]!r}, which nobody else can use. Take it out, or name a hub id in its place.")
 
 
-def repo_for(api: HfApi, repo_id: str, private: Optional[bool] = None) -> str:
-    """The full id of a repo that exists from now on.
+def open_repo(api: HfApi, repo_id: str, private: Optional[bool], revision: Optional[str]) -> tuple[str, str]:
+    """The full id of a repo, made if it is not there, and the newest commit of its branch, see `open_branch`.
 
     Raises:
         ValueError: if `private` is asked for and the repo is there already, and public.
@@ -54,13 +54,15 @@ def repo_for(api: HfApi, repo_id: str, private: Optional[bool] = None) -> str:
             f"{repo_id} is there already, and public: private=True would not change that. Push to another repo, or make it private "
             f"first: huggingface_hub.HfApi().update_repo_settings({repo_id!r}, private=True)."
         )
-    return api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    return repo_id, open_branch(api, repo_id, revision)
 
 
-def make_branch(api: HfApi, repo_id: str, revision: Optional[str]) -> None:
-    """Makes a branch that is not there; none for a reference, such as a proposal's."""
+def open_branch(api: HfApi, repo_id: str, revision: Optional[str]) -> str:
+    """The newest commit of a branch, which is made if it is not there; no branch is made for a reference, such as a proposal's."""
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return api.model_info(repo_id, revision=revision).sha
 
 
 def upload(
@@ -70,15 +72,16 @@ def upload(
     message: str,
     names: Optional[list[str]] = None,
     parent: Optional[str] = None,
-    revision: Optional[str] = None,
-    description: Optional[str] = None,
-    create_pr: bool = False,
+    *,
+    revision: Optional[str],
+    description: Optional[str],
+    create_pr: bool,
 ) -> CommitInfo:
     """Uploads the files of a folder in one commit.
 
     Args:
         names: only these; None: all.
-        parent: the commit that they were made for; None: the branch's newest.
+        parent: the commit that they were made for; None: the newest of a branch that is made if it is not there.
 
     Raises:
         ValueError: as `check_publishable`; nothing is uploaded then.
@@ -88,11 +91,10 @@ def upload(
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if names is None or name in names}
     check_publishable(files)
-    make_branch(api, repo_id, revision)
     return api.create_commit(
         repo_id, [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(files.items())],
         commit_message=message, commit_description=description, revision=revision, create_pr=create_pr,
-        parent_commit=parent or api.model_info(repo_id, revision=revision).sha,
+        parent_commit=parent or open_branch(api, repo_id, revision),
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ REFUSED = {
     "text": (b"<html>not found</html>", "Cannot decode the audio bytes: .* Is it an audio file"),
     "text in a bytearray": (bytearray(b"not audio"), "Cannot decode the audio bytes"),
     "a path with a zero": ("a\0b.wav", "No audio file at"),
-    "a folder": (".", r"No audio file at \."),
+    "a folder": (".", r"No audio file at \.\. It is a folder: pass the files in it, such as \./\*\.ogg\."),
     "a protocol of FFmpeg's": ("rtp://127.0.0.1:5004", "No audio file at rtp"),
     "a file protocol": ("file:///etc/hostname", "No audio file at file"),
     "text opened as text": (io.StringIO("abc"), "is a StringIO that is not binary"),

@@ -15,7 +15,7 @@ from demo.run import DemoConfig
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
 from training import adapt_language, train_multilingual
-from training.loop import splits, steps, watching
+from training.loop import data, splits, steps, watching
 from training.loop.data import Features
 from training.loop.sources import read_manifest
 from training.loop.watching import mapping_figures
@@ -38,8 +38,8 @@ def seen(monkeypatch):
         monkeypatch.setattr(module, name, spied)
 
     for module in (train_multilingual, adapt_language):
-        spy(module, "Turns"), spy(module, "drop_impossible")
-    spy(steps, "bucket_of_step"), spy(splits, "select"), spy(steps, "Collator")
+        spy(module, "Turns")
+    spy(data, "has_frames"), spy(steps, "bucket_of_step"), spy(splits, "select"), spy(steps, "Collator")
     return calls
 
 
@@ -49,7 +49,7 @@ LOOP = ("--spec_masks", "2", "--vtlp", "0.25", "--temperature", "1.5", "--seed",
 def check_loop(seen, batches) -> None:
     assert {name: seen["bucket_of_step"][name] for name in ("batch_s", "seed", "temperature")} == {"batch_s": 2.5, "seed": 7, "temperature": 1.5}
     assert {name: seen["Collator"][name] for name in ("seed", "spec_masks", "vtlp")} == {"seed": 7, "spec_masks": 2, "vtlp": 0.25}
-    assert seen["Collator"]["full_augment_step"] == batches // 4 and seen["drop_impossible"]["speed"] == 1.1
+    assert seen["Collator"]["full_augment_step"] == batches // 4 and seen["has_frames"]["speed"] == 1.1
     assert seen["select"]["seed"] == 7 and seen["Turns"]["beta2"] == 0.97
 
 

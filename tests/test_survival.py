@@ -14,6 +14,7 @@ import torch
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr.assembly_master_asr import replace_text
 from training.loop import checkpoints, record, steps, stopping
 from training.loop.optim import Turns
 
@@ -116,15 +117,16 @@ def test_a_full_disk_in_the_words_of_torch_is_said_as_such_and_leaves_nothing_ha
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000010"]
 
 
-def test_a_result_that_cannot_be_written_leaves_the_old_one_and_nothing_half(tmp_path, monkeypatch):
-    record.write_json(tmp_path / "run.json", {"a": 1})
+@pytest.mark.parametrize("write", [record.write_json, lambda path, content: replace_text(path, json.dumps(content))])
+def test_a_result_that_cannot_be_written_leaves_the_old_one_and_nothing_half(tmp_path, monkeypatch, write):
+    write(tmp_path / "run.json", {"a": 1})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        record.write_json(tmp_path / "run.json", {"a": 2})
+        write(tmp_path / "run.json", {"a": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"] and json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
 
 

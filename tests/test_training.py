@@ -520,6 +520,9 @@ def test_a_language_without_clips_of_a_split_says_what_to_do_and_ends_a_script_w
     with pytest.raises(SystemExit) as ended:  # in a script
         run(lambda: select(clips, "validation", ["es"]))
     assert ended.value.code == said and not isinstance(ended.value, ValueError)
+    others = [Clip(Path(f"{code}.wav"), code, "a", 1.0, "validation") for code in ("en", "fr")]
+    with pytest.raises(ValueError, match=re.escape(f"{said} Or leave it out: --languages en fr.")):
+        select([*clips, *others], "validation", ["en", "es", "fr"])
 
 
 def test_a_clip_that_no_longer_fits_into_the_minutes_leaves_the_place_to_shorter_ones():

@@ -30,6 +30,7 @@ from training.loop.launch import STEPS_BEGUN, run
 from training.loop.metrics import evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import digests_of, facts_of_run, write_json
+from training.loop.recordings import MAX_DOWNLOAD_GB
 from training.loop.sources import read_data
 from training.loop.tables import read_text
 from training.loop.text import beginning, without
@@ -109,7 +110,7 @@ def main(argv=None) -> None:
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", nargs="+", help="default: all the model has clips for")
     parser.add_argument("--allow_outside", action="store_true", help="manifests may name recordings outside of their folder")
-    parser.add_argument("--max_download_gb", type=positive, default=20.0, help="of recordings, from one data set of the Hub")
+    parser.add_argument("--max_download_gb", type=positive, default=MAX_DOWNLOAD_GB, help="of recordings, from one data set of the Hub")
     parser.add_argument("--download_timeout_s", type=positive, default=DOWNLOAD_TIMEOUT_S, help="in which each row or file of a data set of the Hub has to arrive")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--greedy", action="store_true", help="as if no language had sentences")

@@ -47,10 +47,10 @@ def spoken(path: str, result: dict, language: str) -> str:
 def main(argv=None) -> int:
     """Returns the exit code: 0, or 1 if a recording could not be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("files", nargs="+", help="recordings: paths, or URLs")
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--assembly", type=folder_or_id, action="append", default=[], help="folder or hub id of a further language, or of one in the place of the model's; once for each")
-    parser.add_argument("--language", required=True)
+    parser.add_argument("--language", required=True, help="code of what is spoken in them, one of the model's or an assembly's")
     parser.add_argument("--json", action="store_true", help="one JSON object a file, with word times in seconds")
     parser.add_argument("--max_duration_s", type=positive, default=MAX_DURATION_S, help="longer recordings are refused")
     parser.add_argument("--download_timeout_s", type=positive, default=DOWNLOAD_TIMEOUT_S, help="in which a URL has to arrive")

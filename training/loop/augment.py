@@ -17,7 +17,7 @@ def hears_mels(feature_extractor) -> bool:
     return hasattr(feature_extractor, "mel_filters") and family_reading(feature_extractor).time_axis == -1
 
 
-def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int = 1) -> np.ndarray:
+def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int) -> np.ndarray:
     """SpecAugment on log-mel features `(mels, frames)`: so many bands of at most 12 mels, and times at most 0.2 s in every 2 s."""
     features = features.copy()
     mels, frames = features.shape

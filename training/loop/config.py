@@ -15,6 +15,7 @@ from transformers.hf_argparser import HfArg
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.configuration_master_asr import ALL_PARTS, DEFAULT_PRESET, PAPER_PARTS, from_preset
+from training.loop.recordings import MAX_DOWNLOAD_GB
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class LoopConfig(Settings):
     min_s: NotNegative = HfArg(default=0.2, help="shorter clips are skipped")
     max_s: Positive = HfArg(default=30.0, help="longer clips are skipped")
     allow_outside: bool = HfArg(default=False, help="manifests may name recordings that do not lie below their folder")
-    max_download_gb: Positive = HfArg(default=20.0, help="of recordings, from one data set of the Hub")
+    max_download_gb: Positive = HfArg(default=MAX_DOWNLOAD_GB, help="of recordings, from one data set of the Hub")
     download_timeout_s: Positive = HfArg(default=DOWNLOAD_TIMEOUT_S, help="in which each row or file of a data set of the Hub has to arrive")
     held_out_minutes: Positive = HfArg(default=60.0, help="of validation and of test audio a language, at most; the paper validates on an hour")
     temperature: Positive = HfArg(default=1.0, help="of sampling languages; above 1, small ones are heard more often")
@@ -202,7 +203,10 @@ Config = TypeVar("Config", bound=Settings)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and every default."""
+    """The description as it is written, and every default; a switch that turns another off does not repeat its words."""
+
+    def _get_help_string(self, action):
+        return f"turns --{action.dest} off" if f"--no_{action.dest}" in action.option_strings else super()._get_help_string(action)
 
 
 def speak_any_script() -> None:

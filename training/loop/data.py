@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
 from training.loop.augment import SPEEDS, hears_mels, other_throat, spec_augment
+from training.loop.record import write_whole
 from training.loop.recordings import identity_of
 from training.loop.sources import Clip
 
@@ -44,7 +44,7 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
     for language in dict.fromkeys(languages):
         of_language = [clip for clip in clips if clip.language == language and clip.split == split]
         if not of_language:
-            raise ValueError(_why_none(clips, split, language))
+            raise ValueError(_why_none(clips, split, language, having(clips, split, languages)))
         random.Random(f"{seed}-{language}").shuffle(of_language)
         total_s = 0.0
         for clip in of_language:
@@ -58,8 +58,8 @@ def select(clips: list[Clip], split: str, languages: list[str], minutes: Optiona
     return chosen
 
 
-def _why_none(clips: list[Clip], split: str, language: str) -> str:
-    """What to do about a language without clips of a split."""
+def _why_none(clips: list[Clip], split: str, language: str, others: list[str]) -> str:
+    """What to do about a language without clips of a split, which `others` have: several languages are those of `--languages`."""
     splits = Counter(clip.split for clip in clips if clip.language == language)
     if not clips:
         return NO_CLIP
@@ -69,6 +69,7 @@ def _why_none(clips: list[Clip], split: str, language: str) -> str:
     return (
         f"The data has no {split} clips of {language!r}; its {splits.total()} clips are all in {' and '.join(sorted(splits))}. Mark some as {split} in a column split, or "
         "name no split at all: texts are then divided by a hash, a tenth each to validation and test, which may miss a few clips: record more, or mark some."
+        + (f" Or leave it out: --languages {' '.join(others)}." if others else "")
     )
 
 
@@ -105,7 +106,7 @@ class Features:
         return self.processor.features(np.zeros(self.processor.sampling_rate_hz, dtype=np.float32))
 
     def __call__(self, clip: Clip, speed: float = 1.0) -> np.ndarray:
-        """Features of one clip, `(samples,)` or `(mels, frames)`, played at `speed` times its rate.
+        """Features of one clip, `(samples,)`, `(mels, frames)` (Whisper) or `(frames, features)` (wav2vec2-BERT), played at `speed` times its rate.
 
         Raises:
             ValueError, OSError: if the recording cannot be read, is silent, or is longer than the clip says.
@@ -168,32 +169,21 @@ def read_array(path: Path) -> Optional[np.ndarray]:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array after its SHA-256; whole or absent, also when two processes make it at once.
-
-    Raises:
-        OSError: if it cannot be written; nothing is left of it then.
-    """
+    """Writes an array after its SHA-256, see `write_whole`."""
     opened = io.BytesIO()
     np.save(opened, array)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(hashlib.sha256(opened.getvalue()).digest() + opened.getvalue())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, hashlib.sha256(opened.getvalue()).digest() + opened.getvalue())
 
 
-def drop_impossible(clips: list[Clip], processor, model, speed: float = max(SPEEDS)) -> tuple[list[Clip], list[Clip]]:
-    """Splits clips into those whose frames can spell their text, played at the fastest or at `speed`, and the others: (kept, dropped).
+def drop_impossible(clips: list[Clip], processor, model) -> tuple[list[Clip], list[Clip]]:
+    """Splits clips into those whose frames can spell their text, played at the fastest, and the others: (kept, dropped).
 
     Raises:
         ValueError: with the list, if that many of a language are dropped that texts and recordings cannot belong together.
     """
     kept, dropped = [], []
     for clip in clips:
-        (kept if has_frames(clip, processor, model, speed) else dropped).append(clip)
+        (kept if has_frames(clip, processor, model) else dropped).append(clip)
     there_of = by_language(clips)
     for code, of_language in by_language(dropped).items():
         if len(of_language) > allowed_losses(there := there_of[code]):

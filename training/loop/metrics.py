@@ -23,7 +23,7 @@ BATCH_S = 60.0  # of audio, with its padding
 
 @torch.no_grad()
 def transcribe_clips(
-    model, processor, collator: Collator, clips: list[Clip], encoded_as: Optional[str] = None, accelerator=None, greedy: bool = False,
+    model, processor, collator: Collator, clips: list[Clip], encoded_as: Optional[str] = None, accelerator=None, *, greedy: bool,
 ) -> list[Optional[str]]:  # fmt: skip
     """Text of each clip, in order, normalised as the clips' own texts are; None for one that cannot be read.
 
@@ -101,7 +101,7 @@ def flattered(rates: dict) -> list[str]:
     return [f"WARNING: {count} of the {code!r} clips say a sentence that it is read with, or a part of one: its figures flatter." for code, count in rates.get("known", {}).items()]
 
 
-def tested(accelerator, model, processor, features, clips: list[Clip], greedy: bool = False) -> Optional[dict]:
+def tested(accelerator, model, processor, features, clips: list[Clip], greedy: bool) -> Optional[dict]:
     """CER and WER on test clips, and each clip's edits; None where there is nothing to score, with the reason said: what was trained is
     saved already."""
     if not clips:  # as `load_splits` has said

@@ -51,13 +51,13 @@ def digests_of(model, languages, with_text: bool) -> dict[str, str]:
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """See `write_text`."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """See `write_whole`."""
+    write_whole(Path(path), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    """See `write_text`; a row a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """See `write_whole`; a row a line."""
+    write_whole(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -66,13 +66,16 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines if line]
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes beside and renames, so a stopped run leaves the old file or the new one."""
-    path = Path(path)
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes beside and renames: a stopped run leaves the old file or the new one, also when two processes write it at once.
+
+    Raises:
+        OSError: if it cannot be written; nothing half is left then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import hashlib
-import os
 import re
 import threading
 import unicodedata
@@ -19,8 +18,10 @@ import soundfile
 
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
+from training.loop.record import write_whole
 
 MAX_RECORDING_BYTES = 256 << 20  # of one recording inside a data set
+MAX_DOWNLOAD_GB = 20.0  # of recordings, from one data set of the Hub
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".aiff", ".au")
 KINDS = {bool: "true or false", int: "a number", float: "a number", str: "words", list: "a list", dict: "an object"}
 LEFT_BEHIND_S = 15.0  # more than the Hub's client waits for a single read
@@ -66,7 +67,7 @@ class Shelf:
     root: Optional[Path] = None
     allow_outside: bool = False
     repo: Optional[str] = None
-    max_download_gb: float = 20.0
+    max_download_gb: float = MAX_DOWNLOAD_GB
     download_timeout_s: float = DOWNLOAD_TIMEOUT_S
     _received: int = field(default=0, init=False)
 
@@ -181,11 +182,8 @@ class Shelf:
         suffix = Path(name).suffix.lower() if isinstance(name, str) else ""
         # of the name that a row gives nothing but a known suffix is used
         path = Path(self.cache) / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix if suffix in SUFFIXES else '.audio'}"
-        if not path.exists():  # written beside and renamed: two processes may do it at once
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            part.write_bytes(content)
-            os.replace(part, path)
+        if not path.exists():
+            write_whole(path, content)
         return path
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.signs_master_asr import is_spoken
 from modeling_master_asr.text_master_asr import normalize
-from training.loop.recordings import LeftOut, Shelf, copies, kind, printable, repeats, seconds_of
+from training.loop.recordings import MAX_DOWNLOAD_GB, LeftOut, Shelf, copies, kind, printable, repeats, seconds_of
 from training.loop.tables import COLUMNS, TABLES, TORN, pick, read_table
 from training.loop.text import doubtful, letters_beside, letters_of, main_script
 
@@ -205,7 +205,7 @@ class Budget:
 
 def read_data(
     sources: list[str], cache: Path, minutes: Optional[float] = None, min_s: float = 0.2, max_s: float = 30.0,
-    allow_outside: bool = False, max_download_gb: float = 20.0, download_timeout_s: float = DOWNLOAD_TIMEOUT_S,
+    allow_outside: bool = False, max_download_gb: float = MAX_DOWNLOAD_GB, download_timeout_s: float = DOWNLOAD_TIMEOUT_S,
     splits: Optional[Collection[str]] = None,
 ) -> tuple[list[Clip], Report]:  # fmt: skip
     """Clips of all sources. A broken clip costs that clip, is counted and named, never the run.

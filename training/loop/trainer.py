@@ -23,7 +23,7 @@ from training.loop.sources import Clip
 class StepBatches(Dataset):
     """Item i is the i-th batch of the run, as in the scripts; several processes and accumulation take several a step."""
 
-    def __init__(self, clips: list[Clip], batch_s: float, seed: int, num_batches: int, temperature: float = 1.0):
+    def __init__(self, clips: list[Clip], batch_s: float, seed: int, num_batches: int, temperature: float):
         self.batch_of, self.num_batches = bucket_of_step(clips, batch_s, seed, temperature), num_batches
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from modeling_master_asr.artisan_master_asr import open_gates, pack_mask, select_mask, specialist_scores
+from modeling_master_asr.artisan_master_asr import open_gates_of_layers, pack_mask, select_mask, specialist_scores
 from training.loop.metrics import evaluate_clips
 from training.loop.pictures import gate_differences, gates_of, similarity_figure
 from training.loop.sharding import is_sharded, whole
@@ -20,15 +20,16 @@ MASKS_WATCHED = 20  # masks of so many languages are compared; of the others, th
 
 
 @torch.no_grad()
-def masks_of(model, first: Iterable[str] = ()) -> dict[str, list[torch.Tensor]]:
+def masks_of(model, first: Iterable[str]) -> dict[str, list[torch.Tensor]]:
     """Masks of 20 languages, `first` before the others, one an Artisan layer, bit-packed."""
     codes = list(dict.fromkeys([*first, *model.languages]))[:MASKS_WATCHED]
+    owned = {code: model.assemblies[code]() for code in codes}
+    gates = {code: open_gates_of_layers(own.mapping) for code, own in owned.items()}
     masks = {code: [] for code in codes}
     for index, layer in enumerate(model.master_asr.artisan_layers):
         specialists = whole(layer.specialists)
-        for code in codes:
-            assembly = model.assemblies[code]
-            scores = specialist_scores(specialists, open_gates(assembly.mapping[index]), assembly().own_specialist(index))
+        for code, own in owned.items():
+            scores = specialist_scores(specialists, gates[code][index], own.own_specialist(index))
             masks[code].append(pack_mask(select_mask(scores, model.config.sparsity)).cpu())
     return masks
 
