@@ -124,6 +124,8 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
         lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "cs6")])],
     "in Russian, likewise, {:.1f} % and {:.1f} %, full tuning {:.1f} % and {:.1f} %":
         lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "ru6")])],
+    "in Italian {:.1f} % and {:.1f} %, full tuning {:.1f} % and {:.1f} %":
+        lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "it6")])],
     "With {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
     "(the best of its seeds) has {:.1f} % CER and {:.0f} % WER": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
     "has {:.1f} % CER with its own sentences (Whisper: {:.1f} %), {:.1f} % with Czech jokes beside them, and {:.1f} % after self-training on 77 further minutes as well (two seeds)": czech,
