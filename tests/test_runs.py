@@ -536,6 +536,12 @@ def test_without_a_choice_every_language_that_has_clips_to_train_on_trains_and_t
     assert "No clips to train on, so no training, of ['sr']." in capsys.readouterr().out
     load_splits(Accelerator(), config, ["en"], 60.0)
     assert "no training, of" not in capsys.readouterr().out  # whoever names some knows
+    data.write_text("\n".join(json.dumps({**line, "split": "test"}) for line in lines[:3]))
+    with pytest.raises(ValueError, match="The data has no validation clips of 'en'; its 3 clips are all in test."):
+        load_splits(Accelerator(), config, None, 60.0)
+    data.write_text("\n".join(json.dumps({**line, "audio": "gone.wav"}) for line in lines))
+    with pytest.raises(ValueError, match="No clip of the data can be used; the lines above say why."):
+        load_splits(Accelerator(), config, None, 60.0)
 
 
 def test_a_run_goes_on_where_fewer_devices_are_seen(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Optional
 
 from training.loop.agreement import check_alike
 from training.loop.config import LoopConfig
-from training.loop.data import having, minutes_of, select
+from training.loop.data import NO_CLIP, having, minutes_of, select
 from training.loop.sources import Clip, Report, read_data
 
 
@@ -43,9 +43,11 @@ def load_splits(accelerator, config: LoopConfig, languages: Optional[list[str]],
     with accelerator.main_process_first():
         clips, report = read(config, minutes)
     accelerator.print("\n".join(report.lines(clips)))
+    if not clips:
+        raise ValueError(NO_CLIP)
     if languages is None:
         there = list(dict.fromkeys(clip.language for clip in clips))
-        languages = having(clips, "train", there)
+        languages = having(clips, "train", there) or there  # of none: `select` says what is missing
         if len(languages) < len(there):
             accelerator.print(f"No clips to train on, so no training, of {[code for code in there if code not in languages]}.")
     testable = having(clips, "test", languages)
