@@ -58,6 +58,7 @@ CONTAINERS = (
 # What libsndfile says of a WAV, AIFF or AU file that holds less than its header promises, and reads as if that were all.
 CUT_SHORT = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 UNKNOWN_BYTES = 0x7F000000  # sizes from here on are what recorders write that do not know them yet
+GO_ON = ("MP3", "OGG", "FLAC", "AU")  # formats in which nothing but sound comes after the sound; libsndfile's names
 NAMED_BY_SUFFIX = {".g722": "g722", ".gsm": "gsm"}  # headerless: nothing in the bytes says what they are
 
 
@@ -237,7 +238,7 @@ def decode_audio(
     return best
 
 
-_DECODER_ERRORS = (RuntimeError,) if av is None else (RuntimeError, av.error.FFmpegError)
+_DECODER_ERRORS = (RuntimeError,) if av is None else (RuntimeError, av.error.FFmpegError, IndexError)  # the last: PyAV's, of a stream that appears midway
 
 
 @contextmanager
@@ -260,14 +261,14 @@ def _opened(source, name: Optional[str]):
 
 
 def _with_soundfile(file, suffix: str, start) -> tuple[np.ndarray, float]:
-    """Samples, and the seconds that the file's header declares, or that its bytes amount to where they go on after that: mp3 or ogg files put together."""
+    """Samples, and the seconds that the file's header declares, or that its bytes amount to where they go on after that: files put together."""
     with soundfile.SoundFile(_nameless(file)) as sound:
         mono = start(sound.samplerate)
         frames = max(1, BLOCK_SAMPLES // sound.channels)
         while len(block := sound.read(frames, dtype="float32", always_2d=True)):
             mono.add(block)
         read_to, size = file.tell(), file.seek(0, io.SEEK_END)
-        parts = size / read_to if sound.format in ("MP3", "OGG") and 0 < read_to < size else 1.0
+        parts = size / read_to if sound.format in GO_ON and 0 < read_to < size else 1.0
         if (sizes := CUT_SHORT.search(sound.extra_info)) and int(sizes[2]) < int(sizes[1]) < UNKNOWN_BYTES:
             parts = int(sizes[1]) / max(int(sizes[2]), 1)
         return mono.finish(), parts * sound.frames / sound.samplerate
@@ -275,17 +276,44 @@ def _with_soundfile(file, suffix: str, start) -> tuple[np.ndarray, float]:
 
 def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-    with av.open(_nameless(file), format=NAMED_BY_SUFFIX.get(suffix), options=options) as container:
+    with av.open(_nameless(file), format=NAMED_BY_SUFFIX.get(suffix), options=options, metadata_errors="replace") as container:
         if not container.streams.audio:
             raise RuntimeError("there is no audio in it")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise RuntimeError("nothing here decodes its codec")
         rate_hz = stream.codec_context.sample_rate
-        mono, resampler = start(rate_hz), av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
-        for frame in chain(_frames(container, stream), [None]):
-            for out in resampler.resample(frame):
-                mono.add(out.to_ndarray()[0])
+        mono = start(rate_hz)
+        for block in _resampled(_frames(container, stream), rate_hz):
+            mono.add(block)
         declared_s = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / av.time_base  # a video goes on longer
-        return mono.finish(), declared_s
+        return mono.finish(), declared_s * _put_together(file)
+
+
+def _put_together(file) -> float:
+    """How many times as long as the first WAV or AIFF file all of those are that were put together: decoders end with the first."""
+    file.seek(0)
+    first = file.read(12)
+    length = 8 + int.from_bytes(first[4:8], "little" if first[:4] == b"RIFF" else "big")
+    file.seek(length)
+    second = file.read(12)
+    is_another = first[8:] in (b"WAVE", b"AIFF", b"AIFC") and (first[:4], first[8:]) == (second[:4], second[8:])
+    return file.seek(0, io.SEEK_END) / length if is_another else 1.0
+
+
+def _resampled(frames: Iterator, rate_hz: int) -> Iterator[np.ndarray]:
+    """Samples `(n, channels)` of frames, whose rate, channels or kind of number may change on the way: a stream's dump, files put together."""
+    resampler, kind, made = None, None, []
+    for frame in chain(frames, [None]):
+        now = None if frame is None else (frame.sample_rate, frame.layout.name, frame.format.name)
+        if now != kind:
+            made = resampler.resample(None) if resampler else []
+            # its channels stay: FFmpeg's mono of two is louder than either, and soundfile's files are given their mean
+            resampler, kind = frame and av.AudioResampler(format="flt", layout=frame.layout, rate=rate_hz), now
+        made += resampler.resample(frame) if frame else []
+        for out in made:
+            yield out.to_ndarray().reshape(-1, out.layout.nb_channels)
+        made = []
 
 
 def _frames(container, stream) -> Iterator:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModel,
     HubertForCTC,
@@ -25,12 +26,22 @@ from transformers import (
     WhisperModel,
 )
 
-from .whisper_master_asr import TrueLengthWhisperEncoder, WhisperEncoderForCTC
+from .whisper_master_asr import TrueLengthWhisperEncoder, WhisperEncoderForCTC, check_mel_frames
 
 ATTENTION_PROJ = ("q_proj", "k_proj", "v_proj", "out_proj")
 ATTENTION_LINEAR = ("linear_q", "linear_k", "linear_v", "linear_out")  # not the positional `linear_pos`
 DENSE = ("intermediate_dense", "output_dense")
 SAMPLING_RATE_HZ = 16_000  # of every family's pretrained encoders
+HOP_SAMPLES = 160  # of Whisper's mel frames
+
+
+class Float32Windows(TorchFunctionMode):
+    """Windows are float32 in it, in this thread, whatever the process's default: Transformers sets that for all threads while one of them loads
+    a model in half precision, and Whisper's feature extractor makes its window in it.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **({"dtype": torch.float32} if func is torch.hann_window else {}), **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,13 @@ class Family:
         """The model's input for one clip of float samples, at its true length: `(samples,)` or `(mels or frames, ...)`."""
         made = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np", **self.extraction)
         return np.asarray(made[self.input_name][0], dtype=np.float32)
+
+    def check_length(self, config, num_samples: int) -> None:
+        """Refuses, before any feature is made of it, what the encoder takes no more of at once.
+
+        Raises:
+            ValueError: beyond Whisper's 30 s.
+        """
 
     def input_shape(self, config, length_s: float) -> tuple[int, ...]:
         """Shape of the input of one clip of `length_s` seconds."""
@@ -166,13 +184,17 @@ class WhisperFamily(Family):
 
     def features(self, extractor, samples: np.ndarray) -> np.ndarray:
         hop = extractor.hop_length
-        return super().features(extractor, np.asarray(samples)[: len(samples) // hop * hop])  # whole hops, each one mel frame
+        with Float32Windows():
+            return super().features(extractor, np.asarray(samples)[: len(samples) // hop * hop])  # whole hops, each one mel frame
+
+    def check_length(self, config, num_samples: int) -> None:
+        check_mel_frames(num_samples // HOP_SAMPLES, config.max_source_positions)
 
     def input_shape(self, config, length_s: float) -> tuple[int, ...]:
         return config.num_mel_bins, int(length_s * 100)
 
     def samples_per_frame(self, config) -> int:
-        return 320  # 10 ms hops, then stride 2
+        return 2 * HOP_SAMPLES  # the second convolution has stride 2
 
     def frame_counts(self, backbone: PreTrainedModel, input_lengths: torch.Tensor) -> torch.Tensor:
         return (input_lengths + 1) // 2

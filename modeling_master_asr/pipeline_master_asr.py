@@ -237,6 +237,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
                 raise ValueError(f'"stride" {tuple(trim)} leaves nothing of {len(samples) * given_hz / wanted_hz:.0f} samples.')
             trim = tuple(round(side * wanted_hz / given_hz / ratio) for side in trim)
         for start, end, first, last in self._chunks(len(samples), chunk_length_s, stride_length_s):
+            self.model.master_asr.family.check_length(self.model.config.backbone_config, end - start)
             # lists, so the stock collator hands them on unpadded; `_forward` pads with the true lengths
             yield {
                 "is_last": end >= len(samples), "features": [self._processor.features(samples[start:end])], "language": code,

@@ -15,6 +15,19 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 
+def check_mel_frames(mel_frames: int, max_source_positions: int) -> None:
+    """Refuses more than there are positions for.
+
+    Raises:
+        ValueError: for more than 30 s.
+    """
+    if mel_frames > 2 * max_source_positions:
+        raise ValueError(
+            f"A Whisper backbone takes at most {2 * max_source_positions} mel frames (30 s) at once; got {mel_frames}. "
+            "Cut long audio: pipeline(..., chunk_length_s=30), or training.transcribe."
+        )
+
+
 class TrueLengthWhisperEncoder(WhisperEncoder):
     """The Whisper encoder at the clip's true length: positions cut to its frames, padding masked.
 
@@ -33,11 +46,7 @@ class TrueLengthWhisperEncoder(WhisperEncoder):
             ValueError: for more than 30 s.
         """
         num_frames = (input_features.shape[-1] + 1) // 2  # the second convolution has stride 2
-        if num_frames > self.max_source_positions:
-            raise ValueError(
-                f"A Whisper backbone takes at most {2 * self.max_source_positions} mel frames (30 s) at once; got "
-                f"{input_features.shape[-1]}. Cut long audio: pipeline(..., chunk_length_s=30), or training.transcribe."
-            )
+        check_mel_frames(input_features.shape[-1], self.max_source_positions)
         speech = None if attention_mask is None else attention_mask.to(input_features.dtype)[:, None, :]  # (B, 1, mel_frames)
         if speech is not None:  # as if each clip ended where its speech does: zeros are what the convolutions pad with
             input_features = input_features * speech

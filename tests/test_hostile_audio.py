@@ -43,6 +43,28 @@ def wav_header(rate_hz: int, channels: int = 1) -> bytes:
     )  # fmt: skip
 
 
+def by_av(container: str, codec: str, samples=TONE, rate_hz: int = 16_000, layout: str = "mono", **tags) -> bytes:
+    """What soundfile does not write; tags in Latin-1, as old recorders wrote them."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container, metadata_encoding="latin-1") as out:
+        out.metadata.update(tags)
+        stream = out.add_stream(codec, rate=rate_hz, layout=layout)
+        frame = av.AudioFrame.from_ndarray(np.stack([samples] * stream.channels), format="fltp", layout=layout)
+        frame.rate = rate_hz
+        for given in (frame, None):
+            for converted in av.AudioResampler(stream.format.name, layout, rate_hz, frame_size=stream.frame_size or None).resample(given) if given else [None]:
+                out.mux(stream.encode(converted))
+    return file.getvalue()
+
+
+def broadcast() -> bytes:
+    """An MPEG transport stream whose second half says that it is of another stream."""
+    content = bytearray(by_av("mpegts", "mp2"))
+    for packet in range(len(content) // 188 // 2, len(content) // 188):
+        content[188 * packet + 2] = 0x41
+    return bytes(content)
+
+
 LONG_MP3 = encoded(np.tile(TONE, 20), format="MP3")
 SDP = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\n"
 decoder = lambda data, rate_hz: SimpleNamespace(get_all_samples=lambda: SimpleNamespace(data=data, sample_rate=rate_hz))  # noqa: E731
@@ -85,6 +107,8 @@ REFUSED = {
     "an mp3 of which 5 % are left": (LONG_MP3[: len(LONG_MP3) // 20], r"damaged or cut short: 0\.\d+ s of the 20\.00 s that it declares"),
     "an mp3 with noise inside": (LONG_MP3[:1000] + bytes(range(256)) * 80 + LONG_MP3[21_500:], "damaged or cut short"),
     "a FLAC cut short": (encoded(np.tile(TONE, 20), format="FLAC")[:9000], "(Cannot decode|damaged or cut short)"),
+    "a WAV of a codec that nobody knows": (encoded()[:20] + b"\x81\x01" + encoded()[22:], "Cannot decode .*nothing here decodes its codec. Is it an audio file"),
+    "a broadcast in which another stream appears": (broadcast(), "Cannot decode the audio bytes: .*list index out of range"),
     "an m3u8 playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{secret}\n#EXT-X-ENDLIST\n", "Cannot decode"),
     "an ffconcat list": (b"ffconcat version 1.0\nfile {secret}\n", "Cannot decode"),
     "an SDP text": (SDP, "Cannot decode"),
@@ -337,6 +361,42 @@ def test_ogg_files_put_together_are_read_to_the_end(kind, caplog):
     part = encoded(np.tile(TONE, 4), **kind)
     assert len(decode_audio(part)) / 16_000 == pytest.approx(4.0, abs=0.1) and len(decode_audio(2 * part)) / 16_000 == pytest.approx(8.0, abs=0.2)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "AU", "WAV", "AIFF"])
+def test_no_second_file_is_left_out_in_silence(kind, caplog):
+    """Of a WAV or AIFF that was put behind another no decoder reads the second, and a short first one would stand for both."""
+    first, second = encoded(TONE, format=kind), encoded(np.tile(TONE, 3), format=kind)
+    if kind in ("FLAC", "AU"):
+        assert len(decode_audio(first + second)) / 16_000 == pytest.approx(4.0, abs=0.01) and not caplog.text
+    else:
+        with pytest.raises(ValueError, match=r"the audio bytes is damaged or cut short: 1\.00 s of the 4\.00 s that it declares or holds"):
+            decode_audio(first + second)
+        assert len(decode_audio(second + first)) == 3 * len(TONE) and "only 3.00 s of the 4.00 s" in caplog.text
+
+
+@pytest.mark.parametrize("first, second", [((16_000, "mono"), (16_000, "stereo")), ((16_000, "stereo"), (16_000, "mono")), ((22_050, "mono"), (16_000, "stereo"))])
+def test_a_recording_whose_rate_or_channels_change_on_the_way_is_read_to_the_end(first, second):
+    tone = lambda rate_hz: np.sin(np.arange(2 * rate_hz) * 800 / rate_hz).astype(np.float32) * 0.3  # noqa: E731
+    samples = decode_audio(b"".join(by_av("adts", "aac", tone(rate_hz), rate_hz, layout) for rate_hz, layout in (first, second)))
+    assert len(samples) / 16_000 == pytest.approx(4.0, abs=0.3)
+    for half in (samples[8_000:24_000], samples[-24_000:-8_000]):  # the same tone, as loud
+        assert np.abs(np.fft.rfft(half)).argmax() == pytest.approx(800 / 6.2832, abs=1) and np.abs(half).max() == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 6, 9])
+def test_mono_is_the_mean_of_all_channels_whichever_library_decodes(channels, monkeypatch):
+    content = encoded(np.stack([TONE * (i + 1) / channels for i in range(channels)], axis=1), subtype="FLOAT", format="WAV")
+    mean = decode_audio(content)
+    monkeypatch.setattr("modeling_master_asr.audio_master_asr.soundfile", None)
+    assert np.abs(mean - TONE * (channels + 1) / 2 / channels).max() < 1e-6 and np.abs(decode_audio(content) - mean).max() < 1e-6
+
+
+@pytest.mark.parametrize("container, codec", [("ipod", "aac"), ("avi", "mp2"), ("caf", "alac"), ("flv", "aac")])
+def test_tags_in_another_encoding_cost_no_recording(container, codec):
+    content = by_av(container, codec, title="R\u00e9union")
+    assert b"R\xe9union" in content
+    assert len(decode_audio(content)) / 16_000 == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_video_is_as_long_as_its_sound():

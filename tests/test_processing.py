@@ -416,3 +416,23 @@ def test_features_are_the_same_within_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         within = processor.features(samples)
     assert np.array_equal(within, processor.features(samples))
+
+
+def test_features_and_logits_are_the_same_while_another_thread_loads_a_model_in_half_precision(family):
+    """Transformers sets the default dtype of the whole process while it builds a model, and a window made in bfloat16 is another one."""
+    model, samples = tiny_model(family), np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
+    processor = MasterASRProcessor.from_model(model)
+
+    def read():
+        model.master_asr.forget_masks()
+        features = processor.features(samples)
+        with torch.no_grad():
+            return features, model(**processor.pad([features]), language="en").logits
+
+    features, logits = read()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        meanwhile = read()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(meanwhile[0], features) and torch.equal(meanwhile[1], logits)
