@@ -1,4 +1,7 @@
-r"""What a user has today: stock Whisper with its own decoder, zero-shot and greedy, told the right language and to transcribe.
+r"""What a user has today: stock Whisper with its own decoder, zero-shot, told the right language and to transcribe.
+
+Greedy, as Transformers' pipeline reads; `--thorough`: as OpenAI's own command does, five beams, and again at higher temperatures where what
+came out repeats itself or is improbable.
 
     python -m benchmarks.zero_shot --model ../shared/models/whisper-base --data data/manifest.jsonl \
         --languages es en fr it ru cs nl --out benchmarks/results/zero_shot.json
@@ -34,6 +37,9 @@ from training.loop.sources import Clip, read_data
 from training.prepare_speech import spell_digits
 
 MAX_NEW_TOKENS = 200  # 20 s of speech are at most about 120 tokens; what comes later is a loop
+THOROUGH = {  # OpenAI's own thresholds; the ratio is counted over tokens here, for which Transformers' documentation names this one
+    "num_beams": 5, "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "compression_ratio_threshold": 1.35, "logprob_threshold": -1.0,
+}  # fmt: skip
 LONGEST_NUMBER = 6  # digits that are read as one number; longer rows, and those that begin with 0, are read digit by digit
 ORDINALS = {"en": "st|nd|rd|th", "fr": "er|ère|ème|eme|e", "nl": "de|ste|e", "es": "[.]?[ºª]", "it": "[°ºª]", "ru": "-[ыио]?й"}
 
@@ -70,12 +76,13 @@ def load(folder: str, languages: list[str]) -> tuple:
 
 
 @torch.no_grad()
-def transcribe(model, extractor, tokenizer, clip: Clip, timestamps: bool = False) -> dict:
+def transcribe(model, extractor, tokenizer, clip: Clip, timestamps: bool = False, thorough: bool = False) -> dict:
     """What Whisper writes for one clip, its tokens and the seconds of processor time from samples to text."""
     samples = decode_audio(clip.audio, SAMPLING_RATE_HZ)
     start = time.process_time()
     inputs = extractor(samples, sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt", return_attention_mask=True)
-    ids = model.generate(**inputs, language=clip.language, task="transcribe", return_timestamps=timestamps)[0]
+    torch.manual_seed(0)  # of what is drawn at higher temperatures
+    ids = model.generate(**inputs, language=clip.language, task="transcribe", return_timestamps=timestamps, **(THOROUGH if thorough else {}))[0]
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
     seconds = round(time.process_time() - start, 3)
     return {"audio": clip.audio.name, "language": clip.language, "text": text, "tokens": len(ids), "cpu_s": seconds}
@@ -108,10 +115,10 @@ def by_name(clips: list[Clip]) -> dict[tuple[str, str], Clip]:
     return named
 
 
-def transcribe_all(folder: str, clips: list[Clip], path: Path, timestamps: bool = False) -> list[dict]:
+def transcribe_all(folder: str, clips: list[Clip], path: Path, timestamps: bool = False, thorough: bool = False) -> list[dict]:
     """A line a clip, in order, of which those that are in the file already are not heard again."""
     by_name(clips)
-    by = {"model": folder, "timestamps": timestamps}
+    by = {"model": folder, "timestamps": timestamps, **({"thorough": True} if thorough else {})}
     heard = read_heard(path, by)
     missing = [clip for clip in clips if (clip.language, clip.audio.name) not in heard]
     if missing:
@@ -119,7 +126,7 @@ def transcribe_all(folder: str, clips: list[Clip], path: Path, timestamps: bool 
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for clip in tqdm(missing, desc="clips"):
-                heard[clip.language, clip.audio.name] = line = {**transcribe(*parts, clip, timestamps), "by": by}
+                heard[clip.language, clip.audio.name] = line = {**transcribe(*parts, clip, timestamps, thorough), "by": by}
                 print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
     return [heard[clip.language, clip.audio.name] for clip in clips]
 
@@ -153,14 +160,16 @@ def main(argv=None) -> None:
     parser.add_argument("--data", required=True, nargs="+", help="as in training")
     parser.add_argument("--languages", required=True, nargs="+", help="in the order in which they are read")
     parser.add_argument("--timestamps", action="store_true", help="times, too: it goes on after pauses at which it may stop")
-    parser.add_argument("--heard", type=Path, help="what Whisper wrote; default: heard[_timestamps].jsonl in runs/zero_shot")
+    parser.add_argument("--thorough", action="store_true", help="five beams, and higher temperatures where that fails, as OpenAI's command reads")
+    parser.add_argument("--heard", type=Path, help="what Whisper wrote; default: heard[_timestamps][_thorough].jsonl in runs/zero_shot")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
-    args.heard = args.heard or Path(f"runs/zero_shot/heard{'_timestamps' if args.timestamps else ''}.jsonl")
+    options = "".join(f"_{name}" for name in ("timestamps", "thorough") if getattr(args, name))
+    args.heard = args.heard or Path(f"runs/zero_shot/heard{options}.jsonl")
     logging.set_verbosity_error()  # a warning a clip: both limits of length are set
     facts = facts_of_run()
     clips = select(read_data(args.data, args.heard.parent / "recordings")[0], "test", args.languages)
-    rates = score(clips, transcribe_all(args.model, clips, args.heard, args.timestamps))
+    rates = score(clips, transcribe_all(args.model, clips, args.heard, args.timestamps, args.thorough))
     conditions = {"threads": torch.get_num_threads(), "max_new_tokens": MAX_NEW_TOKENS, "minutes": minutes_of(clips)}
     write_json(args.out, {**facts, **conditions, "test": rates})
     for code, rate in rates["languages"].items():
