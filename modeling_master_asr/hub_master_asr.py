@@ -338,7 +338,7 @@ class HubMixin:
         assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
         self._register(language, assembly.to(device=self.device, dtype=torch.float32), config)
         if replaces:
-            self.master_asr.forget_masks()
+            self.master_asr.masks.forget_language(language)
         return language
 
     def push_assembly_to_hub(

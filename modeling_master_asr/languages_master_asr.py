@@ -184,7 +184,7 @@ class LanguageMixin:
             raise ValueError(f"A PEFT adapter is on {language!r}. Take it off first: peft_model.unload().")
         config = self.config.with_assembly(language, {"vocab": vocab, "text": self.config.text(language), **owned}, replace=True)
         assembly = self._start(language, language, config)
-        self.master_asr.forget_masks()
+        self.master_asr.masks.forget_language(language)
         return assembly
 
     def check_is_own(self, language: str, instead: str) -> None:
@@ -210,7 +210,7 @@ class LanguageMixin:
         del self.assemblies[language]
         if self.config.default_language == language:
             self.config.default_language = None
-        self.master_asr.forget_masks()
+        self.master_asr.masks.forget_language(language)
 
     # ------------------------------------------------------------------ what is written
 

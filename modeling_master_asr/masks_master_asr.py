@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Optional
 
 import numpy as np
@@ -108,8 +108,17 @@ class MaskStore:
         with self._lock:
             self._masks: dict[int, OrderedDict] = defaultdict(OrderedDict)  # layer -> {(sparsity, gates, language): (stamp, packed)}
             self._products: dict[int, tuple] = {}  # layer -> ((sparsity, gates), stamp, W * B)
-            self._dense: OrderedDict[tuple, tuple] = OrderedDict()  # (language, sparsity, inference mode) -> (stamp, {(module, name): tensor})
+            self._dense: OrderedDict[tuple, tuple] = OrderedDict()  # (language, sparsity, inference mode) -> (stamp, {(module, name): tensor}, bytes when whole)
             self._sources: set[int] = set()
+
+    def forget_language(self, language: str) -> None:
+        """Drops what is one language's alone: the others go on with what they have."""
+        with self._lock:
+            for key in [key for key in self._dense if key[0] == language]:
+                del self._dense[key]
+            for of_layer in self._masks.values():
+                for key in [key for key in of_layer if key[-1] == language]:
+                    del of_layer[key]
 
     def forget_made_of(self, ids: set[int]) -> None:
         """Drops everything if one of the tensors with these `id`s is part of it."""
@@ -164,13 +173,14 @@ class MaskStore:
             self._sources.update(map(id, sources))
         return product
 
-    def dense(self, language: str, sparsity: float, mapping: torch.Tensor, sources: list[torch.Tensor]) -> dict:
+    def dense(self, language: str, sparsity: float, mapping: torch.Tensor, sources: list[torch.Tensor], num_bytes: Callable[[], int]) -> dict:
         """In evaluation: the dict in which a language's assembled parameters are kept, filled by whoever makes them.
 
         Args:
             sparsity: t, which masks depend on and no tensor holds.
             mapping: its T, looked at whole: one entry that crosses zero is another mask.
             sources: all tensors that the parameters are made of, T too.
+            num_bytes: of all of them, which count from the start: of many that are filled at once none is small.
         """
         key = language, sparsity, torch.is_inference_mode_enabled()  # tensors made in inference mode serve there alone
         with self._lock:
@@ -179,19 +189,14 @@ class MaskStore:
                 self._dense.move_to_end(key)
         if kept is not None and kept[0].holds(sources):
             return kept[1]
-        kept = Stamp(sources, whole=mapping), {}
+        kept = Stamp(sources, whole=mapping), {}, num_bytes()
         with self._lock:
             self._dense[key] = kept
             self._dense.move_to_end(key)
-            while len(self._dense) > DENSE_LANGUAGES and self._dense_bytes() > DENSE_BYTES:
+            while len(self._dense) > DENSE_LANGUAGES and sum(size for *_, size in self._dense.values()) > DENSE_BYTES:
                 self._dense.popitem(last=False)
             self._sources.update(map(id, sources))
         return kept[1]
-
-    def _dense_bytes(self) -> int:
-        """Of the dense weights kept, where what is still to be made counts as the largest made so far."""
-        of_languages = [sum(tensor.nbytes for tensor in list(made.values())) for _, made in self._dense.values()]
-        return sum(made or max(of_languages) for made in of_languages)
 
 
 _STORES: weakref.WeakSet[MaskStore] = weakref.WeakSet()

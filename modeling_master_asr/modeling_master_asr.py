@@ -190,13 +190,9 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         """What was selected and assembled before."""
         return self._masks
 
-    def forget_masks(self) -> None:
-        """Drops what was kept of masks and assembled weights: for whoever replaces or removes what a language owns."""
-        self._masks.forget()
-
     def _forget(self) -> None:
         """Drops what was kept of masks, weights and the fingerprint: called by everything that may write to what they are made of."""
-        self.forget_masks()
+        self._masks.forget()
         self.forget_fingerprint()
 
     def train(self, mode: bool = True):
@@ -301,16 +297,22 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         return inputs
 
     def _groups(self, codes: list[str], attention_mask) -> list[tuple[list[int], Optional[int]]]:
-        """Clips to encode together: one language, and one length where padding would change the result."""
-        lengths = [None] * len(codes)
-        if attention_mask is not None and self.family.padding_leaks(self.config.backbone_config) and not self.training:
-            lengths = attention_mask.sum(-1).tolist()
-            if set(lengths) == {attention_mask.shape[1]}:
-                lengths = [None] * len(codes)
+        """Clips to encode together, and what they are cut to, None: nothing. One language; one length where padding would change the result, and
+        elsewhere the longest's of its language: what others are padded with is no work.
+        """
+        by_length = not self.training and self.family.padding_leaks(self.config.backbone_config)
         groups: dict[tuple, list[int]] = {}
-        for clip, key in enumerate(zip(codes, lengths)):
-            groups.setdefault(key, []).append(clip)
-        return [(clips, length) for (_, length), clips in groups.items()]
+        if attention_mask is None or not by_length and (len(set(codes)) == 1 or is_compiled_here()):
+            for clip, code in enumerate(codes):
+                groups.setdefault((code, None), []).append(clip)
+            return [(clips, None) for clips in groups.values()]
+        lengths = attention_mask.sum(-1).tolist()
+        for clip, (code, length) in enumerate(zip(codes, lengths)):
+            groups.setdefault((code, length if by_length else None), []).append(clip)
+        longest = [max(lengths[clip] for clip in clips) for clips in groups.values()]
+        frames = self.family.frame_counts(self.backbone, torch.tensor(longest)).tolist()
+        is_cut = [length < attention_mask.shape[1] and count > 0 for length, count in zip(longest, frames)]
+        return [(clips, length if cut else None) for clips, length, cut in zip(groups.values(), longest, is_cut)]
 
     def _encode(self, inputs, attention_mask, language: str, owned: Owned, **kwargs) -> BaseModelOutput:
         asked = {name: getattr(self.config, name, None) for name in ("output_hidden_states", "output_attentions")}

@@ -18,6 +18,7 @@ from .audio_master_asr import MIN_SAMPLES, check_rate, read_audio
 from .processing_master_asr import MasterASRProcessor, is_nested
 
 LIMITS = ("max_duration_s", "download_timeout_s", "max_download_bytes")  # of audio_master_asr.read_audio
+READ_OF_A_ROW = ("raw", "array", "sampling_rate", "bytes", "path", "language", "stride")
 NO_EFFECT = ("truncation", "ignore_warning")  # evaluate passes the first to every ASR pipeline, the stock signature names the second
 ITEM_ERRORS = (FileNotFoundError, TimeoutError, OSError, KeyError, TypeError, ValueError)  # what one input may be to blame for
 
@@ -147,14 +148,15 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             inputs: a path, URL, bytes, binary file, samples `(n,)` at the model's rate, a row of a `datasets` Audio column, or
                 `{"raw" or "array": samples, "sampling_rate": Hz, "language": code, "stride": (left, right) samples of mere context}`;
                 or a list, a torch data set (`KeyDataset(ds, "audio")`), an iterable one or an iterator of these.
-            language: one code, or one for each input of a list.
+            language: one code, for inputs that name none of their own, or one for each input of a list.
             return_timestamps: "word" or "char" adds `chunks` with `timestamp` (start_s, end_s).
             chunk_length_s, stride_length_s: cut long audio into overlapping chunks, on the model's own frames.
             on_error: "raise", naming the input's place in its list; or "return": `{"text": None, "error": message}` in that place.
             max_duration_s, download_timeout_s, max_download_bytes: limits of what is read.
 
         Returns:
-            `{"text": ..., "chunks": [...]}`, or a list (of a data set or an iterator: an iterator) of them.
+            `{"text": ..., "chunks": [...]}`, or a list (of a data set or an iterator: an iterator) of them. What else a row holds comes back
+            as in the stock pipeline, a list with one value for each chunk read: `ffmpeg_microphone_live`'s `partial`, an id.
 
         Raises:
             ValueError, KeyError, TypeError, OSError: for a missing or unknown language, unusable audio, an unknown argument.
@@ -215,24 +217,26 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         try:
             yield from self._chunks_of(item, language, chunk_length_s, stride_length_s, limits)
         except ITEM_ERRORS as error:
-            yield {"is_last": True, "features": [None], "language": "", "kept": (0, 0), "trim": (0, 0), "place": item.place,
+            yield {"is_last": True, "features": [None], "language": "", "kept": (0, 0), "trim": (0, 0), "place": item.place, "others": _others(item.source),
                    "error": _named(error, item.place, on_error)}  # fmt: skip
 
     def _chunks_of(self, item: Item, language, chunk_length_s, stride_length_s, limits: dict) -> Iterator[dict]:
         source, trim = item.source, (0, 0)
         if isinstance(source, Exception):
             raise source
-        if isinstance(source, Mapping):
-            language = source["language"] if source.get("language") is not None else language
-            trim = source.get("stride") or trim
-        language = language if item.language is None else item.language
+        row = source if isinstance(source, Mapping) else {}
+        trim = row.get("stride") or trim
+        named = [code for code in (row.get("language"), item.language, language) if code is not None]
+        if item.language is not None and named[0] != item.language:
+            raise ValueError(f"language: got {item.language!r} for a row whose own is {named[0]!r}; allowed: the same, or one of the two alone.")
+        language = named[0] if named else None
         code = self.model.master_asr.resolve_languages(language, 1)[0]
         wanted_hz, ratio = self._processor.sampling_rate_hz, self.model.config.inputs_to_logits_ratio
         samples = read_audio(source, wanted_hz, **limits)
         if not isinstance(trim, (list, tuple)) or len(trim) != 2 or not all(isinstance(side, Number) and math.isfinite(side) for side in trim):
             raise ValueError(f'"stride" is (left, right), two whole numbers of samples; got {trim!r}.')
         if any(trim):
-            given_hz = check_rate(source.get("sampling_rate") or wanted_hz)
+            given_hz = check_rate(row.get("sampling_rate") or wanted_hz)
             if sum(trim) * wanted_hz > len(samples) * given_hz or min(trim) < 0:
                 raise ValueError(f'"stride" {tuple(trim)} leaves nothing of {len(samples) * given_hz / wanted_hz:.0f} samples.')
             trim = tuple(round(side * wanted_hz / given_hz / ratio) for side in trim)
@@ -242,6 +246,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             yield {
                 "is_last": end >= len(samples), "features": [self._processor.features(samples[start:end])], "language": code,
                 "kept": (first, last), "trim": trim, "place": item.place, "error": None,
+                "others": _others(source),
             }  # fmt: skip
 
     def _chunks(self, total: int, chunk_length_s, stride_length_s) -> Iterator[tuple[int, int, int, int]]:
@@ -294,7 +299,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         is_batch = isinstance(model_inputs["is_last"], list)
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())] if is_batch else [model_inputs]
         self._read([item for item in items if item["error"] is None], on_error)
-        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "reading", "trim", "place", "error")} for item in items]
+        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "reading", "trim", "place", "others", "error")} for item in items]
         return {name: [output[name] for output in outputs] for name in outputs[0]} if is_batch else outputs[0]
 
     def _read(self, items: list[dict], on_error: str) -> None:
@@ -323,16 +328,17 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
     # ------------------------------------------------------------------ out
 
     def postprocess(self, model_outputs, return_timestamps=None, on_error="raise"):
+        others = {name: [value] * len(model_outputs) for name, value in model_outputs[0]["others"].items()}
         errors = [output["error"] for output in model_outputs if output["error"] is not None]
         if errors:
-            return {"text": None, "error": errors[0]}
+            return {**others, "text": None, "error": errors[0]}
         try:
             self._check_stands(model_outputs)
-            answer = self._answer(model_outputs, return_timestamps)
+            answer = {**others, **self._answer(model_outputs, return_timestamps)}
             self._check_stands(model_outputs)  # again, since the answer was looked up meanwhile
             return answer
         except (KeyError, ValueError) as error:  # a language that is gone, logits that are no numbers
-            return {"text": None, "error": _named(error, model_outputs[0]["place"], on_error)}
+            return {**others, "text": None, "error": _named(error, model_outputs[0]["place"], on_error)}
 
     def _check_stands(self, model_outputs: list[dict]) -> None:
         """Refuses to make one text of a language and of what took its place, while its chunks were read or after.
@@ -360,6 +366,11 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             for o in offsets
         ]
         return {"text": decoded["text"], "chunks": chunks}
+
+
+def _others(source) -> dict:
+    """What a row holds beside its audio, its language and its stride."""
+    return {name: value for name, value in source.items() if name not in READ_OF_A_ROW} if isinstance(source, Mapping) else {}
 
 
 def _are_several(given) -> bool:

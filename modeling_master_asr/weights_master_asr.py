@@ -87,7 +87,7 @@ class AssembledWeights:
         if store is not None and not training:
             sources = layout.sources(assembly)
             if not gradient_is_asked_for(sources):
-                self._made = store.dense(language, sparsity, self._own.mapping, sources)
+                self._made = store.dense(language, sparsity, self._own.mapping, sources, self._num_bytes)
 
     @cached_property
     def _gates(self) -> list[tuple[bool, ...]]:
@@ -124,6 +124,11 @@ class AssembledWeights:
         if name == "weight" and isinstance(module, AssembledLinear):
             return "scales" in parts or self._delta(module) is not None
         return "norms" in parts
+
+    def _num_bytes(self) -> int:
+        """Of all that is made for the language."""
+        of_layers = ((layer, name) for layer in [*self._layout.linear, *self._layout.norms] for name in ("weight", "bias"))
+        return sum(plain.nbytes for layer, name in of_layers if (plain := layer._parameters[name]) is not None and self._is_own(layer, name))
 
     def _make(self, module: nn.Module, name: str, plain: torch.Tensor) -> torch.Tensor:
         if isinstance(module, AssembledLayerNorm) or name == "bias":

@@ -296,13 +296,51 @@ def test_as_many_languages_keep_dense_weights_as_there_is_room_for(monkeypatch):
     for code in model.languages:
         model(**inputs, language=code)
     assert [code for code, *_ in store._dense] == model.languages
-    room = sum(tensor.nbytes for tensor in next(made for (code, *_), (_, made) in store._dense.items() if code == "d").values())  # of the largest: preset best owns more than a mapping
+    room = sum(tensor.nbytes for tensor in next(made for (code, *_), (_, made, _) in store._dense.items() if code == "d").values())  # of the largest: preset best owns more than a mapping
     model.master_asr._forget()
     monkeypatch.setattr(masks, "DENSE_BYTES", 3 * room)
     for code in "abcd" * 2:
         model(**inputs, language=code)
-        assert sum(tensor.nbytes for _, made in store._dense.values() for tensor in made.values()) <= 3 * room
+        assert sum(tensor.nbytes for _, made, _ in store._dense.values() for tensor in made.values()) <= 3 * room
     assert [code for code, *_ in store._dense] == ["b", "c", "d"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["paper", "small", "best"])
+def test_dense_weights_count_from_the_start_as_what_they_will_be(preset, monkeypatch):
+    """Threads that ask for many languages at once fill all of them after the last has begun."""
+    model = tiniest(("mapping", "head"))
+    inputs, store = inputs_for(model, (1600, 1600)), model.master_asr.masks
+    for code in "abcdef":
+        model.add_language(code, model.config.vocab("en"), preset=preset)
+    model.eval()
+    model(**inputs, language="a")
+    of_one = sum(tensor.nbytes for tensor in next(iter(store._dense.values()))[1].values())
+    monkeypatch.setattr(masks, "DENSE_BYTES", 3 * of_one)
+    begun = [model.master_asr.assembled(code) for code in "abcdef"]
+    for weights in begun:
+        for layer in [*model.master_asr.layout.linear, *model.master_asr.layout.norms]:
+            for name in ("weight", "bias"):
+                weights.parameter(layer, name)
+    assert [code for code, *_ in store._dense] == ["d", "e", "f"]
+    assert sum(tensor.nbytes for _, made, _ in store._dense.values() for tensor in made.values()) == 3 * of_one
+
+
+@torch.no_grad()
+def test_a_language_that_is_replaced_or_removed_costs_the_others_nothing(tmp_path):
+    model = tiniest(("mapping", "head", "specialist"))
+    inputs, store = inputs_for(model, (1600, 1600)), model.master_asr.masks
+    first, *others = model.languages
+    model.save_pretrained(tmp_path / "base")
+    model.save_assembly(first, tmp_path)
+    kept = lambda: {code: [id(tensor) for tensor in made.values()] for (code, *_), (_, made, _) in store._dense.items()}  # noqa: E731
+    for change in (lambda: model.load_assembly(tmp_path, replace=True), lambda: model.give_parts(first, preset="best"), lambda: model.remove_language(first)):
+        before = {code: model(**inputs, language=code).logits for code in model.languages}
+        made = kept()
+        change()
+        assert kept() == {code: made[code] for code in others}
+        assert not any(key[-1] == first for of_layer in store._masks.values() for key in of_layer)
+        assert all(torch.equal(model(**inputs, language=code).logits, before[code]) for code in others)
 
 
 @torch.no_grad()

@@ -87,6 +87,24 @@ def test_a_mixed_batch_equals_one_clip_after_the_other(family):
 
 
 @torch.no_grad()
+def test_in_a_mixed_batch_no_language_is_padded_to_the_longest_of_another(family, monkeypatch):
+    """A long clip of one language would cost every other language's clips its own length."""
+    model, seen = tiny_model(family), []
+    inputs = inputs_for(model, lengths=(1600, 8000, 2400, 8000))
+    original = type(model.master_asr)._encode
+    monkeypatch.setattr(type(model.master_asr), "_encode", lambda self, piece, mask, *rest, **kwargs: (seen.append((*mask.shape, *piece.shape)), original(self, piece, mask, *rest, **kwargs))[1])
+    lengths = inputs["attention_mask"].sum(-1).tolist()
+    batch = model(**inputs, language=["en", "ru", "en", "fr"])
+    for clips, length, *shape in seen:
+        assert shape[model.master_asr.family.time_axis] == length and length in ({lengths[0], lengths[2]} if clips == 2 else set(lengths))
+    assert sum(clips * length for clips, length, *_ in seen) <= 2 * lengths[1] + 2 * lengths[2]
+    for clip, code in enumerate(["en", "ru", "en", "fr"]):
+        frames = int(batch.frames[clip])
+        alone = model(**{name: value[clip : clip + 1] for name, value in inputs.items()}, language=code).logits[0, :frames]
+        torch.testing.assert_close(batch.logits[clip, :frames, : alone.shape[-1]], alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("family, norm", FAMILIES_AND_NORMS)
 def test_batched_equals_single(family, norm):
     model = tiny_model(family, feat_extract_norm=norm)

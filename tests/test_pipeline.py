@@ -216,6 +216,28 @@ def test_a_missing_or_unknown_language_raises(asr):
         asr(CLIPS, language=["en", "fr"])
 
 
+def test_a_language_named_in_two_places_is_never_decided_in_silence():
+    """A row's own is nearer than one for all, and as near as one of a list."""
+    asr, row = make(), {"raw": CLIPS[0], "sampling_rate": 16_000, "language": "fr"}
+    french = asr(CLIPS[0], language="fr")
+    for inputs, language in ((row, "en"), (row, None), ([row], ["fr"]), ([row], "en"), ([{**row, "language": None}], ["fr"]), ([{**row, "language": None}], "fr")):
+        assert asr(inputs, language=language) in (french, [french])
+    with pytest.raises(ValueError, match="Input 1: language: got 'en' for a row whose own is 'fr'; allowed: the same, or one of the two alone"):
+        asr([CLIPS[0], row], language=["en", "en"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_what_else_a_row_holds_comes_back_as_in_the_stock_pipeline(batch_size):
+    asr, row = make(), {"raw": CLIPS[0], "sampling_rate": 16_000, "partial": True, "id": "a7", "text": "what was said", "path": "a.wav"}
+    with_words = asr(dict(row), language="en", return_timestamps="word")
+    plain = asr(CLIPS[0], language="en", return_timestamps="word")
+    assert with_words == {**plain, "partial": [True], "id": ["a7"]}
+    bad = {"raw": np.zeros(3, np.float32), "sampling_rate": 16_000, "id": "b8"}
+    answers = asr([row, bad, CLIPS[1]], language="en", chunk_length_s=0.5, batch_size=batch_size, on_error="return")
+    assert [answer.get("id") for answer in answers] == [["a7"] * 3, ["b8"], None] and answers[1]["text"] is None
+    assert answers[0]["text"] == asr(CLIPS[0], language="en", chunk_length_s=0.5)["text"]
+
+
 def test_an_empty_language_is_none_of_the_models_and_no_default():
     asr = make(language="fr")
     with pytest.raises(KeyError, match="No assembly for language ''"):
@@ -437,12 +459,14 @@ def test_a_bad_row_of_a_data_set_is_named_by_its_number(asr):
     assert answers[2]["error"] == "Input 2: No audio file at none.wav."
 
 
-def test_what_the_model_itself_refuses_costs_that_input_alone():
-    """Whisper takes at most 30 s at once."""
-    asr = make("whisper")
+def test_what_the_model_itself_refuses_costs_that_input_alone(monkeypatch):
+    """Whisper takes at most 30 s at once, of which no feature is made: an hour of them would be two gigabytes."""
+    asr, made, original = make("whisper"), [], MasterASRProcessor.features
+    monkeypatch.setattr(MasterASRProcessor, "features", lambda self, samples: (made.append(len(samples)), original(self, samples))[1])
     answers = asr([CLIPS[0], np.tile(CLIPS[0], 31), CLIPS[1]], language="en", batch_size=3, on_error="return")
     assert [answers[0], answers[2]] == [asr(CLIPS[0], language="en"), asr(CLIPS[1], language="en")]
     assert answers[1]["text"] is None and answers[1]["error"].startswith("Input 1: A Whisper backbone takes at most")
+    assert max(made) == len(CLIPS[0])
     with pytest.raises(ValueError, match="Input 1: A Whisper backbone takes at most 3000 mel frames"):
         asr([CLIPS[0], np.tile(CLIPS[0], 31)], language="en", batch_size=2)
     with pytest.raises(ValueError, match="on_error must be 'raise' or 'return'; got 'skip'"):

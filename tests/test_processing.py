@@ -424,7 +424,7 @@ def test_features_and_logits_are_the_same_while_another_thread_loads_a_model_in_
     processor = MasterASRProcessor.from_model(model)
 
     def read():
-        model.master_asr.forget_masks()
+        model.master_asr.masks.forget()
         features = processor.features(samples)
         with torch.no_grad():
             return features, model(**processor.pad([features]), language="en").logits
