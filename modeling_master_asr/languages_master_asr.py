@@ -357,7 +357,8 @@ class LanguageMixin:
 
     @torch.no_grad()
     def materialize(self, language: str) -> PreTrainedModel:
-        """A plain CTC model with `language`'s assembled weights baked in: the same logits, and nothing of ours in the way.
+        """A plain CTC model with `language`'s assembled weights baked in: the same logits (nearly those of a model in half precision, whose
+        heads stay float32: here it is rounded too), and nothing of ours in the way.
 
         Returns:
             The stock class of the backbone's family, no custom code; Transformers has none for Whisper's encoder, so there
