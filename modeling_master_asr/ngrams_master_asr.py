@@ -30,8 +30,9 @@ WIDEST = 64  # tokens that are tried in a frame, at most: of an alphabet of thou
 LONGEST = 1500  # frames that are searched at once, 30 s in most families: texts, and the path's table, stay short
 SHORTEST = 1000  # from here on a search may end, in the middle of a pause
 
-KEPT_CHARACTERS = 12_500_000  # of sentences whose n-grams are kept: 50 languages of 200,000, 26 MB each, or 350 of 10,000, 4 MB each
-OF_EACH = 25_000  # characters that a language takes beside its own: what is remembered while it reads
+REMEMBERED = 1 << 12  # answers: a beam asks for those of the frames before, 70 % of all; sixteen times as many hold 77 % and take 15 to 21 MB a language, or more
+OF_ENTRY, OF_ANSWER = 110, 400  # bytes of memory: measured 77 to 86 an entry of the counts and 226 to 295 an answer; in alphabets of over 256 tokens 93 to 99, and 325 or more
+KEPT_BYTES = 1_750_000_000  # of n-grams: some 50 languages of 200,000 characters, or 350 of 10,000, in alphabets of letters, where they take 1.3 GB in truth
 
 
 class Ngrams:
@@ -58,8 +59,9 @@ class Ngrams:
         self._kinds: Counter[str] = Counter(gram[:-1] for gram in self._counts)
         for gram, count in self._counts.items():
             self._totals[gram[:-1]] += count
+        self.nbytes = OF_ENTRY * (len(self._counts) + len(self._totals) + len(self._kinds)) + OF_ANSWER * REMEMBERED
         counted = partial(_log_prob_after, self._counts, self._kinds, self._totals, 1 / size)  # without `self`: a circle would outlive its last user
-        self._log_prob_after = lru_cache(maxsize=1 << 16)(counted)  # texts of a beam ask for the same again and again
+        self._log_prob_after = lru_cache(maxsize=REMEMBERED)(counted)  # texts of a beam ask for the same again and again
 
     def log_prob(self, history: str, token: str) -> float:
         """log p(token | the end of history)."""
@@ -69,32 +71,43 @@ class Ngrams:
 def _log_prob_after(counts: Counter, kinds: Counter, totals: Counter, prob: float, history: str, token: str) -> float:
     for start in range(len(history), -1, -1):
         seen = history[start:]
-        if seen not in totals:
+        total = totals.get(seen)
+        if total is None:
             break
-        prob = (counts[seen + token] + kinds[seen] * prob) / (totals[seen] + kinds[seen])
+        kind = kinds[seen]
+        prob = (counts.get(seen + token, 0) + kind * prob) / (total + kind)  # `get`: a Counter's own answer to what it lacks is slow
     return math.log(prob)
 
 
-_KEPT: OrderedDict[tuple[str, tuple[str, ...]], Ngrams] = OrderedDict()  # the last used are the last
+class _Kept:
+    """The n-grams of a language, and whose turn it is to count them."""
+
+    def __init__(self):
+        self.lock, self.ngrams = threading.Lock(), None
+
+
+_KEPT: OrderedDict[tuple[str, tuple[str, ...]], _Kept] = OrderedDict()  # the last used are the last
 _LOCK = threading.Lock()
 
 
 def ngrams_of(text: str, tokens: tuple[str, ...]) -> Ngrams:
-    """What is counted in a language's sentences: once, and anew where more than `KEPT_CHARACTERS` of others were read since.
+    """What is counted in a language's sentences: once, by one thread, and anew where others of `KEPT_BYTES` were read since, so at every request where
+    languages that take more are read in turn.
 
     Args:
         text: a line a sentence, as `config.text`.
         tokens: of the alphabet, in the order of their ids.
     """
     with _LOCK:
-        kept = _KEPT.get((text, tokens))
-    kept = _counted(text, tokens) if kept is None else kept
-    with _LOCK:
-        _KEPT[text, tokens] = kept
+        kept = _KEPT.setdefault((text, tokens), _Kept())
         _KEPT.move_to_end((text, tokens))
-        while len(_KEPT) > 1 and sum(len(of) + OF_EACH for of, _ in _KEPT) > KEPT_CHARACTERS:
+    with kept.lock:  # who asks for it meanwhile waits, and counts if this fails
+        if kept.ngrams is None:
+            kept.ngrams = _counted(text, tokens)
+    with _LOCK:
+        while len(_KEPT) > 1 and sum(of.ngrams.nbytes for of in _KEPT.values() if of.ngrams) > KEPT_BYTES:
             _KEPT.popitem(last=False)
-    return kept
+    return kept.ngrams
 
 
 def forget_ngrams() -> None:

@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import threading
+import time
+import tracemalloc
 import weakref
 from types import SimpleNamespace
 
@@ -378,10 +381,56 @@ def test_n_grams_are_counted_once_for_as_many_languages_as_there_is_room_for_and
     for _ in range(2):
         assert [ngrams_of(text, tokens) for text in texts] == [ngrams_of(text, tokens) for text in texts]
     assert len(counted) == len(texts) == 50
-    monkeypatch.setattr(ngrams, "KEPT_CHARACTERS", 10 * (3 + ngrams.OF_EACH))
+    last = [*texts[41:], texts[0]]
+    monkeypatch.setattr(ngrams, "KEPT_BYTES", sum(ngrams_of(text, tokens).nbytes for text in last))
     ngrams_of(texts[0], tokens)
-    assert [text for text, _ in ngrams._KEPT] == [*texts[41:], texts[0]]
+    assert [text for text, _ in ngrams._KEPT] == last
     ngrams.forget_ngrams()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_of_threads_that_ask_at_once_one_counts_and_if_it_fails_the_next(failing, monkeypatch):
+    together, began, found = threading.Barrier(8), [], []
+
+    def counted(*_):
+        began.append(None)
+        time.sleep(0.05)  # the others ask meanwhile
+        if len(began) <= failing:
+            raise MemoryError
+        return Ngrams([[A]], size=5, boundary=BLANK)
+
+    def ask():
+        together.wait()
+        try:
+            found.append(ngrams_of("a", ()))
+        except MemoryError as error:
+            found.append(error)
+
+    monkeypatch.setattr(ngrams, "_counted", counted)
+    ngrams.forget_ngrams()
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    ngrams.forget_ngrams()
+    assert len(began) == 1 + failing and len(found) == 8  # nobody waits for ever
+    assert len(set(found)) == 1 + failing and sum(isinstance(one, MemoryError) for one in found) == failing
+
+
+@pytest.mark.parametrize("size", [30, 3000])
+@pytest.mark.parametrize("sentences", [1, 20])
+def test_n_grams_that_have_read_for_long_take_no_more_memory_than_is_counted_of_them_and_no_less_than_half(sentences, size):
+    random = np.random.default_rng(0)
+    ids = np.minimum(random.zipf(1.3, (sentences, 200)) + 2, size - 1).tolist()
+    asked = random.integers(3, size, (2 * ngrams.REMEMBERED, ngrams.ORDER)).tolist()
+    tracemalloc.start()
+    counted = Ngrams(ids, size, BLANK)
+    for *history, token in asked:
+        counted.log_prob("".join(map(chr, history)), chr(token))
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert counted.nbytes / 2 < taken < counted.nbytes
 
 
 def test_n_grams_that_are_dropped_leave_the_memory_at_once():
