@@ -105,7 +105,7 @@ def ngrams_of(text: str, tokens: tuple[str, ...]) -> Ngrams:
         if kept.ngrams is None:
             kept.ngrams = _counted(text, tokens)
     with _LOCK:
-        while len(_KEPT) > 1 and sum(of.ngrams.nbytes for of in _KEPT.values() if of.ngrams) > KEPT_BYTES:
+        while len(_KEPT) > 1 and sum(of.ngrams.nbytes for of in _KEPT.values() if of.ngrams is not None) > KEPT_BYTES:
             _KEPT.popitem(last=False)
     return kept.ngrams
 
