@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
+from inspect import iscoroutinefunction
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,6 +248,8 @@ def _opened(source, name: Optional[str]):
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source), "", name or "the audio bytes"
     elif hasattr(source, "read"):
+        if iscoroutinefunction(source.read):
+            raise ValueError(f"{name or 'audio'} is a {type(source).__name__}, which is read asynchronously. Pass its bytes: await source.read().")
         if not hasattr(source, "seek") or isinstance(source, io.TextIOBase):
             raise ValueError(f"{name or 'audio'} is a {type(source).__name__} that is not binary or cannot seek. Pass its bytes: source.read().")
         if getattr(source, "closed", False):

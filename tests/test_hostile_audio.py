@@ -65,6 +65,16 @@ def broadcast() -> bytes:
     return bytes(content)
 
 
+class Upload:
+    """As Starlette's and FastAPI's `UploadFile`."""
+
+    async def read(self, size: int = -1) -> bytes:
+        return encoded()[:size]
+
+    async def seek(self, offset: int) -> None:
+        pass
+
+
 LONG_MP3 = encoded(np.tile(TONE, 20), format="MP3")
 SDP = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\n"
 decoder = lambda data, rate_hz: SimpleNamespace(get_all_samples=lambda: SimpleNamespace(data=data, sample_rate=rate_hz))  # noqa: E731
@@ -80,6 +90,7 @@ REFUSED = {
     "a protocol of FFmpeg's": ("rtp://127.0.0.1:5004", "No audio file at rtp"),
     "a file protocol": ("file:///etc/hostname", "No audio file at file"),
     "text opened as text": (io.StringIO("abc"), "is a StringIO that is not binary"),
+    "an upload of a web server": (Upload(), r"is a Upload, which is read asynchronously. Pass its bytes: await source.read\(\)"),
     "an empty list": ([], "is empty: 0 samples"),
     "ragged lists": ([[0.0] * 500, [0.0]], "holds no samples"),
     "words": (["a"] * 500, "holds <U1"),
