@@ -128,6 +128,9 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
         lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "ru6")])],
     "in Italian {:.1f} % and {:.1f} %, full tuning {:.1f} % and {:.1f} %":
         lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "it6")])],
+    "it has a mean of {:.1f} %, and {:.1f} % in Czech": lambda: [
+        statistics.mean(load("zero_shot_thorough")["test"]["languages"][code]["cer"] for code in labels.LANGUAGES), load("zero_shot_thorough")["test"]["languages"]["cs"]["cer"]
+    ],
     "(Whisper, which knows both: {:.1f} % and {:.1f} % on test)": lambda: [tables.whisper_on(code)["cer"] for code in ("ru", "it")],
     "With {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
     "(the best of its seeds) has {:.1f} % CER and {:.0f} % WER": lambda: [load("reading")["sentences"]["both"]["test"]["languages"]["es"][kind] for kind in ("cer", "wer")],
