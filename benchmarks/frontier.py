@@ -17,12 +17,12 @@ BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  
 OURS, OTHERS, TODAY = "#1f6f5c", "#777777", "#b5651d"
 SHORT = {  # small, taught, lies where small does
     "assembly_paper": "paper", "assembly_small": "small", "assembly_small_taught": "", "assembly_best": "best",
-    "assembly_best_taught": "best, taught", "lora_all_taught": "LoRA, taught", "head": "head alone", "lora": "LoRA, attention",
+    "assembly_best_taught": "best, taught", "lora_all_taught": "LoRA, taught", "full_taught": "full, taught", "head": "head alone", "lora": "LoRA, attention",
     "lora_all": "LoRA, all layers", "bottleneck": "bottleneck", "mask": "mask tuning", "full": "full tuning",
 }  # fmt: skip
 PLACES = {  # of labels that would lie on others
     "assembly_paper": {"xytext": (4, 9)}, "bottleneck": {"xytext": (4, 24), "ha": "right"}, "mask": {"xytext": (-9, -11), "ha": "right"},
-    "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (-9, -5), "ha": "right"}, "lora_all_taught": {"xytext": (12, 0)},
+    "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (-9, -5), "ha": "right"}, "lora_all_taught": {"xytext": (12, 0)}, "full_taught": {"xytext": (-9, -3), "ha": "right"},
     "assembly_best_taught": {"xytext": (9, -11)},
 }  # fmt: skip
 

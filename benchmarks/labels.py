@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-WHISPER = "Whisper-base as it is, zero-shot, its decoder, timestamps on"
+WHISPER = "Whisper-base as it is, zero-shot, its decoder, timestamps on, greedy"
+THOROUGH = "... with five beams, and again at higher temperatures where that fails, as OpenAI's command reads"
 LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
 STAGE_1 = {  # 3,000 steps
     "stage1_dense_3000_six": "six layers: one shared dense model",
@@ -78,6 +79,7 @@ METHODS = {  # benchmarks/results/SERIES_NAME_seedN.json
     "bottleneck": "bottleneck adapters (MMS), on the dense model",
     "mask": "mask tuning (S3-Router), on the dense model",
     "full": "full tuning of the dense model",
+    "full_taught": "... with a teacher",
 }
 TRIED_IN_STAGE_2 = {
     "stage2_es_paper": "mapping + head",
@@ -129,6 +131,8 @@ RATES = {  # NAME_seedN.json
     "es6uncut_assembly_best": "... on the same before it was cut to 41 MB",
     "es6_assembly_small": "preset small, on six layers: the shipped model",
     "es6uncut_assembly_small": "... on the same before it was cut",
+    "es6_assembly_paper": "preset paper, on six layers: the shipped model",
+    "tried_es6_paper_row": "... with the row that it starts from, nothing chosen (rate of T 1e-12)",
     "es_full": "full tuning of the dense model: rate 1e-4",
     "tried_es_full_2e-4": "... 2e-4",
 }
@@ -143,7 +147,7 @@ TRIED_LONG = {
 # What is compared with what, seed by seed: the file of a model is stage1_MODEL and one of these, or stage1_LEFT-OUT_MODEL.
 PAIRS = {"Master-ASR less dense": ("master", "dense"), "Master-ASR less one mask": ("master", "onemask"), "a specialist each less one mask": ("own", "onemask"), "a specialist each less dense": ("own", "dense")}
 BUDGETS = {
-    "1,500": "{}", "3,000": "{}_3000", "3,000, seed 1": "{}_3000_seed1", "4,500": "{}_4500", "4,500, seed 1": "{}_4500_seed1",
+    "1,500": "{}", "1,500, seed 1": "{}_seed1", "3,000": "{}_3000", "3,000, seed 1": "{}_3000_seed1", "4,500": "{}_4500", "4,500, seed 1": "{}_4500_seed1",
     "4,500, fewer masks of SpecAugment": "{}_4500_spec1", "3,000, without cs, `--spec_masks 3`": "nocs_{}", "3,000, without ru, `--spec_masks 3`": "noru_{}",
     "3,000, six layers": "{}_3000_six", "3,000, six layers, without cs": "nocs6_{}", "3,000, six layers, without ru": "noru6_{}",
     "3,000, six layers, without it": "noit6_{}",
@@ -157,6 +161,7 @@ OTHER_VOICES = {  # of the same recipe on a corpus without them
     "the shipped model, greedy": "voices_unheard_others",
     "**the shipped model, each language with the sentences it trained on in mind**": "voices_unheardtext_others",
     WHISPER: "zero_shot_voices",
+    THOROUGH: "zero_shot_voices_thorough",
 }
 SHIPPED_BEFORE = {
     "five layers, greedy": ("evaluate_five", "evaluate_five_validation"),

@@ -82,7 +82,7 @@ def master_asr(preset: str, keep: bool = True, device: str = "cpu") -> tuple[For
             store._dense.clear()
         return model(input_features=features, language=f"{language}-new").logits
 
-    return forward, lambda: sum(tensor.nbytes for _, made in store._dense.values() for tensor in made.values())
+    return forward, lambda: sum(tensor.nbytes for _, made, _ in store._dense.values() for tensor in made.values())
 
 
 def lora(device: str = "cpu") -> tuple[Forward, Kept]:

@@ -53,6 +53,12 @@ def whisper_on(code: str) -> dict | None:
     return next((rates[code] for rates in runs if code in rates), None)
 
 
+def whispers_on(code: str) -> list[tuple[str, dict]]:
+    """Whisper as it is on a new language, read greedily and thoroughly: a label and CER and WER of each."""
+    rates = [(labels.WHISPER, whisper_on(code)), (labels.THOROUGH, load("zero_shot_thorough")["test"]["languages"].get(code))]
+    return [(label, rate) for label, rate in rates if rate]
+
+
 def whisper_edits(code: str) -> np.ndarray:
     """Whisper's edits and characters of the clips of a new language, `(2, clips)`."""
     return edits_in(whisper_on(code) or {})
@@ -140,7 +146,8 @@ def shipped_table(chosen: dict[str, tuple[str, str] | str], others: dict[str, st
         else:
             test, validation = map(load, files)
         lines.append(row(label, test["languages"], " / ".join(f"{validation['macro'][kind]:.1f}" for kind in ("cer", "wer"))))
-    return [*lines, row(labels.WHISPER, load("zero_shot_six")["test"]["languages"], "")]
+    whispers = ((labels.WHISPER, "zero_shot_six"), (labels.THOROUGH, "zero_shot_thorough"))
+    return [*lines, *(row(label, load(name)["test"]["languages"], "") for label, name in whispers)]
 
 
 def text_table(series: str) -> list[str]:
@@ -158,9 +165,8 @@ def text_table(series: str) -> list[str]:
         wer = " -> ".join(spread([run["test"]["macro"]["wer"] for run in of]) for of in (runs, read))
         above = "" if name == "assembly_best" else difference(read, best)
         lines.append(f"| {label} | {runs[0]['kilobytes'] + kilobytes:,.0f} | {kilobytes:.0f} | {rates[0]} | {rates[1]} | {above} | {wer} | {len(runs)} |")
-    rate = whisper_on(language)
-    if rate:
-        lines.append(f"| {labels.WHISPER} | 0 | 0 | {rate['cer']:.1f} on test | | {whisper_beside(language, best)} | {rate['wer']:.1f} | |")
+    for label, rate in whispers_on(language):
+        lines.append(f"| {label} | 0 | 0 | {rate['cer']:.1f} on test | | {whisper_beside(language, best) if label == labels.WHISPER else ''} | {rate['wer']:.1f} | |")
     return lines
 
 
@@ -173,9 +179,8 @@ def new_language_table(series: str) -> list[str]:
         rates = [" / ".join(spread([of(run)[split]["macro"]["cer"] for run in runs]) for split in ("validation", "test")) for of in (dict, itemgetter("with_text"))]
         wer = " -> ".join(spread([of(run)["test"]["macro"]["wer"] for run in runs]) for of in (dict, itemgetter("with_text")))
         lines.append(f"| {label} | {runs[0]['kilobytes']:,.0f} | {rates[0]} | {rates[1]} | {wer} | {len(runs)} | {fate_of_others(runs)} |")
-    rate = whisper_on(language)
-    if rate:
-        lines.append(f"| {labels.WHISPER} | 0 | {rate['cer']:.1f} on test | | {rate['wer']:.1f} | | as they are |")
+    for label, rate in whispers_on(language):
+        lines.append(f"| {label} | 0 | {rate['cer']:.1f} on test | | {rate['wer']:.1f} | | as they are |")
     return lines
 
 
@@ -328,10 +333,10 @@ def methods_table(series: str) -> list[str]:
     for name, label, runs in methods:
         above = ["" if name == "assembly_best" else difference(runs, best)] if compared else []
         lines.append(f"| {' | '.join([label, *method_row(runs, step_s.get(name, ''), above)])} |")
-    rate = whisper_on(language)
-    if rate:
-        cells = ["0", "", "0", "", f"{rate['cer']:.1f}", *([whisper_beside(language, best)] if compared else []), f"{rate['wer']:.1f}", "", "as they are"]
-        lines.append(f"| {' | '.join([labels.WHISPER, *cells])} |")
+    for label, rate in whispers_on(language):
+        cer, wer = (f"{rate[kind]:.1f}" for kind in ("cer", "wer"))
+        beside = [whisper_beside(language, best) if label == labels.WHISPER else ""] if compared else []
+        lines.append(f"| {' | '.join([label, '0', '', '0', '', cer, *beside, wer, '', 'as they are'])} |")
     return lines
 
 

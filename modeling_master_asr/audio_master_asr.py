@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from inspect import iscoroutinefunction
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Optional, Union
@@ -239,6 +239,8 @@ def decode_audio(
     return best
 
 
+# Tags that are not UTF-8 cost no recording; from 19 on PyAV passes over them itself.
+_TAGS = {} if av is None or int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _DECODER_ERRORS = (RuntimeError,) if av is None else (RuntimeError, av.error.FFmpegError, IndexError)  # the last: PyAV's, of a stream that appears midway
 
 
@@ -279,7 +281,7 @@ def _with_soundfile(file, suffix: str, start) -> tuple[np.ndarray, float]:
 
 def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-    with av.open(_nameless(file), format=NAMED_BY_SUFFIX.get(suffix), options=options, metadata_errors="replace") as container:
+    with av.open(_nameless(file), format=NAMED_BY_SUFFIX.get(suffix), options=options, **_TAGS) as container:
         if not container.streams.audio:
             raise RuntimeError("there is no audio in it")
         stream = container.streams.audio[0]
@@ -306,17 +308,12 @@ def _put_together(file) -> float:
 
 def _resampled(frames: Iterator, rate_hz: int) -> Iterator[np.ndarray]:
     """Samples `(n, channels)` of frames, whose rate, channels or kind of number may change on the way: a stream's dump, files put together."""
-    resampler, kind, made = None, None, []
-    for frame in chain(frames, [None]):
-        now = None if frame is None else (frame.sample_rate, frame.layout.name, frame.format.name)
-        if now != kind:
-            made = resampler.resample(None) if resampler else []
-            # its channels stay: FFmpeg's mono of two is louder than either, and soundfile's files are given their mean
-            resampler, kind = frame and av.AudioResampler(format="flt", layout=frame.layout, rate=rate_hz), now
-        made += resampler.resample(frame) if frame else []
-        for out in made:
-            yield out.to_ndarray().reshape(-1, out.layout.nb_channels)
-        made = []
+    for (_, layout, _), alike in groupby(frames, key=lambda frame: (frame.sample_rate, frame.layout.name, frame.format.name)):
+        # its channels stay: FFmpeg's mono of two is louder than either, and soundfile's files are given their mean
+        resampler = av.AudioResampler(format="flt", layout=layout, rate=rate_hz)
+        for frame in chain(alike, [None]):
+            for out in resampler.resample(frame):
+                yield out.to_ndarray().reshape(-1, out.layout.nb_channels)
 
 
 def _frames(container, stream) -> Iterator:

@@ -41,7 +41,7 @@ class Float32Windows(TorchFunctionMode):
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return func(*args, **({"dtype": torch.float32} if func is torch.hann_window else {}), **(kwargs or {}))
+        return func(*args, **{**({"dtype": torch.float32} if func is torch.hann_window else {}), **(kwargs or {})})
 
 
 @dataclass(frozen=True)

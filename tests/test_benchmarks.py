@@ -232,7 +232,7 @@ def test_each_method_is_timed_on_updates_of_as_many_values_as_its_runs_on_spanis
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
     steps.main(["--out", str(tmp_path / "steps.json")])
     timed = json.loads((tmp_path / "steps.json").read_text(encoding="utf-8"))["steps"]
-    assert set(timed) == set(labels.METHODS) - {"lora_all_taught", "lora_all_untranscribedtext", "assembly_best_refined", "assembly_best_untranscribed", "assembly_best_untranscribedtext"} and timed[steps.BASE]["ratio"] == 1 and all(row["step_s"] > 0 for row in timed.values())
+    assert set(timed) == set(labels.METHODS) - {"full_taught", "lora_all_taught", "lora_all_untranscribedtext", "assembly_best_refined", "assembly_best_untranscribed", "assembly_best_untranscribedtext"} and timed[steps.BASE]["ratio"] == 1 and all(row["step_s"] > 0 for row in timed.values())
     gates, gates_five = 6 * 4 * 2, 5 * 4 * 2  # T, which has an optimizer of its own: layers, projections, K
     head = tables.load("es_head_seed0")["trainable"]
 
@@ -385,8 +385,9 @@ def test_a_series_on_six_layers_is_timed_on_six(monkeypatch):
 def test_whisper_stands_beside_a_new_language_with_its_own_figures():
     es, cs, ru = (tables.whisper_on(code)["cer"] for code in ("es", "cs", "ru"))
     assert ru < es < cs and tables.whisper_on("xx") is None
-    line = tables.text_table("es6")[-1]
+    line, thorough = tables.text_table("es6")[-2:]
     assert line.startswith("| Whisper-base") and f"{es:.1f} on test" in line
+    assert thorough.startswith("| ... with five beams") and f"{tables.whispers_on('es')[1][1]['cer']:.1f} on test" in thorough
 
 
 def test_fortunes_are_sentences_a_line_each_once_without_who_said_them(tmp_path):

@@ -44,9 +44,9 @@ def wav_header(rate_hz: int, channels: int = 1) -> bytes:
 
 
 def by_av(container: str, codec: str, samples=TONE, rate_hz: int = 16_000, layout: str = "mono", **tags) -> bytes:
-    """What soundfile does not write; tags in Latin-1, as old recorders wrote them."""
+    """What soundfile does not write; tags in UTF-8."""
     file = io.BytesIO()
-    with av.open(file, "w", format=container, metadata_encoding="latin-1") as out:
+    with av.open(file, "w", format=container) as out:
         out.metadata.update(tags)
         stream = out.add_stream(codec, rate=rate_hz, layout=layout)
         frame = av.AudioFrame.from_ndarray(np.stack([samples] * stream.channels), format="fltp", layout=layout)
@@ -405,8 +405,9 @@ def test_mono_is_the_mean_of_all_channels_whichever_library_decodes(channels, mo
 
 @pytest.mark.parametrize("container, codec", [("ipod", "aac"), ("avi", "mp2"), ("caf", "alac"), ("flv", "aac")])
 def test_tags_in_another_encoding_cost_no_recording(container, codec):
-    content = by_av(container, codec, title="R\u00e9union")
-    assert b"R\xe9union" in content
+    content = by_av(container, codec, title="R__union")
+    assert b"R__union" in content
+    content = content.replace(b"R__union", b"R\xe9\xe9union")  # Latin-1, as old recorders wrote them
     assert len(decode_audio(content)) / 16_000 == pytest.approx(1.0, abs=0.1)
 
 

@@ -318,10 +318,10 @@ def test_dense_weights_count_from_the_start_as_what_they_will_be(preset, monkeyp
     of_one = sum(tensor.nbytes for tensor in next(iter(store._dense.values()))[1].values())
     monkeypatch.setattr(masks, "DENSE_BYTES", 3 * of_one)
     begun = [model.master_asr.assembled(code) for code in "abcdef"]
-    for weights in begun:
+    for language in begun:
         for layer in [*model.master_asr.layout.linear, *model.master_asr.layout.norms]:
             for name in ("weight", "bias"):
-                weights.parameter(layer, name)
+                language.parameter(layer, name)
     assert [code for code, *_ in store._dense] == ["d", "e", "f"]
     assert sum(tensor.nbytes for _, made, _ in store._dense.values() for tensor in made.values()) == 3 * of_one
 
