@@ -84,7 +84,7 @@ class Items(Dataset):
 class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
     """Speech to text in the language that the call names.
 
-        asr("clip.mp3", language="fr", return_timestamps="word", chunk_length_s=30)
+        asr("clip.mp3", language="fr", return_timestamps="word", chunk_length_s=10)
 
     The stock CTC pipeline ignores `language=`, decodes the padding of shorter clips, needs the ffmpeg command and returns
     NumPy time stamps; this one does not.
