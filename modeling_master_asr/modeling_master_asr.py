@@ -306,12 +306,12 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             for clip, code in enumerate(codes):
                 groups.setdefault((code, None), []).append(clip)
             return [(clips, None) for clips in groups.values()]
-        lengths = attention_mask.sum(-1).tolist()
+        sums = attention_mask.sum(-1).long()
+        lengths, frames = torch.stack([sums, self.family.frame_counts(self.backbone, sums)]).tolist()  # one look at values: each ends a graph
         for clip, (code, length) in enumerate(zip(codes, lengths)):
             groups.setdefault((code, length if by_length else None), []).append(clip)
         longest = [max(lengths[clip] for clip in clips) for clips in groups.values()]
-        frames = self.family.frame_counts(self.backbone, torch.tensor(longest)).tolist()
-        is_cut = [length < attention_mask.shape[1] and count > 0 for length, count in zip(longest, frames)]
+        is_cut = [length < attention_mask.shape[1] and max(frames[clip] for clip in clips) > 0 for length, clips in zip(longest, groups.values())]
         return [(clips, length if cut else None) for clips, length, cut in zip(groups.values(), longest, is_cut)]
 
     def _encode(self, inputs, attention_mask, language: str, owned: Owned, **kwargs) -> BaseModelOutput:
