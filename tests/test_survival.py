@@ -195,13 +195,37 @@ def test_a_checkpoint_is_there_until_the_one_that_takes_its_place_is_written(tmp
     assert checkpoints.load(tmp_path, "newest", FACTS)[0] == 10
 
 
-def test_a_stop_behind_an_evaluation_writes_no_checkpoint_twice(corpus, tmp_path, monkeypatch):  # noqa: F811
-    written, save, watch = [], checkpoints.save, steps.watch
+def test_a_stop_behind_an_evaluation_keeps_its_figures_and_who_goes_on_evaluates_once(corpus, tmp_path, monkeypatch):  # noqa: F811
+    written, evaluated, save, watch = [], [], checkpoints.save, steps.watch
     monkeypatch.setattr(checkpoints, "save", lambda out, step, *args, **named: (written.append(step), save(out, step, *args, **named)))
-    monkeypatch.setattr(steps, "watch", lambda *args: (watch(*args), os.kill(os.getpid(), signal.SIGTERM)))
-    with pytest.raises(SystemExit) as stopped:
-        run_stage_1(corpus, tmp_path)
-    assert stopped.value.code == 0 and written == [4]
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "watch", lambda *args: (watch(*args), os.kill(os.getpid(), signal.SIGTERM)))
+        with pytest.raises(SystemExit) as stopped:
+            run_stage_1(corpus, tmp_path)
+    assert stopped.value.code == 0 and written == [4, 4]  # before the evaluation, and with its figures
+    monkeypatch.setattr(steps, "watch", lambda *args: (evaluated.append(args[5]), watch(*args)))
+    run_stage_1(corpus, tmp_path, "--resume")
+    assert 4 not in evaluated and evaluated
+    assert written.count(4) == 2
+
+
+def test_a_kill_during_an_evaluation_loses_no_step_and_changes_nothing(corpus, tmp_path, monkeypatch):  # noqa: F811
+    whole, watch, trained, one_step = run_stage_1(corpus, tmp_path / "whole"), steps.watch, [], steps.Run.one_step
+
+    def out_of_memory(*args):
+        watch(*args)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "watch", out_of_memory)
+        with pytest.raises(MemoryError):
+            run_stage_1(corpus, tmp_path / "cut")
+    monkeypatch.setattr(steps.Run, "one_step", lambda run, wrapped, step, of: (trained.append(step), one_step(run, wrapped, step, of))[1])
+    again = run_stage_1(corpus, tmp_path / "cut", "--resume")
+    assert trained[0] == 4
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+    logs = [json.loads((tmp_path / name / "run.json").read_text())["log"] for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
 
 
 def test_what_the_processes_lost_counts_together_at_a_checkpoint(corpus, tmp_path, monkeypatch):  # noqa: F811

@@ -71,11 +71,20 @@ class Run:
         if is_main:
             parts |= {"progress": asdict(self.progress), "random": every_rank, "clips": self.clips}
             checkpoints.save(self.out, step, parts, self.facts)
-        self.saved = step
+        self.saved = self.known(step)
         self.accelerator.wait_for_everyone()
         self.collator.broken.update({Path(path): reason for path, reason in self.progress.broken.items()})
         for language in self.collator.spares:  # of all processes: each of them alone has met a part of what cannot be read
             self.collator.check_losses(language)
+
+    def known(self, step: int) -> tuple[int, int]:
+        """What a checkpoint of now would hold: steps, and evaluations."""
+        return step, len(self.progress.log["validation"])
+
+    def keep(self, step: int) -> None:
+        """Writes the checkpoint of a step, unless the one that is there holds as much."""
+        if self.saved != self.known(step):
+            self.save(step)
 
     def resume(self) -> int:
         """Restores what `--resume` names, or starts; returns the next step.
@@ -93,6 +102,7 @@ class Run:
             self.progress = Progress(**parts["progress"])
             self.collator.broken.update({Path(path): reason for path, reason in self.progress.broken.items()})
             checkpoints.set_random_state(parts["random"][self.accelerator.process_index % len(parts["random"])])
+            self.saved = self.known(step)
             self.accelerator.print(f"Resumed at step {step}.")
             return step
         self.progress.first = state_of_masks(self.accelerator, self.model, self.watched)
@@ -183,16 +193,17 @@ class Run:
             self.accelerator.log({"loss": progress.log["loss"][str(step)], **self.turns.learning_rates()}, step=step)
         return mean
 
-    def evaluate_and_save(self, step: int) -> None:
-        """Evaluates, logs, keeps the best weights, and writes the checkpoint; what a resumed run has done already it does not repeat."""
+    def save_and_evaluate(self, step: int) -> None:
+        """Writes the checkpoint, evaluates, logs, and keeps the best weights: an evaluation may outlast what time a cluster leaves, or end for want
+        of memory, and no step is lost by that. What a resumed run has done already it does not repeat."""
         if str(step) in self.progress.log["validation"]:
             return
+        self.keep(step)
         progress = self.progress
         watch(self.accelerator, self.model, self.processor, self.features, self.validation, step, progress.log, progress.first, self.watched)
         self.accelerator.wait_for_everyone()
         if self.config.patience:
             self.keep_best(step, progress.log["validation"][str(step)]["macro"]["cer"])
-        self.save(step)
 
     def keep_best(self, step: int, cer: float) -> None:
         """Keeps the weights if their macro CER on validation is the lowest so far."""
@@ -216,8 +227,7 @@ class Run:
 
     def stop(self, step: int, reason: str) -> None:
         """Saves and ends the program, with exit code 0: nothing went wrong."""
-        if step != self.saved:
-            self.save(step)
+        self.keep(step)
         self.accelerator.end_training()
         self.accelerator.print(f"Stopped at step {step} {reason}. Go on with the same command and --resume.")
         raise SystemExit(0)
@@ -274,15 +284,17 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
         for step in range(first_step, config.steps):
             if step and step % config.evaluate_every == 0:
                 stop_if_asked(step)  # an evaluation may last longer than there is time: who goes on begins with it
-                run.evaluate_and_save(step)
+                run.save_and_evaluate(step)
             if run.out_of_patience():
+                run.keep(step)
                 break
             stop_if_asked(step)
             mean = run.log_losses(step, run.one_step(wrapped, step, batches))
             bar.update()
             bar.set_postfix(loss=f"{mean:.3f}", turn=turns.phase(step))
         else:
-            run.evaluate_and_save(config.steps)
+            run.save_and_evaluate(config.steps)
+            run.keep(config.steps)  # with its figures: who tests again evaluates nothing
     run.return_to_best()
     turns.end()
     while accelerator.trackers:
