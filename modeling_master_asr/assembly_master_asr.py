@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -374,7 +374,7 @@ def read_listed(path: Path) -> dict[str, dict]:
         listed, version = whole["assemblies"], str(whole.get("format_version", "1.0"))
         major = int(version.split(".")[0])
         lacking = {code: missing for code, facts in listed.items() if (missing := [name for name in FACTS if name not in facts])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a whole {ASSEMBLY_CONFIG_NAME} ({error!r}). Download or save it again.") from error
     if major > int(FORMAT_VERSION.split(".")[0]):
         raise ValueError(
@@ -404,9 +404,8 @@ def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Ten
         )
     listed[language] = {**facts, **sizes(state, facts.get("text", ""))}
     text = json.dumps({"format_version": FORMAT_VERSION, "assemblies": listed}, indent=2, ensure_ascii=False, default=_plain)
-    part = path.with_name(path.name + ".part")
-    save_file(state, part, metadata={"format": "pt", "vocab_sha256": vocab_digest(facts["vocab"]), "fingerprint": facts["fingerprint"]})
-    os.replace(part, path)
+    metadata = {"format": "pt", "vocab_sha256": vocab_digest(facts["vocab"]), "fingerprint": facts["fingerprint"]}
+    replace_file(path, lambda part: save_file(state, part, metadata=metadata))
     replace_text(config_path, text)
     return path
 
@@ -423,12 +422,22 @@ def _plain(value):
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside and then renames it; nothing half is left on a full disk."""
+    """`replace_file` with a text."""
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside and then renames it; nothing half is left on a full disk, and no link of a folder that came from elsewhere is followed.
+
+    Args:
+        write: writes what it is given the path of.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.unlink(missing_ok=True)
+        write(part)
         os.replace(part, path)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
 
@@ -489,7 +498,11 @@ def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], facts: dict, so
     broken = misfits(state)
     if broken:
         raise ValueError(f"{source} holds values that are NaN, infinite or of no type that belongs there in {broken}. Train or save it again.")
-    return unpacked(state)
+    state = {name: value.to(torch.float32) for name, value in unpacked(state).items()}
+    endless = [name for name, value in state.items() if not value.isfinite().all()]  # of a scale near the largest float, say
+    if endless:
+        raise ValueError(f"{source} holds values that are infinite in {endless}. Train or save it again.")
+    return state
 
 
 def text_kilobytes(text: str) -> float:

@@ -23,6 +23,8 @@ SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, SPACE_TOKEN)
 ALL_PARTS = ("mapping", "head", "specialist", "delta", "scales", "norms")  # the modules are in assembly_master_asr.PARTS
 TARGETS = ("attention", "all")  # what a delta reaches: the Artisan layers, or the feed-forward layers too
 PAPER_PARTS = ("mapping", "head")
+# Of an alphabet, which may be a stranger's: room for every script (Han and Hangul together), and for what a tokenizer takes seconds to learn
+MAX_VOCAB, MAX_CLUSTERS, MAX_TOKEN = 32_768, 4_000, 32  # tokens; those of several characters; characters of one
 MAX_TEXT = 1_000_000  # characters of a language's sentences: its n-grams are counted anew in every process that reads it
 # Combinations that were measured (RESULTS.md): what a language owns beside its head, from bits to a megabyte.
 PRESETS = {
@@ -45,6 +47,12 @@ def check_vocab(vocab: dict[str, int], language: str) -> dict[str, int]:
     wrong = {token: i for token, i in vocab.items() if not isinstance(token, str) or not token or type(i) is not int}
     if wrong:
         raise ValueError(f"The vocab of '{language}' must give each token, a text, a whole number; got {dict(list(wrong.items())[:5])}.")
+    clusters, longest = sum(len(token) > 1 for token in vocab), max(map(len, vocab), default=0)
+    if len(vocab) > MAX_VOCAB or clusters > MAX_CLUSTERS or longest > MAX_TOKEN:
+        raise ValueError(
+            f"The vocab of '{language}' has {len(vocab):,} tokens, {clusters:,} of them of several characters, the longest of {longest:,}; allowed: "
+            f"{MAX_VOCAB:,}, {MAX_CLUSTERS:,} and {MAX_TOKEN}. CTC writes letters or syllables: spell words with these."
+        )
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
         raise ValueError(f"The vocab of '{language}' lacks {missing}. It needs {list(SPECIAL_TOKENS)}: blank, unknown, space.")
@@ -418,8 +426,8 @@ class MasterASRConfig(PreTrainedConfig):
             raise ValueError(f"rank is a whole number, at least 1; got {rank!r}.")
         if not isinstance(shares_bank, bool):
             raise ValueError(f"shares_bank of {language!r} is true or false; got {shares_bank!r}.")
-        if not language or not isinstance(language, str):
-            raise ValueError(f"A language is a non-empty code such as 'sr' or 'pa-IN'; got {language!r}.")
+        if not language or not isinstance(language, str) or not language.isprintable():
+            raise ValueError(f"A language is a non-empty code of printable signs such as 'sr' or 'pa-IN'; got {language!r}.")
         if language in self.assemblies:
             raise ValueError(f"Language {language!r} is already there. Remove it first: model.remove_language({language!r}).")
         vocab = check_vocab(vocab, language)

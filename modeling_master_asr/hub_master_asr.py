@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Optional, Union
@@ -116,7 +117,14 @@ def code_span(text: object) -> str:
 def figure(value: object) -> str:
     """A number with one digit; of `{source: minutes}` the sum; else a question mark."""
     value = sum(value.values()) if isinstance(value, dict) and all(isinstance(v, (int, float)) for v in value.values()) else value
-    return f"{value:.1f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "?"
+    with suppress(OverflowError):  # an integer that no float holds
+        return f"{value:.1f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "?"
+    return "?"
+
+
+def size(value: object) -> str:
+    """A number as it is; what should have been one as code."""
+    return str(value) if isinstance(value, (int, float)) else code_span(value)
 
 
 def hub_id_of(name: Optional[str]) -> Optional[str]:
@@ -174,7 +182,7 @@ def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
         cells[2] += "*" * bool(facts.get("known"))
         if "untranscribed_minutes" in facts:
             cells[3] += f" + {figure(facts['untranscribed_minutes'])}†"
-        lines += [f"| {' | '.join([*cells, *(str(facts.get(name, unsaid)) for name, unsaid in SIZES.items())])} |"]
+        lines += [f"| {' | '.join([*cells, *(size(facts.get(name, unsaid)) for name, unsaid in SIZES.items())])} |"]
     if any(facts.get("text_kilobytes") and facts.get("greedy") is False for facts in listed.values()):
         lines += ["", "A language that holds sentences was read with these in mind."]
     if any(facts.get("known") for facts in listed.values()):
@@ -249,6 +257,8 @@ class HubMixin:
         loaded: set[str] = set()
         for source in [assemblies] if isinstance(assemblies, (str, Path)) else assemblies:
             for language in languages_in(source, **hub_kwargs):
+                if language in target.assemblies and language not in loaded:
+                    logger.warning(f"{source} takes the place of the model's own {language!r}. Only one of its languages: model.load_assembly({str(source)!r}, language).")
                 target.load_assembly(source, language, replace=language not in loaded, **hub_kwargs)
                 loaded.add(language)
         return model

@@ -32,6 +32,7 @@ SHORTEST = 1000  # from here on a search may end, in the middle of a pause
 
 REMEMBERED = 1 << 12  # answers: a beam asks for those of the frames before, 70 % of all; sixteen times as many hold 77 % and take 15 to 21 MB a language, or more
 OF_ENTRY, OF_ANSWER = 110, 400  # bytes of memory: measured 77 to 86 an entry of the counts and 226 to 295 an answer; in alphabets of over 256 tokens 93 to 99, and 325 or more
+MOST_ENTRIES = 2_000_000  # of a language, beyond which no longer n-grams are counted: 200 MB, more than a million characters of any language have; noise may hold six
 KEPT_BYTES = 1_750_000_000  # of n-grams: some 50 languages of 200,000 characters, or 350 of 10,000, in alphabets of letters, where they take 1.3 GB in truth
 
 
@@ -50,10 +51,14 @@ class Ngrams:
     def __init__(self, sentences: Iterable[list[int]], size: int, boundary: int):
         self.boundary = chr(boundary)
         self._counts: Counter[str] = Counter()  # of histories with their tokens
-        for ids in sentences:  # a token is the character of its id, so that a history is a slice of a text
-            sentence = self.boundary + "".join(map(chr, ids)) + self.boundary
+        # a token is the character of its id, so that a history is a slice of a text
+        written = [self.boundary + "".join(map(chr, ids)) + self.boundary for ids in sentences]
+        for sentence in written:
             self._counts.update(sentence[1:])  # nothing comes before the first boundary, so it is no token
-            for length in range(2, ORDER + 1):
+        for length in range(2, ORDER + 1):
+            if len(self._counts) > MOST_ENTRIES:
+                break
+            for sentence in written:
                 self._counts.update(sentence[start : start + length] for start in range(len(sentence) - length + 1))
         self._totals: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter(gram[:-1] for gram in self._counts)

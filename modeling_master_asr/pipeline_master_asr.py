@@ -313,7 +313,9 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             batch = self._processor.pad([item["features"][0] for item in items]).to(self.device)
             name = self.model.main_input_name
             batch[name] = batch[name].to(self.model.dtype)
-            outputs = self.model(**batch, language=[item["language"] for item in items])
+            codes = [item["language"] for item in items]
+            # one for all where it is: a list's logits are as wide as the widest alphabet of the model
+            outputs = self.model(**batch, language=codes[0] if len(set(codes)) == 1 else codes)
             for item, of_clip, frames, reading in zip(items, outputs.logits, outputs.frames.tolist(), readings):
                 first, last = item["kept"]
                 # of its own alphabet: how wide a batch is depends on the others, which come and go between two chunks

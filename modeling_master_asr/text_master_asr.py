@@ -26,6 +26,7 @@ from .signs_master_asr import (
 
 logger = logging.get_logger(__name__)
 
+MAX_PAIRS = 100  # of quotation marks around one another
 CATALAN_DOT = re.compile("(?<=[lL])\u00b7(?=[lL])")  # col·lega, where an alphabet lacks the dot
 # whose capital of ı is I, and of i is İ: Turkish, Azerbaijani, Crimean Tatar, Gagauz, Ottoman, Talysh, Zazaki (not Karakalpak: Í, I)
 TWO_IS = ("tr", "tur", "az", "aze", "azj", "crh", "gag", "ota", "tly", "zza", "diq", "kiu")
@@ -57,8 +58,12 @@ def without_pairs(text: str) -> str:
     CHOICE: typewriter's apostrophes (') are quotes where they enclose one word of several letters, or the second follows a punctuation
     mark; else they stay, since nothing tells 'hello you' from 'ndrangheta un po'. Typographic ones are, where the first one opens.
     """
-    inner = _without_outer_pairs(text)
-    return text if inner == text else without_pairs(inner)
+    for _ in range(MAX_PAIRS):
+        inner = _without_outer_pairs(text)
+        if inner == text:
+            break
+        text = inner
+    return text
 
 
 def _without_outer_pairs(text: str) -> str:
@@ -199,13 +204,23 @@ def characters_of(alphabet: dict[str, int]) -> set[str]:
 
 def tokens_of(text: str, alphabet: dict[str, int]) -> list[str]:
     """The tokens of a spelled text, the longest first ("ch" before "c"); what no token is, character by character."""
-    return _pattern_of(tuple(alphabet)).findall(text.replace(" ", SPACE_TOKEN))
+    text = text.replace(" ", SPACE_TOKEN)
+    clusters, lengths = _clusters_of(tuple(alphabet))
+    if not clusters:
+        return list(text)
+    tokens, start = [], 0
+    while start < len(text):  # a look-up a length: an alternation of thousands would be tried one by one, and no other thread runs meanwhile
+        token = next((piece for length in lengths if (piece := text[start : start + length]) in clusters), text[start])
+        tokens.append(token)
+        start += len(token)
+    return tokens
 
 
 @lru_cache(maxsize=64)
-def _pattern_of(tokens: tuple[str, ...]) -> re.Pattern:
-    letters = sorted((token for token in tokens if token not in SPECIAL_TOKENS), key=len, reverse=True)
-    return re.compile("|".join([*map(re.escape, letters), "."]), re.DOTALL)
+def _clusters_of(tokens: tuple[str, ...]) -> tuple[frozenset[str], list[int]]:
+    """The tokens of several characters, and their lengths, the longest first."""
+    clusters = frozenset(token for token in tokens if len(token) > 1 and token not in SPECIAL_TOKENS)
+    return clusters, sorted(set(map(len, clusters)), reverse=True)
 
 
 def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, int], raw: bool = True) -> list[str]:

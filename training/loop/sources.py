@@ -414,7 +414,7 @@ def _common_voice(folder: Path, shelf: Shelf, report: Report) -> Iterator[Row]:
 
 
 def _from_parquet(files: list[Path], shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
-    """Rows of local parquet files, a few at a time."""
+    """Rows of local parquet files, one at a time: a small file may hold large ones."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -426,7 +426,7 @@ def _from_parquet(files: list[Path], shelf: Shelf, report: Report, budget: Budge
             opened = ParquetFile(file)
             columns = [name for name in opened.schema_arrow.names if name.lower() in wanted]
             pick(dict.fromkeys(name.lower() for name in opened.schema_arrow.names), str(file))
-            batches = (row for batch in opened.iter_batches(batch_size=16, columns=columns) for row in batch.to_pylist())
+            batches = (row for batch in opened.iter_batches(batch_size=1, columns=columns) for row in batch.to_pylist())
             for number, raw in enumerate(batches):
                 where = f"{file}, {splits[file] or 'no split'}, row {number}"
                 row = _row(where, {name.lower(): value for name, value in raw.items()}, own, splits[file])
