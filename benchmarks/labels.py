@@ -45,7 +45,11 @@ STAGE_1_CHOOSING = {  # 1,500 steps, seed 0
     "stage1_choose_invariant_apart": "M's and T's gradients without the masks' invariances, specialists that start apart",
     "stage1_choose_relative": "T's gradient less what languages want on average",
     "stage1_choose_grow": "sparsity that grows from 0 to t over half of the steps",
+    "stage1_choose_diverse": "a term that rewards specialists whose masks differ",
+    "stage1_choose_clustered": "specialists that start as two clusters of every language's own ones after 500 steps, T at its cluster",
+    "stage1_choose_averaged": "W, M, T and heads of the last fifth of the steps, averaged",
     "stage1_own": "K = 6, a specialist for every language, T fixed: what a choice could find",
+    "stage1_own_t01": "... with t = 0.1 for 0.3",
     "stage1_onemask": "one mask for all languages",
 }
 STAGE_1_BEFORE = {

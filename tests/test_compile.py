@@ -5,8 +5,10 @@ from threading import Thread
 import pytest
 import torch
 from conftest import TWO_FAMILIES, inputs_for, tiny_model
+from packaging.version import Version
 
-MOST_BREAKS = 2  # making the weights is one; lengths are read where padding leaks
+# making the weights is one; lengths are read where padding leaks. Seen with torch 2.8 to 2.10: six graphs for three, and equal logits
+MOST_BREAKS = 2 if Version(torch.__version__) >= Version("2.13") else 5
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     "in Italian {:.1f} % and {:.1f} %, full tuning {:.1f} % and {:.1f} %":
         lambda: [rate for name in ("assembly_best_taught", "full") for rate in means([rates_of(run) for run in of_method(name, "it6")])],
     "(Whisper, which knows both: {:.1f} % and {:.1f} % on test)": lambda: [tables.whisper_on(code)["cer"] for code in ("ru", "it")],
-    "With a teacher of its own (two seeds) it has {:.1f} % and {:.1f} %": lambda: means([rates_of(run) for run in of_method("full_taught", "es6")]),
+    "With a teacher of its own it has {:.1f} % and {:.1f} %": lambda: means([rates_of(run) for run in of_method("full_taught", "es6")]),
     "with the row that it starts from it has {:.1f} % and {:.1f} %, with a learnt one {:.1f} % and {:.1f} %":
         lambda: [rate for name, series in (("paper_row", "tried_es6"), ("assembly_paper", "es6")) for rate in means([rates_of(run) for run in of_method(name, series)])],
     "With {:.0f} KB of jokes and quotations": lambda: [load("reading")["sentences"]["of another subject"]["kilobytes"]["es"]],
