@@ -453,6 +453,13 @@ def sizes(state: dict[str, torch.Tensor], text: str) -> dict[str, float]:
     }
 
 
+def differences(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:
+    """Where tensors, `{name: shape}`, are not the wanted ones, in words; "" where they are."""
+    differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    listed = "; ".join(f"{name}: {found.get(name, 'missing')}, not {wanted.get(name, 'wanted')}" for name in differing[:3])
+    return f"in {len(differing)} tensors: {listed}" if differing else ""
+
+
 def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], facts: dict, source: str) -> dict[str, torch.Tensor]:
     """The tensors of one language, once the file's header has said that they are the wanted ones.
 
@@ -469,13 +476,8 @@ def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]], facts: dict, so
             headers = {name: opened.get_slice(name) for name in opened.keys()}
             found = {name: tuple(header.get_shape()) for name, header in headers.items()}
             wanted = shapes_in_file(wanted, found)
-            if found != wanted:
-                differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-                listed = "; ".join(f"{name}: {found.get(name, 'missing')}, not {wanted.get(name, 'wanted')}" for name in differing[:3])
-                raise ValueError(
-                    f"{source} does not fit its own {ASSEMBLY_CONFIG_NAME} on this model, in {len(differing)} tensors: {listed}. "
-                    "Download or save it again."
-                )
+            if differing := differences(found, wanted):
+                raise ValueError(f"{source} does not fit its own {ASSEMBLY_CONFIG_NAME} on this model, {differing}. Download or save it again.")
             said = opened.metadata() or {}  # files of earlier versions say less
             if said.get("fingerprint", facts["fingerprint"]) != facts["fingerprint"]:
                 raise ValueError(

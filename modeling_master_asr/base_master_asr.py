@@ -291,6 +291,17 @@ class StoredMixin(UploadMixin):
         else:
             base.remember(StoredBase(str(save_directory), None, self.config.fingerprint, on_hub=False))
 
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs):
+        """Transformers' step from files to values, which its own `load_adapter` takes for an adapter's: a language's is looked at before.
+
+        Raises:
+            ValueError: for an adapter whose file is not its language's values, whole and finite.
+        """
+        if hasattr(adapters := getattr(model.base_model, "assemblies", None), "check_files") and getattr(model, "peft_config", None):
+            adapters.check_files(model, checkpoint_files, state_dict)
+        return super(StoredMixin, type(model))._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
+
     def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
         if getattr(self, "_hf_peft_config_loaded", False):  # the adapter alone is in there, and says of its sentences itself
             return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)

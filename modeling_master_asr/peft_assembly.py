@@ -16,12 +16,14 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType, register_peft_method
 from torch import nn
+from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
-from .assembly_master_asr import Assemblies, LanguageAssembly, read_tensors
+from .assembly_master_asr import Assemblies, LanguageAssembly, differences, read_tensors
 from .base_master_asr import check_base
 from .configuration_master_asr import DEFAULT_PRESET, check_text, from_preset
 from .hub_master_asr import fetch_assembly
+from .packing_master_asr import misfits
 from .text_master_asr import spell_sentences
 
 
@@ -39,6 +41,7 @@ def _extend_peft_type(name: str) -> PeftType:
 
 logger = logging.get_logger(__name__)
 ASSEMBLY = _extend_peft_type("ASSEMBLY")
+TARGETS = ["assemblies"]  # the one module that an adapter is put around
 
 
 @dataclass
@@ -68,7 +71,7 @@ class AssemblyConfig(PeftConfig):
     num_specialists: Optional[int] = None
     sparsity: Optional[float] = None
     fingerprint: Optional[str] = None
-    target_modules: Optional[Union[list[str], str]] = field(default_factory=lambda: ["assemblies"])
+    target_modules: Optional[Union[list[str], str]] = field(default_factory=lambda: list(TARGETS))
     exclude_modules: Optional[Union[list[str], str]] = None
 
     def __post_init__(self):
@@ -76,6 +79,7 @@ class AssemblyConfig(PeftConfig):
         self.peft_type = ASSEMBLY
         if not self.language or not self.vocab:
             raise ValueError('AssemblyConfig needs language="xx" and its vocab={token: id}; text_master_asr.build_vocab makes one.')
+        check_targets(self)
         own = from_preset(self.preset, self.parts, self.rank, self.targets)
         self.parts, self.rank, self.targets = list(own["parts"]), own["rank"], own["targets"]
 
@@ -84,6 +88,20 @@ class AssemblyConfig(PeftConfig):
         if self.sentences:
             logger.warning_once(f"adapter_config.json holds the {len(self.sentences)} sentences that {self.language!r} is read with: whoever publishes it publishes them.")
         super().save_pretrained(save_directory, **kwargs)
+
+
+def check_targets(config: AssemblyConfig) -> None:
+    """Refuses a config that would have PEFT put a language around anything else, before anything of the model has changed.
+
+    Raises:
+        ValueError: for other target modules.
+    """
+    named = config.target_modules
+    if named is not None and not (isinstance(named, (list, tuple, set)) and list(named) == TARGETS):  # a text is a pattern to PEFT
+        raise ValueError(
+            f"target_modules: got {named!r}. Allowed: {TARGETS}, which it is where nobody names any: a language lies beside the shared layers and around "
+            "none of them. Leave it out of AssemblyConfig(...), or download or save the adapter again; what a delta reaches is said by targets."
+        )
 
 
 def _base_of(model) -> nn.Module:
@@ -132,7 +150,7 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
     """The model's `assemblies`, with those that PEFT owns beside the base's own; reads like `Assemblies`."""
 
     adapter_layer_names = ("assembly_adapter",)
-    other_param_names = ("language_of", "entry_of")
+    other_param_names = ("language_of", "entry_of", "awaiting")
 
     def __init__(self, base_layer: Assemblies, config, encoder: nn.Module):
         super().__init__()
@@ -141,6 +159,7 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         self.assembly_adapter = nn.ModuleDict()  # adapter name -> LanguageAssembly
         self.language_of: dict[str, str] = {}  # adapter name -> code; several adapters may be of one language
         self.entry_of: dict[str, dict] = {}  # adapter name -> its entry in `config.assemblies`
+        self.awaiting: dict[str, tuple] = {}  # adapter name -> what undoes it, while the values of its file have not come
         self._config, self._base_default = config, config.default_language
         self._active_adapter, self._disable_adapters, self.merged_adapters = [], False, []
 
@@ -152,12 +171,44 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         self.language_of[adapter_name], self.entry_of[adapter_name] = language, self._config.assemblies[language]
         self.set_adapter(self._active_adapter or [adapter_name], inference_mode=inference_mode)
 
+    def await_values(self, adapter_name: str, trained: list[nn.Parameter]) -> None:
+        """Says that an adapter was made for a file, whose values follow.
+
+        Args:
+            trained: the model's parameters that did before the adapter came.
+        """
+        self.awaiting[adapter_name] = [parameter._version for parameter in self.assembly_adapter[adapter_name].parameters()], trained
+
+    def is_still_empty(self, adapter_name: str) -> bool:
+        """Whether an adapter that was made for a file holds nothing yet: no values of a file, and no training either."""
+        if adapter_name not in self.awaiting:
+            return False
+        return self.awaiting[adapter_name][0] == [parameter._version for parameter in self.assembly_adapter[adapter_name].parameters()]
+
     def step_out(self) -> Assemblies:
         """The base's own assemblies, the config as it was before the first adapter."""
         for language in self.language_of.values():
             self._config.assemblies.pop(language, None)
         self._config.default_language = self._base_default if self._base_default in self._config.assemblies else None  # removed meanwhile
         return self.base_layer
+
+    def check_files(self, model, files: list, state: Optional[dict]) -> None:
+        """Looks at what Transformers' own `load_adapter` is about to load, as PEFT has it looked at; other methods' adapters are not ours to judge.
+
+        Raises:
+            ValueError: see `_check_values`; the model is then as it was.
+        """
+        adapter_name = list(model.peft_config)[-1]  # the one that was just added: Transformers loads into no other
+        if adapter_name not in self.awaiting:
+            return
+        try:
+            state = dict(state or {})
+            for file in files or []:
+                state |= load_state_dict(file)
+        except BaseException:
+            _withdraw(model, adapter_name)
+            raise
+        AssemblyModel._remap_adapter_state_dict_for_load(model, model.peft_config[adapter_name], adapter_name, state)
 
     def set_base_default(self, language: Optional[str]) -> None:
         """The default language that is there without adapters: what the user named while there were some."""
@@ -252,6 +303,55 @@ def _in_named_languages(module: nn.Module, args: tuple, kwargs: dict) -> Optiona
     return args, {**{name: value for name, value in kwargs.items() if name != "adapter_names"}, "language": _NAMED.get()}
 
 
+def _withdraw(model, adapter_name: str) -> None:
+    """The model as it was before an adapter whose values are refused.
+
+    Args:
+        model: the `PeftModel`, or the model itself where the adapter is Transformers' own.
+    """
+    base = _base_of(model)
+    layer = base.assemblies
+    trained = layer.awaiting[adapter_name][1]
+    if isinstance(model, PeftModel):
+        model.delete_adapter(adapter_name)
+    else:
+        layer.delete_adapter(adapter_name)
+        base.peft_config.pop(adapter_name, None)
+    if not layer.language_of:
+        layer.hook.remove()
+        base.master_asr.assemblies = layer.step_out()
+    if not getattr(base, "peft_config", True):
+        del base.peft_config
+        base._hf_peft_config_loaded = False
+    base.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def _check_values(model, adapter_name: str, state: dict[str, torch.Tensor]) -> None:
+    """Refuses what is not the values of one adapter, all of them, finite.
+
+    Args:
+        state: as it would be loaded, by the model's names.
+
+    Raises:
+        ValueError: for names of anything else, tensors that lack, other shapes, and values that are no finite numbers.
+    """
+    language = _base_of(model).assemblies.language_of[adapter_name]
+    own = f".assembly_adapter.{adapter_name}."
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items() if own in name}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    source = f"What is to be loaded as the adapter {adapter_name!r} of {language!r}"
+    again = "Nothing has changed. Download or save the adapter again: peft_model.save_pretrained(folder)."
+    if differing := differences(found, wanted):
+        raise ValueError(f"{source} is not what its adapter_config.json asks for on this model, {differing}. Allowed: the language's own tensors, all of them. {again}")
+    if broken := misfits(state):
+        raise ValueError(
+            f"{source} holds values that are NaN, infinite or of no type that belongs there in {broken[:3]}, {len(broken)} tensors in all. Allowed: finite "
+            f"floating-point numbers. {again}"
+        )
+
+
 class AssemblyModel(BaseTuner):
     """Adds languages as adapters; everything else of the model stays frozen."""
 
@@ -286,12 +386,38 @@ class AssemblyModel(BaseTuner):
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key=None, **kwargs) -> None:
         model = _base_of(self.model)
         check_adapter_name(adapter_name)
+        is_of_file, trained = peft_config.fingerprint is not None, [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._add_language(peft_config, model)
         if not isinstance(target, AssemblyAdapters):
             target = AssemblyAdapters(target, model.config, model.master_asr.backbone)
             target.hook = model.register_forward_pre_hook(_in_named_languages, with_kwargs=True)
             setattr(parent, target_name, target)
         target.adopt(adapter_name, peft_config.language, inference_mode=peft_config.inference_mode)
+        if is_of_file:
+            target.await_values(adapter_name, trained)
+
+    def _check_new_adapter_config(self, config) -> None:
+        """Called by PEFT before it changes anything: targets can be written into a config that was made."""
+        check_targets(config)
+        super()._check_new_adapter_config(config)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name: str, state_dict: dict) -> dict:
+        """Called by PEFT between reading a file and loading it, not strictly, into the whole model: where a stranger's values are looked at.
+
+        Raises:
+            ValueError: see `_check_values`; the model is then as it was, without an adapter that was made for this file.
+        """
+        renamed = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        layer = _base_of(model).assemblies
+        try:
+            _check_values(model, adapter_name, renamed)
+        except ValueError:
+            if layer.is_still_empty(adapter_name):
+                _withdraw(model, adapter_name)
+            raise
+        layer.awaiting.pop(adapter_name, None)
+        return renamed
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -369,6 +495,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         assembly = base.assemblies.assembly_adapter[adapter_name]  # another of the same language may be the one that serves it
         wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
         assembly.load_state_dict(read_tensors(path, wanted, facts, source))
+        base.assemblies.awaiting.pop(adapter_name, None)
     except BaseException:  # nobody shall be read with what was not loaded
         if had_adapters:
             model.delete_adapter(adapter_name)
