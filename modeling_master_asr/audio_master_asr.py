@@ -170,10 +170,22 @@ class _Mono:
     """Takes blocks of a recording and keeps them as mono at the wanted rate: the result and one block, nothing else in memory."""
 
     def __init__(self, rate_hz: float, wanted_hz: int, name: str, max_duration_s: float):
-        check_rate(rate_hz, name)
-        self.stream = None if rate_hz == wanted_hz else _soxr(rate_hz, wanted_hz).ResampleStream(rate_hz, wanted_hz, 1, dtype="float32")
         self.name, self.max_duration_s, self.wanted_hz = name, max_duration_s, wanted_hz
-        self.kept = io.BytesIO()
+        self.kept, self.rate_hz, self.stream = io.BytesIO(), wanted_hz, None
+        self.go_on_at(rate_hz)
+
+    def go_on_at(self, rate_hz: float) -> None:
+        """Of what is added from here on, the rate; what the last rate's resampler holds back is kept first.
+
+        Raises:
+            ValueError: for a rate that no recording has.
+        """
+        if check_rate(rate_hz, self.name) == self.rate_hz:
+            return
+        if self.stream is not None:
+            self.add(np.zeros(0, np.float32), last=True)
+        self.rate_hz = rate_hz
+        self.stream = None if rate_hz == self.wanted_hz else _soxr(rate_hz, self.wanted_hz).ResampleStream(rate_hz, self.wanted_hz, 1, dtype="float32")
 
     def add(self, block: np.ndarray, last: bool = False) -> None:
         """Appends samples `(n,)` or `(n, channels)`.
@@ -289,7 +301,8 @@ def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
             raise RuntimeError("nothing here decodes its codec")
         rate_hz = stream.codec_context.sample_rate
         mono = start(rate_hz)
-        for block in _resampled(_frames(container, stream), rate_hz):
+        for frame_hz, block in _as_floats(_frames(container, stream)):
+            mono.go_on_at(frame_hz)
             mono.add(block)
         declared_s = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / av.time_base  # a video goes on longer
         return mono.finish(), declared_s * _put_together(file)
@@ -306,14 +319,17 @@ def _put_together(file) -> float:
     return file.seek(0, io.SEEK_END) / length if is_another else 1.0
 
 
-def _resampled(frames: Iterator, rate_hz: int) -> Iterator[np.ndarray]:
-    """Samples `(n, channels)` of frames, whose rate, channels or kind of number may change on the way: a stream's dump, files put together."""
-    for (_, layout, _), alike in groupby(frames, key=lambda frame: (frame.sample_rate, frame.layout.name, frame.format.name)):
+def _as_floats(frames: Iterator) -> Iterator[tuple[int, np.ndarray]]:
+    """Rates and samples `(n, channels)` of frames, whose rate, channels or kind of number may change on the way: a stream's dump, files put together.
+
+    Each at its own rate: a file of 146 bytes whose frames say 655,350 Hz and 50 Hz in turn would have gigabytes at the first.
+    """
+    for (frame_hz, layout, _), alike in groupby(frames, key=lambda frame: (frame.sample_rate, frame.layout.name, frame.format.name)):
         # its channels stay: FFmpeg's mono of two is louder than either, and soundfile's files are given their mean
-        resampler = av.AudioResampler(format="flt", layout=layout, rate=rate_hz)
+        resampler = av.AudioResampler(format="flt", layout=layout, rate=frame_hz)
         for frame in chain(alike, [None]):
             for out in resampler.resample(frame):
-                yield out.to_ndarray().reshape(-1, out.layout.nb_channels)
+                yield frame_hz, out.to_ndarray().reshape(-1, out.layout.nb_channels)
 
 
 def _frames(container, stream) -> Iterator:

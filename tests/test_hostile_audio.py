@@ -17,7 +17,7 @@ import soundfile
 import torch
 from conftest import tiny_model
 
-from modeling_master_asr import MasterASRProcessor
+from modeling_master_asr import MasterASRProcessor, audio_master_asr
 from modeling_master_asr.audio_master_asr import decode_audio, download, mono_floats, read_audio
 from training import transcribe
 from training.train_multilingual import MultilingualConfig, build
@@ -501,3 +501,40 @@ def test_a_language_that_the_model_lacks_is_said_before_any_recording_is_read(sa
     with pytest.raises(SystemExit):
         transcribe.main(["missing.wav", "--model", str(saved), "--language", "sr"])
     assert "No assembly for language 'sr'" in capsys.readouterr().err
+
+
+def _crc(data: bytes, polynomial: int, bits: int) -> int:
+    value, top, mask = 0, 1 << (bits - 1), (1 << bits) - 1
+    for byte in data:
+        value ^= byte << (bits - 8)
+        for _ in range(8):
+            value = ((value << 1) ^ polynomial if value & top else value << 1) & mask
+    return value
+
+
+def _flac_frame(number: int, size: int, channels: int, rate_hz: int | None = None) -> bytes:
+    """A frame of silence, with a rate of its own or the stream's."""
+    head = bytes([0xFF, 0xF8, 7 << 4 | (13 if rate_hz else 0), (channels - 1) << 4 | 4 << 1, number]) + (size - 1).to_bytes(2, "big")
+    head += rate_hz.to_bytes(2, "big") if rate_hz else b""
+    whole = head + bytes([_crc(head, 7, 8)]) + bytes(3 * channels)
+    return whole + _crc(whole, 0x8005, 16).to_bytes(2, "big")
+
+
+def _flac(*frames: bytes, rate_hz: int, channels: int) -> bytes:
+    facts = (rate_hz << 44 | (channels - 1) << 41 | 15 << 36).to_bytes(8, "big")
+    return b"fLaC" + bytes([0x80, 0, 0, 34]) + b"\xff\xff\xff\xff" + bytes(6) + facts + bytes(16) + b"".join(frames)
+
+
+def test_a_frame_grows_no_further_than_its_own_rate_allows(monkeypatch):
+    """Each is at its own rate: at the stream's, one of 50 Hz would be 13,000 times as long, and this one 655 times."""
+    taken, add = [], audio_master_asr._Mono.add
+    monkeypatch.setattr(audio_master_asr._Mono, "add", lambda mono, block, last=False: (taken.append(len(block)), add(mono, block, last)))
+    frames = _flac_frame(0, 4096, 8), _flac_frame(1, 2000, 8, 1000), _flac_frame(2, 4096, 8)
+    samples = decode_audio(_flac(*frames, rate_hz=655_350, channels=8))
+    assert max(taken) == 4096 and abs(len(samples) - 16_000 * (2 * 4096 / 655_350 + 2)) < 66_000
+
+
+def test_a_frame_of_a_rate_that_no_recording_has_is_refused():
+    frames = _flac_frame(0, 4096, 8), _flac_frame(1, 2000, 8, 50), _flac_frame(2, 4096, 8)
+    with pytest.raises(ValueError, match="has a sampling rate of 50 Hz; a number from 1000 to 768000 is wanted"):
+        decode_audio(_flac(*frames, rate_hz=655_350, channels=8))
