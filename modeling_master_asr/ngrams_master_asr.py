@@ -32,7 +32,7 @@ SHORTEST = 1000  # from here on a search may end, in the middle of a pause
 
 REMEMBERED = 1 << 12  # answers: a beam asks for those of the frames before, 70 % of all; sixteen times as many hold 77 % and take 15 to 21 MB a language, or more
 OF_ENTRY, OF_ANSWER = 110, 400  # bytes of memory: measured 77 to 86 an entry of the counts and 226 to 295 an answer; in alphabets of over 256 tokens 93 to 99, and 325 or more
-MOST_ENTRIES = 2_000_000  # of a language, beyond which no longer n-grams are counted: 200 MB, more than a million characters of any language have; noise may hold six
+MOST_ENTRIES = 2_000_000  # of a language, beyond which no longer n-grams are counted: 200 MB. A million characters of Czech, Russian or Italian have 0.5 to 0.6 million; noise may have six
 KEPT_BYTES = 1_750_000_000  # of n-grams: some 50 languages of 200,000 characters, or 350 of 10,000, in alphabets of letters, where they take 1.3 GB in truth
 
 

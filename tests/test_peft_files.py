@@ -5,25 +5,12 @@ import json
 
 import pytest
 import torch
-from conftest import inputs_for, tiny_model, vocab
+from conftest import inputs_for
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_peft import ALL, ES, base, load  # noqa: F401
 
-from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.peft_assembly import AssemblyConfig
-
-ES = vocab("abñ")
-ALL = ["mapping", "head", "specialist", "delta", "scales", "norms"]
-
-
-@pytest.fixture
-def base(tmp_path):
-    tiny_model().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
-
-
-def load(base):
-    return MasterASRForCTC.from_pretrained(base)
 
 
 def train_a_little(model):
@@ -63,7 +50,7 @@ SPOILED = [
 ]
 
 
-def written(base, folder, spoil=None, code="es", **config):
+def written(base, folder, spoil=None, code="es", **config):  # noqa: F811
     """An adapter's folder, its file and config spoiled."""
     model = load(base)
     get_peft_model(model, AssemblyConfig(language=code, vocab=ES, parts=ALL, rank=2)).save_pretrained(folder)
@@ -98,7 +85,7 @@ WAYS = [
 
 @pytest.mark.parametrize("way", WAYS, ids=["peft", "peft without values first", "transformers"])
 @pytest.mark.parametrize(("spoil", "words"), SPOILED)
-def test_a_file_that_is_not_its_own_language_whole_and_finite_is_refused_and_the_model_stays_as_it_was(base, tmp_path, way, spoil, words):
+def test_a_file_that_is_not_its_own_language_whole_and_finite_is_refused_and_the_model_stays_as_it_was(base, tmp_path, way, spoil, words):  # noqa: F811
     model = load(base)
     model.set_language("fr")
     before = all_of(model)
@@ -111,7 +98,7 @@ def test_a_file_that_is_not_its_own_language_whole_and_finite_is_refused_and_the
 
 @pytest.mark.parametrize("way", WAYS, ids=["peft", "peft without values first", "transformers"])
 @pytest.mark.parametrize("targets", [["character_bank", "layer_norm"], ["assemblies", "layer_norm"], "all-linear", ".*", "assemblies", 5])
-def test_an_adapter_that_targets_anything_but_the_assemblies_is_refused_and_the_model_stays_as_it_was(base, tmp_path, way, targets):
+def test_an_adapter_that_targets_anything_but_the_assemblies_is_refused_and_the_model_stays_as_it_was(base, tmp_path, way, targets):  # noqa: F811
     model = load(base)
     before = all_of(model)
     with pytest.raises(ValueError, match="target_modules: got .*Allowed: .*assemblies"):
@@ -119,7 +106,7 @@ def test_an_adapter_that_targets_anything_but_the_assemblies_is_refused_and_the_
     assert_as_before(model, before)
 
 
-def test_a_target_that_a_config_is_given_after_it_was_made_is_refused_as_well(base):
+def test_a_target_that_a_config_is_given_after_it_was_made_is_refused_as_well(base):  # noqa: F811
     model, config = load(base), AssemblyConfig(language="es", vocab=ES)
     config.target_modules = {"assemblies", "layer_norm"}
     before = all_of(model)
@@ -132,7 +119,7 @@ def test_a_target_that_a_config_is_given_after_it_was_made_is_refused_as_well(ba
 
 @torch.no_grad()
 @pytest.mark.parametrize("code", ["de", "es"])
-def test_a_refused_file_beside_other_adapters_leaves_them_and_the_active_one(base, tmp_path, code):
+def test_a_refused_file_beside_other_adapters_leaves_them_and_the_active_one(base, tmp_path, code):  # noqa: F811
     model = PeftModel.from_pretrained(load(base), written(base, tmp_path / "good"), adapter_name="one", is_trainable=True).eval()
     inputs, expected, before = inputs_for(model.get_base_model()), model(**inputs_for(model.get_base_model())).logits, all_of(model.get_base_model())
     bad = written(base, tmp_path / "bad", drop_head, code=code)
@@ -144,7 +131,7 @@ def test_a_refused_file_beside_other_adapters_leaves_them_and_the_active_one(bas
     assert model.load_adapter(written(base, tmp_path / "good_too", code=code), adapter_name="two").missing_keys == []
 
 
-def test_training_that_is_resumed_from_a_spoiled_file_keeps_the_adapter_it_has(base, tmp_path):
+def test_training_that_is_resumed_from_a_spoiled_file_keeps_the_adapter_it_has(base, tmp_path):  # noqa: F811
     bad, good = written(base, tmp_path / "bad", change_head(lambda value: value * float("nan"))), written(base, tmp_path / "good")
     for config in (AssemblyConfig(language="es", vocab=ES, parts=ALL, rank=2), AssemblyConfig.from_pretrained(good)):
         config.inference_mode = False
@@ -160,7 +147,7 @@ def test_training_that_is_resumed_from_a_spoiled_file_keeps_the_adapter_it_has(b
 
 
 @torch.no_grad()
-def test_a_lora_beside_a_language_loads_as_ever(base, tmp_path):
+def test_a_lora_beside_a_language_loads_as_ever(base, tmp_path):  # noqa: F811
     torch.manual_seed(0)
     other = load(base)
     other.add_adapter(LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False), "lora")
