@@ -446,6 +446,17 @@ def rates_table() -> list[str]:
     return lines
 
 
+def halved_table() -> list[str]:
+    """Every method at half of its rate, at that rate and at twice as much, seed 0."""
+    lines = ["| es, 10 minutes, 1,000 steps, seed 0: CER, %, validation / test | rate | at half of it | at it | at twice as much |", "|---|---|---|---|---|"]
+    for method, (half, rate, twice) in labels.HALVED.items():
+        tried = f"tried_es6_{method.removeprefix('assembly_')}"
+        runs = [load_if_there(name) for name in (f"{tried}_{half}_seed0", f"es6_{method}_seed0", f"{tried}_{twice}_seed0")]
+        cells = [" / ".join(f"{rate:.1f}" for rate in rates_of(run)) if run else "" for run in runs]
+        lines.append(f"| {labels.METHODS[method]} | {rate} | {' | '.join(cells)} |")
+    return lines
+
+
 def precision_table() -> list[str]:
     rows = [f"| {name} | {row['kilobytes']:,.0f} | {row['validation']['cer']:.2f} | {row['test']['cer']:.2f} |" for name, row in load("precision")["types"].items()]
     return ["| es, preset best, as trained | KB | validation CER, % | test CER, % |", "|---|---|---|---|", *rows]
@@ -515,7 +526,7 @@ def all_tables() -> dict[str, list[str]]:
         "new-language": new_language_table("es6"), "methods": methods_table("es6"), "methods-five": methods_table("es"), "methods-2000": methods_table("es2000"), "methods-1500": methods_table("es1500"),
         "methods-4500": methods_table("es4500"), "methods-cs": methods_table("cs"), "methods-cs6": methods_table("cs6"), "methods-ru": methods_table("ru"), "methods-ru6": methods_table("ru6"), "methods-it6": methods_table("it6"), "across": across_table(), "minutes": minutes_table(),
         "text": text_table("es6"), "text-five": text_table("estext"), "text-cs6": text_table("cs6"), "text-ru6": text_table("ru6"), "text-it6": text_table("it6"), "said": said_table("said_es6"), "sentences": sentences_table(), "few": few_table(), "settings": settings_table(),
-        "rates": rates_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"),
+        "rates": rates_table(), "halved": halved_table(), "tried-3000": tried_table(labels.TRIED_3000, "1,000"), "tried-now": tried_table(labels.TRIED, "1,000"),
         "tried": tried_table(labels.TRIED_IN_STAGE_2, "300"), "tried-long": tried_table(labels.TRIED_LONG, "1,000"), "precision": precision_table(),
         "voices": voices_table(), "more-voices": more_voices_table(labels.MORE_VOICES, "600 steps of 25 minutes each, of so many characters"), "more-steps": more_steps_table(),
         "masks": masks_table(), "serving": serving_table(), "gpu": gpu_tables(), "scale": scale_table(), "commands": command_lines(),

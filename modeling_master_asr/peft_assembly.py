@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Optional, Union
 
 import torch
@@ -177,7 +178,27 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         Args:
             trained: the model's parameters that did before the adapter came.
         """
-        self.awaiting[adapter_name] = [parameter._version for parameter in self.assembly_adapter[adapter_name].parameters()], trained
+        assembly = self.assembly_adapter[adapter_name]
+        hook = assembly.head.register_forward_pre_hook(partial(self._refuse_empty, adapter_name))
+        self.awaiting[adapter_name] = [parameter._version for parameter in assembly.parameters()], trained, hook
+
+    def has_come(self, adapter_name: str) -> None:
+        """Says that the values of a file are there, or about to be."""
+        if adapter_name in self.awaiting:
+            *_, hook = self.awaiting.pop(adapter_name)
+            hook.remove()
+
+    def _refuse_empty(self, adapter_name: str, *_) -> None:
+        """Nobody is read with a head that is chance: the file may have been missing or cut, which PEFT says once, where it is loaded.
+
+        Raises:
+            ValueError: for an adapter without values that nobody trains either.
+        """
+        if self.is_still_empty(adapter_name) and not any(parameter.requires_grad for parameter in self.assembly_adapter[adapter_name].parameters()):
+            raise ValueError(
+                f"The adapter {adapter_name!r} of {self.language_of[adapter_name]!r} was made for a file whose values never came: it would read by chance. Allowed: "
+                f"values, or training. delete_adapter({adapter_name!r}) and load it again, from a folder that holds adapter_model.safetensors, whole."
+            )
 
     def is_still_empty(self, adapter_name: str) -> bool:
         """Whether an adapter that was made for a file holds nothing yet: no values of a file, and no training either."""
@@ -416,7 +437,7 @@ class AssemblyModel(BaseTuner):
             if layer.is_still_empty(adapter_name):
                 _withdraw(model, adapter_name)
             raise
-        layer.awaiting.pop(adapter_name, None)
+        layer.has_come(adapter_name)
         return renamed
 
     @classmethod
@@ -495,7 +516,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         assembly = base.assemblies.assembly_adapter[adapter_name]  # another of the same language may be the one that serves it
         wanted = {name: tuple(value.shape) for name, value in assembly.state_dict().items()}
         assembly.load_state_dict(read_tensors(path, wanted, facts, source))
-        base.assemblies.awaiting.pop(adapter_name, None)
+        base.assemblies.has_come(adapter_name)
     except BaseException:  # nobody shall be read with what was not loaded
         if had_adapters:
             model.delete_adapter(adapter_name)

@@ -492,7 +492,7 @@ def test_a_data_set_that_does_not_arrive_ends_by_a_time_that_the_message_names(f
     hub.stalls[address] = how
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=re.escape(f"hub:tester/set: {what} did not arrive within download_timeout_s=2. ") + ".*--download_timeout_s"):
-        read_data([source], folder / "cache", download_timeout_s=2)
+        read_data([source], folder / "another cache", download_timeout_s=2)
     assert time.monotonic() - started < 20
 
 
@@ -507,7 +507,7 @@ api.create_repo("tester/set", repo_type="dataset")
 api.upload_file(path_or_fileobj=sys.argv[1], path_in_repo="train-0.parquet", repo_id="tester/set", repo_type="dataset")
 read_data(["hub:tester/set"], sys.argv[2])
 HUB.stalls["train-0."] = "trickle"
-read_data(["hub:tester/set"], sys.argv[2], download_timeout_s=2)
+read_data(["hub:tester/set"], sys.argv[2] + "-2", download_timeout_s=2)
 """
 
 

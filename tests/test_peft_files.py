@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import inputs_for
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_peft import ALL, ES, base, load  # noqa: F401
 
@@ -158,3 +159,46 @@ def test_a_lora_beside_a_language_loads_as_ever(base, tmp_path):  # noqa: F811
     values = load_file(tmp_path / "lora/adapter_model.safetensors")
     loaded = {name.replace(".lora.", "."): value for name, value in model.state_dict().items() if "lora_" in name}
     assert len(values) == len(loaded) and all(torch.equal(value, loaded[name.removeprefix("base_model.model.")]) for name, value in values.items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("way", "error", "words"),
+    [(WAYS[0], ValueError, "The adapter 'default' of 'es' .* would read by chance"), (WAYS[2], KeyError, "No assembly for language 'es'")],
+    ids=["peft", "transformers"],
+)
+@pytest.mark.parametrize("loss", ["missing", "cut"])
+def test_nobody_is_read_with_an_adapter_whose_file_was_missing_or_cut(base, tmp_path, way, error, words, loss):  # noqa: F811
+    """A server that goes on behind an adapter that could not be loaded answers with an error, not by chance."""
+    model, folder = load(base), written(base, tmp_path / "bad")
+    file, content = folder / "adapter_model.safetensors", (folder / "adapter_model.safetensors").read_bytes()
+    file.unlink()
+    if loss == "cut":
+        file.write_bytes(content[:-10])
+    inputs = inputs_for(model)
+    expected = model(**inputs, language="fr").logits
+    with pytest.raises((OSError, ValueError, SafetensorError)):
+        way(model, folder)
+    with pytest.raises(error, match=words):
+        model(**inputs, language="es")
+    assert torch.equal(model(**inputs, language="fr").logits, expected)
+
+
+def test_an_adapter_that_is_made_anew_from_a_files_config_trains_and_is_read_without_its_values(base, tmp_path):  # noqa: F811
+    config = AssemblyConfig.from_pretrained(written(base, tmp_path / "good"))
+    config.inference_mode = False
+    model = get_peft_model(load(base), config)
+    model.eval()(**inputs_for(model.get_base_model()), language="es")
+    train_a_little(model)
+    model.requires_grad_(False)
+    copy.deepcopy(model)(**inputs_for(model.get_base_model()), language="es")
+
+
+@torch.no_grad()
+def test_once_its_values_have_come_an_adapter_is_read_without_being_asked(base, tmp_path):  # noqa: F811
+    good = written(base, tmp_path / "good")
+    for way in WAYS:
+        model = load(base)
+        way(model, good)
+        assert not model.assemblies["es"].head._forward_pre_hooks
+        model(**inputs_for(model), language="es")

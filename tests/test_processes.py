@@ -16,7 +16,7 @@ from test_trainer import by_trainer
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
-from training import adapt_language, train_multilingual
+from training import adapt_language, evaluate, train_multilingual
 from training.loop import launch
 
 ROOT = Path(__file__).parent.parent
@@ -111,30 +111,69 @@ def test_processes_stop_at_the_same_step_whichever_of_them_is_terminated_and_go_
 ON_ITS_OWN_MACHINE = """
 import os, sys
 from training.loop import agreement
-from training.train_multilingual import main
+from training.{script} import main
 agreement.SEEN_WITHIN_S = 0.5
+os.chdir(os.path.join(os.path.dirname(__file__), os.environ["RANK"]))
 main([option.replace("RANK", os.environ["RANK"]) for option in sys.argv[1:]])
 """
 
 
-@pytest.mark.parametrize("what", ["out", "test"])
-def test_machines_that_do_not_share_their_folder_or_read_other_clips_are_refused_before_a_step(corpus, tmp_path, what):  # noqa: F811
-    (tmp_path / "worker.py").write_text(ON_ITS_OWN_MACHINE)
-    options = [str(option) for option in stage_1(corpus, tmp_path / ("out-RANK" if what == "out" else "out"))]
-    if what != "out":
-        lines = (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-        lost = next(line for line in lines if json.loads(line)["language"] == "en" and json.loads(line)["split"] == what)
-        for rank in "01":
-            kept = [line for line in lines if line != lost or rank == "0"]
-            (tmp_path / f"{rank}.jsonl").write_text("\n".join(json.dumps(json.loads(line) | {"audio": str(corpus / json.loads(line)["audio"])}) for line in kept))
-        options[1] = tmp_path / "RANK.jsonl"
-        options += ["--allow_outside"]
-    failed = two(tmp_path / "worker.py", *options, fails=True).stderr
-    if what == "out":
-        assert f"--out: processes [1] of 2 do not see what process 0 writes into {tmp_path / 'out-0'}. Pass a folder that all machines share." in failed
-    else:
-        assert "Processes [1] of 2 have other clips than process 0. Give every machine the same --data and --out" in failed
+@pytest.fixture
+def two_machines(corpus, tmp_path):  # noqa: F811
+    """A folder with a copy of the corpus in `0/data` and in `1/data`: what a relative path means to either of two processes."""
+    for rank in "01":
+        shutil.copytree(corpus, tmp_path / rank / "data")
+    return tmp_path
+
+
+def on_two_machines(folder, script, *options, fails=False) -> subprocess.CompletedProcess:
+    (folder / "worker.py").write_text(ON_ITS_OWN_MACHINE.format(script=script))
+    return two(folder / "worker.py", *options, fails=fails)
+
+
+def recording_of(folder, split) -> Path:
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    return folder / next(row["audio"] for row in rows if row["language"] == "en" and row["split"] == split)
+
+
+def test_machines_that_do_not_share_their_folder_are_refused_before_a_step(two_machines, corpus):  # noqa: F811
+    failed = on_two_machines(two_machines, "train_multilingual", *stage_1(corpus, two_machines / "out-RANK"), fails=True).stderr
+    assert f"--out: processes [1] of 2 do not see what process 0 writes into {two_machines / 'out-0'}. Pass a folder that all machines share." in failed
     assert "training:" not in failed
+
+
+@pytest.mark.parametrize("split, loses", [("train", "all"), ("test", "a byte")])
+def test_machines_with_other_recordings_are_refused_before_a_step(two_machines, split, loses):
+    recording = recording_of(two_machines / "1" / "data", split)
+    content = recording.read_bytes()
+    recording.unlink()
+    if loses == "a byte":
+        recording.write_bytes(content[:-1])
+    failed = on_two_machines(two_machines, "train_multilingual", *stage_1(Path("data"), two_machines / "out"), fails=True).stderr
+    assert "Processes [1] of 2 have other recordings than process 0. Give every machine the same --data and --out" in failed
+    assert "training:" not in failed
+
+
+def test_tables_are_read_by_the_first_process_alone(two_machines, ends):
+    """A hub is asked once, and a million recordings are opened once, whatever the processes."""
+    out, _ = ends
+    (two_machines / "1" / "data" / "manifest.jsonl").unlink()
+    done = on_two_machines(two_machines, "train_multilingual", *stage_1(Path("data"), two_machines / "out"))
+    assert done.stdout.count("en: train") == 1
+    ended, as_ever = (json.loads((folder / "run.json").read_text()) for folder in (two_machines / "out", out / "two"))
+    assert ended["test"] == as_ever["test"]
+    on_two_machines(two_machines, "evaluate", "--model", out / "one" / "model", "--data", "data/manifest.jsonl", "--out", two_machines / "two.json")
+    one(evaluate.main, "--model", out / "one" / "model", "--data", two_machines / "0" / "data" / "manifest.jsonl", "--out", two_machines / "one.json")
+    assert json.loads((two_machines / "two.json").read_text())["languages"] == json.loads((two_machines / "one.json").read_text())["languages"]
+
+
+def test_a_machine_without_a_recording_is_told_before_it_is_evaluated_on(two_machines, ends):
+    out, _ = ends
+    recording_of(two_machines / "1" / "data", "test").unlink()
+    options = ["--model", out / "one" / "model", "--data", "data/manifest.jsonl", "--out", two_machines / "result.json"]
+    failed = on_two_machines(two_machines, "evaluate", *options, fails=True).stderr
+    assert "Processes [1] of 2 have other recordings than process 0." in failed
+    assert not (two_machines / "result.json").exists()
 
 
 def test_shards_that_are_killed_go_on_bit_equal(ends, corpus):  # noqa: F811

@@ -26,12 +26,13 @@ from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
 from modeling_master_asr.trainer_utils import error_rates
 from training.loop.config import positive, speak_any_script
 from training.loop.data import NO_CLIP, Collator, Features, minutes_of, select
-from training.loop.launch import STEPS_BEGUN, run
+from training.loop.launch import STEPS_BEGUN, WAITING, run
 from training.loop.metrics import evaluate_clips, flattered, transcribe_clips
 from training.loop.models import folder_or_id, model_argument, processor_of
 from training.loop.record import digests_of, facts_of_run, write_json
 from training.loop.recordings import MAX_DOWNLOAD_GB
 from training.loop.sources import read_data
+from training.loop.splits import check_recordings, read_by_first
 from training.loop.tables import read_text
 from training.loop.text import beginning, without
 from training.loop.watching import mapping_figures
@@ -126,20 +127,20 @@ def main(argv=None) -> None:
     if len(dict(args.more_text)) < len(args.more_text):
         parser.error(f"--more_text: got {[code for code, _ in args.more_text]}; allowed: a language once. Join its files.")
     args.out.parent.mkdir(parents=True, exist_ok=True)  # now, not when all is read
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[WAITING])
     model = MasterASRForCTC.from_pretrained(args.model, assemblies=args.assembly).to(accelerator.device)
     check_languages([*(args.languages or []), *dict(args.more_text)], model, args.model)
     processor = processor_of(model, args.model)
-    clips, report = read_data(
+    splits = {args.split, *(("validation", "test") if args.more_text else ())}
+    clips = read_by_first(accelerator, lambda: read_data(
         args.data, args.out.parent / "recordings", allow_outside=args.allow_outside, max_download_gb=args.max_download_gb,
-        download_timeout_s=args.download_timeout_s, splits={args.split, *(("validation", "test") if args.more_text else ())},
-    )  # fmt: skip
-    if accelerator.is_main_process:
-        print("\n".join(report.lines(clips)))
+        download_timeout_s=args.download_timeout_s, splits=splits,
+    ))  # fmt: skip
     added = read_with_more(model, args.more_text, clips)
     for code, lines in args.more_text if accelerator.is_main_process else ():
         print(f"{code!r} is read with {added[code]} of {len(lines)} further sentences in mind; the others are there, said in held-out clips, not to be spelled, or too many.")
     clips = select(clips, args.split, args.languages or languages_there(clips, args.split, model))
+    check_recordings(clips)
     features = Features(processor)
     greedy = args.greedy or not any(map(model.config.text, {clip.language for clip in clips}))  # nobody has sentences: nothing else was done
     STEPS_BEGUN.set()  # what is wrong from here on is no setting's

@@ -15,7 +15,7 @@ from training.loop.config import LoopConfig
 from training.loop.folder import claimed
 from training.loop.sharding import shard
 
-READING_TIMEOUT = timedelta(hours=6)  # in which the first process may read the data while the others wait for it
+WAITING = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # in which the first process may read the data while the others wait for it
 STEPS_BEGUN = threading.Event()  # set where the work of this process begins: its first step, its first clip
 
 
@@ -37,7 +37,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     Raises:
         ValueError: if Accelerate was told to shard the model itself, or to train in fp16, whose losses have to be scaled.
     """
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=READING_TIMEOUT)]
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), WAITING]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.out, kwargs_handlers=handlers,
         gradient_accumulation_steps=config.gradient_accumulation,

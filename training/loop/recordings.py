@@ -16,6 +16,7 @@ from typing import Optional, TypeVar
 
 import soundfile
 
+from modeling_master_asr import text_master_asr
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 from training.loop.record import write_whole
@@ -69,7 +70,15 @@ class Shelf:
     repo: Optional[str] = None
     max_download_gb: float = MAX_DOWNLOAD_GB
     download_timeout_s: float = DOWNLOAD_TIMEOUT_S
+    hub: Optional[tuple] = field(default=None, init=False)  # what `datasets` reads a data set of the Hub with, and its files by splits
     _received: int = field(default=0, init=False)
+
+    def list_of(self, *settings: object) -> Path:
+        """Where the clips of an opened data set of the Hub are listed once they have been read: another file for other settings, and once the
+        set has changed (the names of its files hold its commit) or our way of normalising texts has.
+        """
+        normalising = Path(text_master_asr.__file__).read_bytes()
+        return Path(self.cache) / f"{hashlib.sha256(f'{settings} {self.hub[1]} {normalising}'.encode()).hexdigest()[:24]}.clips.jsonl"
 
     def file_of(self, audio: object, where: str) -> Path:
         """The file of a row's recording.

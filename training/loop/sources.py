@@ -5,7 +5,7 @@
     an audiofolder                   metadata.csv or metadata.jsonl with file_name, at the top or in train/, validation/, test/
     x.parquet or a folder of them    with an Audio column
     hub:owner/name, hub:owner/name:config    a dataset on the Hub, streamed: with its language in front it
-                                     stops once that has its minutes
+                                     stops once that has its minutes; as long as it stays as it is, once a cache
 
 Data comes from strangers: what a row may open is in recordings.py, what a text table may look like in tables.py.
 """
@@ -20,7 +20,7 @@ import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Optional
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.signs_master_asr import is_spoken
 from modeling_master_asr.text_master_asr import normalize
+from training.loop.record import read_jsonl, write_jsonl
 from training.loop.recordings import MAX_DOWNLOAD_GB, LeftOut, Shelf, copies, kind, printable, repeats, seconds_of
 from training.loop.tables import COLUMNS, TABLES, TORN, pick, read_table
 from training.loop.text import doubtful, letters_beside, letters_of, main_script
@@ -233,7 +234,15 @@ def read_data(
             raise ValueError(f"--data holds {source!r}, which names nothing. It takes files, folders and hub:owner/name.")
         budget = Budget(minutes, code, splits)
         shelf = Shelf(path, Path(cache), allow_outside=allow_outside, max_download_gb=max_download_gb, download_timeout_s=download_timeout_s)
-        rows, hashed, named = 0, 0, set()
+        listed = None
+        if path.startswith("hub:"):
+            _open_hub(path, shelf)
+            listed = shelf.list_of(source, minutes, min_s, max_s, None if splits is None else sorted(splits))
+            if there := read_listed(listed):
+                report.sources.append(f"{path}: the {len(there)} clips that were read of it before, since it has not changed ({listed}; what was left out was said then)")
+                clips += there
+                continue
+        rows, hashed, named, first = 0, 0, set(), len(clips)
         for row in tqdm(_rows(path, shelf, report, budget), desc=f"reading {path}", unit=" clips", disable=None, leave=False):
             rows += 1
             language = _renamed(row, code, named) if code else _language(row, source)
@@ -253,7 +262,17 @@ def read_data(
             raise ValueError(f"{path} holds no rows{others}.")
         report.sources += [f"{path}: {hashed} clips of no named split, divided by a hash of their texts"] if hashed else []
         report.sources += budget.lines(path)
+        if listed is not None and clips[first:]:
+            write_jsonl(listed, ({**asdict(clip), "audio": clip.audio.name} for clip in clips[first:]))
     return clips, report
+
+
+def read_listed(listed: Path) -> list[Clip]:
+    """The clips that a list beside their recordings names; none if there is no list, or one of them is gone."""
+    if not listed.is_file():
+        return []
+    clips = [Clip(**{**row, "audio": listed.parent / row["audio"]}) for row in read_jsonl(listed)]
+    return clips if all(clip.audio.is_file() for clip in clips) else []
 
 
 def read_manifest(path: str | Path) -> list[Clip]:
@@ -437,21 +456,12 @@ def _from_parquet(files: list[Path], shelf: Shelf, report: Report, budget: Budge
 
 
 def _from_hub(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[Row]:
-    """Rows of a data set on the Hub, streamed; no code of its repo runs (`datasets` from 4.0 on), and its card names no data but its own.
+    """Rows of a data set on the Hub, streamed.
 
     Raises:
-        ValueError: for another name than `owner/name`; for a set that names other data, or has no split of a known name.
+        ValueError: see `_open_hub`; for a set that has no split of a known name.
     """
-    from datasets import load_dataset_builder
-
-    name, _, config = path.removeprefix("hub:").partition(":")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise ValueError(f"{path} is no data set of the Hub: it is named hub:owner/name, or hub:owner/name:config.")
-    if Path(name).exists():
-        raise ValueError(f"{path}: a folder of that name is here, and would be read in its place. Start from another folder.")
-    shelf.repo = name
-    builder = shelf.arrived("the list of its files", lambda: load_dataset_builder(name, config or None))
-    files = _own_files(builder, name)
+    builder, files = shelf.hub or _open_hub(path, shelf)
     unknown = [str(split) for split in files if split_named(str(split)) is None]
     if len(unknown) == len(files):
         raise ValueError(f"{path} has the splits {unknown}; known are {list(SPLITS)}.")
@@ -464,6 +474,25 @@ def _from_hub(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterat
                     yield row
                 elif budget.code:  # else another language may follow
                     break
+
+
+def _open_hub(path: str, shelf: Shelf) -> tuple:
+    """Asks what files a data set on the Hub has; no code of its repo runs (`datasets` from 4.0 on), and its card names no data but its own.
+
+    Raises:
+        ValueError: for another name than `owner/name`; for a set that names other data.
+    """
+    from datasets import load_dataset_builder
+
+    name, _, config = path.removeprefix("hub:").partition(":")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise ValueError(f"{path} is no data set of the Hub: it is named hub:owner/name, or hub:owner/name:config.")
+    if Path(name).exists():
+        raise ValueError(f"{path}: a folder of that name is here, and would be read in its place. Start from another folder.")
+    shelf.repo = name
+    builder = shelf.arrived("the list of its files", lambda: load_dataset_builder(name, config or None))
+    shelf.hub = builder, _own_files(builder, name)
+    return shelf.hub
 
 
 def _own_files(builder, name: str) -> dict[str, list[str]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
+
+from accelerate.utils import broadcast_object_list
 
 from training.loop.agreement import check_alike
 from training.loop.config import LoopConfig
@@ -30,6 +33,31 @@ def read(config: LoopConfig, minutes: Optional[float] = None, splits: Optional[C
     )  # fmt: skip
 
 
+def read_by_first(accelerator, read: Callable[[], tuple[list[Clip], Report]]) -> list[Clip]:
+    """Clips as the first process reads them, with a report of what it left out: recordings are opened once, a hub is asked once."""
+    clips = None
+    if accelerator.is_main_process:
+        clips, report = read()
+        print("\n".join(report.lines(clips)))
+    return broadcast_object_list([clips])[0]
+
+
+def check_recordings(clips: list[Clip]) -> None:
+    """Checks that every process finds these recordings where the first one does, each with as many bytes; all of them have to call it.
+
+    Raises:
+        RuntimeError: in all processes, naming those that do not.
+    """
+    check_alike([_bytes_of(clip.audio) for clip in clips], "recordings")
+
+
+def _bytes_of(path: Path) -> Optional[int]:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
 def load_splits(accelerator, config: LoopConfig, languages: Optional[list[str]], minutes: float) -> Splits:
     """Clips of `--data`, with the report of what was read and what was left out.
 
@@ -38,11 +66,9 @@ def load_splits(accelerator, config: LoopConfig, languages: Optional[list[str]],
 
     Raises:
         ValueError: if a language has no clips to train on, or none to validate with.
-        RuntimeError: if processes, which read on their own machines, have other clips.
+        RuntimeError: if processes, which train on their own machines, do not find the recordings.
     """
-    with accelerator.main_process_first():
-        clips, report = read(config, minutes)
-    accelerator.print("\n".join(report.lines(clips)))
+    clips = read_by_first(accelerator, lambda: read(config, minutes))
     if not clips:
         raise ValueError(NO_CLIP)
     if languages is None:
@@ -59,7 +85,7 @@ def load_splits(accelerator, config: LoopConfig, languages: Optional[list[str]],
     for code, minutes_left in minutes_of(left).items():
         accelerator.print(f"{code}: {minutes_left} minutes of validation and test are left out (--held_out_minutes).")
     training = select(clips, "train", languages, minutes, config.seed)
-    check_alike([(clip.audio.name, clip.language, clip.text, clip.duration_s, clip.split) for clip in [*training, *held_out[0], *held_out[1]]], "clips")
+    check_recordings([*training, *held_out[0], *held_out[1]])
     say_what_is_left(accelerator, training, [clip for clip in clips if clip.split == "train" and clip.language in languages])
     return Splits(training, *held_out, left)
 
