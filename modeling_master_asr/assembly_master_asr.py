@@ -339,6 +339,10 @@ class Assemblies(nn.ModuleDict):
             raise KeyError(f"No assembly for language {language!r}. Loaded: {list(self)}.")
         return super().__getitem__(self._key(language))
 
+    def with_values(self, language: str) -> LanguageAssembly:
+        """The assembly, to be saved or baked in: one of PEFT's may have been made for a file whose values never came."""
+        return self[language]
+
     def __setitem__(self, language: str, assembly: nn.Module) -> None:
         super().__setitem__(self._key(language), assembly)
 

@@ -261,7 +261,7 @@ class StoredMixin(UploadMixin):
         if getattr(self, "_hf_peft_config_loaded", False):  # Transformers' own `add_adapter`: it writes the adapter alone, and no base
             super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
             return
-        wrapped = [name for name in (self.state_dict() if state_dict is None else state_dict) if ".base_layer." in name]
+        wrapped = [name for name in (self.state_dict() if state_dict is None else state_dict) if ".base_layer." in name or ".assembly_adapter." in name]
         if wrapped:
             raise ValueError(
                 f"A PEFT adapter is on ({wrapped[0]}), and the file would load with first values in its place. peft_model.save_pretrained writes "

@@ -300,7 +300,7 @@ class HubMixin:
             KeyError: if it is not loaded.
             ValueError: as `_assembly_facts`; if it is being replaced.
         """
-        assembly = self.assemblies[self.config.check_language(language)]
+        assembly = self.assemblies.with_values(self.config.check_language(language))
         facts = self._assembly_facts(language, facts)
         if not assembly.is_of(facts):
             raise ValueError(f"{language!r} was replaced while it was being saved: the file would hold the letters of one and the values of another. Save it again.")

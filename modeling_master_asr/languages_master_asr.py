@@ -368,7 +368,7 @@ class LanguageMixin:
             KeyError: if the language is not loaded.
             ValueError: while a PEFT adapter is on the encoder, or on a part of what the language owns.
         """
-        assembly = self.assemblies[self.config.check_language(language)]
+        assembly = self.assemblies.with_values(self.config.check_language(language))
         if is_adapted(self.master_asr.backbone) or is_adapted(assembly):
             raise ValueError("materialize bakes in no PEFT adapter of the encoder or the head. Take it off first: model = peft_model.unload().")
         ctc_class = self.master_asr.family.ctc_class

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -153,15 +153,18 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("assembly_adapter",)
     other_param_names = ("language_of", "entry_of", "awaiting")
 
-    def __init__(self, base_layer: Assemblies, config, encoder: nn.Module):
+    def __init__(self, base_layer: Assemblies, config, encoder: nn.Module, parent: nn.Module, hook):
         super().__init__()
         self.base_layer = base_layer
-        self._of_encoder = (next(encoder.parameters()),)  # in a tuple: no parameter of this module's
+        self._of_encoder, self._parent = (next(encoder.parameters()),), (parent,)  # in tuples: no parameter, no module of this one's
+        self.hook = hook
         self.assembly_adapter = nn.ModuleDict()  # adapter name -> LanguageAssembly
         self.language_of: dict[str, str] = {}  # adapter name -> code; several adapters may be of one language
         self.entry_of: dict[str, dict] = {}  # adapter name -> its entry in `config.assemblies`
         self.awaiting: dict[str, tuple] = {}  # adapter name -> what undoes it, while the values of its file have not come
         self._config, self._base_default = config, config.default_language
+        self._named: Optional[tuple] = None  # the default language that the user named beside these adapters, until one is chosen
+        self._is_chosen_by_user = True
         self._active_adapter, self._disable_adapters, self.merged_adapters = [], False, []
 
     def adopt(self, adapter_name: str, language: str, inference_mode: bool) -> None:
@@ -180,13 +183,19 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         """
         assembly = self.assembly_adapter[adapter_name]
         hook = assembly.head.register_forward_pre_hook(partial(self._refuse_empty, adapter_name))
-        self.awaiting[adapter_name] = [parameter._version for parameter in assembly.parameters()], trained, hook
+        self.awaiting[adapter_name] = [parameter.detach().clone() for parameter in assembly.parameters()], trained, hook
 
     def has_come(self, adapter_name: str) -> None:
         """Says that the values of a file are there, or about to be."""
         if adapter_name in self.awaiting:
             *_, hook = self.awaiting.pop(adapter_name)
             hook.remove()
+
+    def with_values(self, language: str) -> LanguageAssembly:
+        """As `Assemblies.with_values`; ValueError for an adapter that holds chance."""
+        if (adapter := self._adapter_of(language)) is not None:
+            self._refuse_empty(adapter)
+        return self[language]
 
     def _refuse_empty(self, adapter_name: str, *_) -> None:
         """Nobody is read with a head that is chance: the file may have been missing or cut, which PEFT says once, where it is loaded.
@@ -204,10 +213,12 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         """Whether an adapter that was made for a file holds nothing yet: no values of a file, and no training either."""
         if adapter_name not in self.awaiting:
             return False
-        return self.awaiting[adapter_name][0] == [parameter._version for parameter in self.assembly_adapter[adapter_name].parameters()]
+        pairs = zip(self.awaiting[adapter_name][0], self.assembly_adapter[adapter_name].parameters(), strict=True)
+        return all(now.is_meta or (not first.is_meta and torch.equal(first.to(now), now)) for first, now in pairs)
 
     def step_out(self) -> Assemblies:
         """The base's own assemblies, the config as it was before the first adapter."""
+        self.hook.remove()
         for language in self.language_of.values():
             self._config.assemblies.pop(language, None)
         self._config.default_language = self._base_default if self._base_default in self._config.assemblies else None  # removed meanwhile
@@ -232,8 +243,10 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         AssemblyModel._remap_adapter_state_dict_for_load(model, model.peft_config[adapter_name], adapter_name, state)
 
     def set_base_default(self, language: Optional[str]) -> None:
-        """The default language that is there without adapters: what the user named while there were some."""
+        """The default language that is there without adapters, and beside them until one is chosen: what the user named while there were some."""
         self._base_default = language
+        if not self.disable_adapters:
+            self._named = (language,)
 
     # ------------------------------------------------------------------ as PEFT sees it
 
@@ -247,18 +260,45 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         if len(names) > 1:
             raise ValueError(f"A call has one default language; got the adapters {names}. Pass language=[...] for a mixed batch.")
         super().set_adapter(names, inference_mode=inference_mode)
+        if self._is_chosen_by_user:
+            self._named = None
         self._follow()
 
+    @contextmanager
+    def default_kept(self):
+        """PEFT sets the active adapter once more whenever it adds or deletes one, or switches them on: no choice of the user's."""
+        before, self._is_chosen_by_user = self._is_chosen_by_user, False
+        try:
+            yield
+        finally:
+            self._is_chosen_by_user = before
+
     def enable_adapters(self, enabled: bool) -> None:
-        super().enable_adapters(enabled)
+        with self.default_kept():
+            super().enable_adapters(enabled)
         self._follow()
 
     def delete_adapter(self, adapter_name: str) -> None:
+        if adapter_name not in self.language_of:  # of another method beside it: Transformers asks every layer
+            return
         language = self.language_of[adapter_name]
-        super().delete_adapter(adapter_name)
+        with self.default_kept():
+            super().delete_adapter(adapter_name)
         if self._adapter_of(language) is None:
             del self._config.assemblies[language]
+            self._forget(language)
         self._follow()
+        if not self.language_of:
+            self._parent[0].assemblies = self.step_out()
+
+    def unload_and_optionally_merge_module(self, **_) -> AssemblyAdapters:
+        """Called by the tuner of another method beside it, such as LoRA's, that leaves or merges: a language stays. `AssemblyModel` has its own way."""
+        return self
+
+    def _forget(self, language: str) -> None:
+        """A language that is gone is nobody's default, nor once another of its code comes."""
+        self._base_default = None if self._base_default == language else self._base_default
+        self._named = None if self._named == (language,) else self._named
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
         """Called by PEFT, which loads values to a GPU if it sees one: a language lies where its encoder does, in float32."""
@@ -272,8 +312,10 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         for language in set(self.language_of.values()):
             self._config.assemblies[language] = self.entry_of[self._adapter_of(language)]
         active = [name for name in self.active_adapters if name in self.language_of]
-        use = active and not self.disable_adapters
-        self._config.default_language = self.language_of[active[0]] if use else self._base_default
+        if not active or self.disable_adapters:
+            self._config.default_language = self._base_default
+        else:
+            self._config.default_language = self.language_of[active[0]] if self._named is None else self._named[0]
 
     # ------------------------------------------------------------------ as the model sees it
 
@@ -293,6 +335,7 @@ class AssemblyAdapters(nn.Module, BaseTunerLayer):
         if self._adapter_of(language) is not None:
             raise ValueError(f"{language!r} is a PEFT adapter: remove it with delete_adapter({self._adapter_of(language)!r}).")
         del self.base_layer[language]
+        self._forget(language)
 
     def __contains__(self, language: object) -> bool:
         return self._adapter_of(language) is not None or language in self.base_layer
@@ -338,9 +381,6 @@ def _withdraw(model, adapter_name: str) -> None:
     else:
         layer.delete_adapter(adapter_name)
         base.peft_config.pop(adapter_name, None)
-    if not layer.language_of:
-        layer.hook.remove()
-        base.master_asr.assemblies = layer.step_out()
     if not getattr(base, "peft_config", True):
         del base.peft_config
         base._hf_peft_config_loaded = False
@@ -391,14 +431,16 @@ class AssemblyModel(BaseTuner):
         sentences = spell_sentences(peft_config.sentences or [], language, peft_config.vocab, raw=peft_config.fingerprint is None)  # a file's are spelled
         text = check_text("\n".join(sentences), language, peft_config.vocab)  # refused before anything has changed
         served = isinstance(model.assemblies, AssemblyAdapters) and model.assemblies._adapter_of(language) is not None
-        earlier = entries.pop(language) if served else None
+        before = dict(entries)
+        if served:
+            del entries[language]
         try:
             own_parts = {"parts": peft_config.parts, "rank": peft_config.rank, "targets": peft_config.targets}
             model.add_language(language, peft_config.vocab, init=init, **own_parts)
             model.config.set_text(language, text)
         except Exception:
-            if earlier is not None:
-                entries[language] = earlier
+            entries.clear()
+            entries.update(before)  # in their order
             raise
         peft_config.sentences = sentences or None  # those that are kept, and no others, lie in its file
         for name, value in own.items():
@@ -410,12 +452,17 @@ class AssemblyModel(BaseTuner):
         is_of_file, trained = peft_config.fingerprint is not None, [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._add_language(peft_config, model)
         if not isinstance(target, AssemblyAdapters):
-            target = AssemblyAdapters(target, model.config, model.master_asr.backbone)
-            target.hook = model.register_forward_pre_hook(_in_named_languages, with_kwargs=True)
+            hook = model.register_forward_pre_hook(_in_named_languages, with_kwargs=True)
+            target = AssemblyAdapters(target, model.config, model.master_asr.backbone, parent, hook)
             setattr(parent, target_name, target)
         target.adopt(adapter_name, peft_config.language, inference_mode=peft_config.inference_mode)
         if is_of_file:
             target.await_values(adapter_name, trained)
+
+    def inject_adapter(self, model, *args, **kwargs) -> None:
+        layer = _base_of(model).assemblies
+        with layer.default_kept() if isinstance(layer, AssemblyAdapters) else nullcontext():
+            super().inject_adapter(model, *args, **kwargs)
 
     def _check_new_adapter_config(self, config) -> None:
         """Called by PEFT before it changes anything: targets can be written into a config that was made."""
@@ -446,8 +493,8 @@ class AssemblyModel(BaseTuner):
         return key.replace(f".assembly_adapter.{adapter_name}.", ".assembly_adapter.", 1)
 
     def _replace_module(self, parent, child_name, new_module, child) -> None:
-        child.hook.remove()
-        setattr(parent, child_name, child.step_out())
+        if isinstance(child, AssemblyAdapters):  # else another method's, which stays
+            setattr(parent, child_name, child.step_out())
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(
@@ -506,7 +553,7 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         language=language, vocab=facts["vocab"], parts=facts["parts"], rank=facts["rank"], targets=facts.get("targets", "attention"),
         sentences=facts.get("text", "").splitlines(), num_specialists=facts["num_specialists"], sparsity=facts["sparsity"], fingerprint=facts["fingerprint"],
     )  # fmt: skip
-    if had_adapters := isinstance(model, PeftModel):
+    if isinstance(model, PeftModel):
         adapter_name = adapter_name or usable_name(language)
         model.add_adapter(adapter_name, config)
     else:
@@ -518,9 +565,6 @@ def peft_from_assembly(model, id_or_path: str, language: Optional[str] = None, a
         assembly.load_state_dict(read_tensors(path, wanted, facts, source))
         base.assemblies.has_come(adapter_name)
     except BaseException:  # nobody shall be read with what was not loaded
-        if had_adapters:
-            model.delete_adapter(adapter_name)
-        else:
-            model.unload()
+        _withdraw(model, adapter_name)
         raise
     return model

@@ -31,6 +31,7 @@ from .upload_master_asr import UploadMixin
 logger = logging.get_logger(__name__)
 
 AS_ALWAYS = {"truncation": False, "return_attention_mask": True}  # Transformers' callers say so; nothing else is done here
+OF_NO_DEFAULT = "MasterASRTokenizer"  # a class that Transformers lacks: without trust_remote_code it has none to read with, and says so
 OF_PADDING = {"padding_side", "padding_value", "return_attention_mask", "chunk_length", "n_samples", "nb_max_frames"}  # we pad ourselves
 
 
@@ -98,7 +99,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         vocab = check_vocab(vocab, language)
         if language in self.vocabs and self.vocabs[language] != vocab:
             raise ValueError(f"Language {language!r} is already there with another alphabet. Remove it first: processor.remove_language({language!r}).")
-        self.tokenizer = nested_tokenizer({**self.vocabs, language: vocab}, self.tokenizer.target_lang)
+        self.tokenizer = nested_tokenizer({**self.vocabs, language: vocab}, self.tokenizer.default)
 
     def remove_language(self, language: str) -> None:
         """Deletes an alphabet.
@@ -107,7 +108,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             KeyError: if it is not there.
         """
         self.vocab_of(language)
-        self.tokenizer = nested_tokenizer({code: vocab for code, vocab in self.vocabs.items() if code != language}, self.tokenizer.target_lang)
+        self.tokenizer = nested_tokenizer({code: vocab for code, vocab in self.vocabs.items() if code != language}, self.tokenizer.default)
 
     def vocab_of(self, language: str) -> dict[str, int]:
         """The alphabet of one language, `{token: id}`.
@@ -389,6 +390,11 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
                 "tokenizer_config.json names? Download or save it again: MasterASRProcessor.from_model(model).save_pretrained(folder)."
             ) from error
 
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
+        """Called by Transformers, which else asks the folder for a class: it is ours, and no code of the folder's."""
+        return Wav2Vec2CTCTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+
     def to_dict(self) -> dict:
         """As in Transformers, plus `auto_map`, by which AutoProcessor finds this class in the folder's own code."""
         return {**super().to_dict(), "auto_map": {"AutoProcessor": "processing_master_asr.MasterASRProcessor"}}
@@ -405,15 +411,20 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
     """The stock tokenizer, which answers in its first alphabet when there are several and nobody named one: this one refuses.
 
     It bears the stock class's name because that is what is saved with it: whoever loads the folder gets Transformers' own, but with
-    `trust_remote_code=True` this one.
+    `trust_remote_code=True` this one. A folder of several alphabets and no default names a class that Transformers lacks, so that it asks for that.
+
+    Args:
+        target_lang: the language that Transformers' own reads in; None: nobody has named one.
     """
 
-    _named = True
+    _named, default = True, None
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, vocab_file, *args, target_lang: Optional[str] = None, **kwargs):
+        vocab = json.loads(Path(vocab_file).read_text(encoding="utf-8"))
+        first = next(iter(vocab), None) if target_lang is None and is_nested(vocab) else target_lang  # the stock class needs one
+        super().__init__(vocab_file, *args, target_lang=first, **kwargs)
         if self._holds_several:
-            self._named = False
+            self._named, self.default = False, target_lang
             self._auto_map = {"AutoTokenizer": ["processing_master_asr.Wav2Vec2CTCTokenizer", None]}  # slow, fast
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -422,6 +433,10 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         if self._holds_several:
             copy_code(save_directory)
+            if self.default is None:
+                path = Path(save_directory, "tokenizer_config.json")
+                facts = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": OF_NO_DEFAULT, "target_lang": None}
+                path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return saved
 
     @property
@@ -430,7 +445,7 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
 
     def set_target_lang(self, target_lang: str) -> None:
         super().set_target_lang(target_lang)
-        self._named = True
+        self._named, self.default = True, target_lang
 
     def _check_named(self) -> None:
         if not self._named:
@@ -469,15 +484,14 @@ def nested_tokenizer(vocabs: dict[str, dict[str, int]], default: Optional[str] =
     """A CTC tokenizer over `{language: {token: id}}`; the stock defaults would append `<s>` and move the pad id.
 
     Args:
-        default: the language that Transformers' own tokenizer, which a folder gives, reads in; else the first.
+        default: the language that Transformers' own tokenizer, which a folder gives, reads in; None: it gives none.
     """
-    first = default if default in vocabs else next(iter(vocabs), None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.json"
         path.write_text(json.dumps(vocabs, ensure_ascii=False), encoding="utf-8")
         tokenizer = Wav2Vec2CTCTokenizer(
             str(path), pad_token=PAD_TOKEN, unk_token=UNK_TOKEN, word_delimiter_token=SPACE_TOKEN,
-            bos_token=None, eos_token=None, target_lang=first, do_lower_case=False,
+            bos_token=None, eos_token=None, target_lang=default if default in vocabs else None, do_lower_case=False,
         )  # fmt: skip
     return tokenizer
 

@@ -329,6 +329,29 @@ def test_transformers_own_tokenizer_of_a_folder_reads_in_the_models_default_lang
     assert tokenizer.target_lang == "fr" and tokenizer.decode(ids) == processor.decode(ids, "fr") == "abbé"
 
 
+def test_transformers_own_tokenizer_reads_no_folder_of_which_nobody_named_a_default(tmp_path):
+    """It would write and read every language in the first alphabet: labels and metrics would agree, and the model alone be wrong."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path)
+    processor = MasterASRProcessor.from_pretrained(tmp_path)
+    processor.add_language("xx", vocab("xy"))
+    processor.save_pretrained(tmp_path)
+    MasterASRProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path)  # whoever saves it again
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+    assert AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True).vocab == processor.vocabs
+    for code in processor.languages[1:]:
+        processor.remove_language(code)
+    processor.save_pretrained(tmp_path / "one")  # which has one to read with
+    assert AutoTokenizer.from_pretrained(tmp_path / "one").decode([3, 4]) == processor.decode([3, 4], processor.languages[0])
+    processor = MasterASRProcessor.from_pretrained(tmp_path / "one")
+    processor.add_language("xx", vocab("xy"))
+    processor.save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoTokenizer.from_pretrained(tmp_path / "two", trust_remote_code=False)
+
+
 def test_a_model_in_training_mode_is_read_as_in_evaluation():
     model = tiny_model(hidden_dropout=0.5, layerdrop=0.5)
     processor = MasterASRProcessor.from_model(model)
