@@ -142,7 +142,7 @@ RATES = {  # NAME_seedN.json
 }
 HALVED = {  # method -> half of its rate, the rate it was given, twice as much: tried_es6_NAME_RATE_seed0.json, es6_METHOD_seed0.json
     "assembly_small": ("1.5e-3", "3e-3", "6e-3"), "assembly_best": ("1e-3", "2e-3", "4e-3"), "head": ("2.5e-3", "5e-3", "1e-2"), "lora": ("5e-4", "1e-3", "2e-3"),
-    "lora_all": ("5e-4", "1e-3", "2e-3"), "bottleneck": ("5e-4", "1e-3", "2e-3"), "mask": ("5e-4", "1e-3", "2e-3"), "full": ("5e-5", "1e-4", "2e-4"),
+    "lora_all": ("1e-3", "2e-3", "4e-3"), "bottleneck": ("5e-4", "1e-3", "2e-3"), "mask": ("5e-4", "1e-3", "2e-3"), "full": ("5e-5", "1e-4", "2e-4"),
 }  # fmt: skip
 TRIED_LONG = {
     "tried_es_best_half": "preset best, in half precision; T never rests, nothing is averaged",

@@ -267,15 +267,20 @@ class LanguageMixin:
 
     # ------------------------------------------------------------------ what trains
 
-    def freeze_except(self, language: str) -> None:
-        """Stage 2: only what `language` owns trains.
+    def freeze_except(self, *languages: str) -> None:
+        """Stage 2: only what these languages own trains, one as a rule.
 
         Raises:
-            KeyError: if it is not loaded.
+            KeyError: if one is not loaded.
+            TypeError: for no code, or a list of them.
         """
-        self.config.check_language(language)
+        if not languages or not all(isinstance(code, str) for code in languages):
+            raise TypeError(f"freeze_except: got {', '.join(map(repr, languages)) or 'nothing'}; allowed: codes, such as freeze_except('es') or freeze_except('es', 'gl').")
+        for code in languages:
+            self.config.check_language(code)
         self.requires_grad_(False)
-        self.assemblies[language].requires_grad_(True)
+        for code in languages:
+            self.assemblies[code].requires_grad_(True)
         self.freeze_idle_masks()
         keep_frozen_parts_still(self.master_asr.backbone)
 

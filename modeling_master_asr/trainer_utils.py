@@ -7,7 +7,7 @@ from typing import Union
 import numpy as np
 import torch
 
-from .audio_master_asr import read_audio
+from .audio_master_asr import is_recording, read_audio
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN
 from .ngrams_master_asr import with_gaps
 
@@ -17,32 +17,43 @@ METRICS_HINT = 'CER and WER need evaluate and jiwer: pip install -e ".[train]" i
 class ClipCollator:
     """A plain Trainer's `data_collator`: `{"audio", "text", "language"}` -> a batch.
 
-    `audio` is a path, bytes, samples at the model's rate, or a row of a `datasets` Audio column. Texts are normalised by the processor.
+    `audio` is a path, bytes, a row of a `datasets` Audio column, or samples, at the model's rate where no column `sampling_rate` says another.
+    Texts are normalised by the processor.
 
     Args:
         processor: a `MasterASRProcessor`.
+        model: the one that trains, whose alphabets are compared with the processor's: labels of another would be learnt without a word.
         raw: False for texts that `normalize` has seen already, as those of `read_manifest`: their apostrophes are all letters.
     """
 
-    def __init__(self, processor, raw: bool = True):
-        self.processor, self.raw = processor, raw
+    def __init__(self, processor, model=None, raw: bool = True):
+        self.processor, self.model, self.raw = processor, model, raw
 
     def __call__(self, examples: list[dict]) -> dict:
         """The batch: the model's inputs, `labels` `(B, L)`, -100 where padded, and each clip's `language`.
 
         Raises:
             KeyError: for an example without one of the three, as Trainer leaves it by default.
+            ValueError: where processor and model have other alphabets.
         """
-        missing = {"audio", "text", "language"} - set(examples[0])
-        if missing:
-            raise KeyError(
-                f"An example has no {sorted(missing)}; it has {sorted(examples[0])}. Trainer drops the columns that forward() does not name: "
-                "pass TrainingArguments(..., remove_unused_columns=False)."
-            )
-        clips = [self.processor.features(read_audio(example["audio"], self.processor.sampling_rate_hz)) for example in examples]
+        for example in examples:
+            if missing := {"audio", "text", "language"} - set(example):
+                raise KeyError(
+                    f"An example has no {sorted(missing)}; it has {sorted(example)}. Give the data set that column. If it has it, Trainer dropped it, as all "
+                    "that forward() does not name: pass TrainingArguments(..., remove_unused_columns=False)."
+                )
         languages = [example["language"] for example in examples]
+        if self.model is not None:
+            self.processor.check_model(self.model, [code for code in dict.fromkeys(languages) if code in self.model.config.languages])  # else refused by the model
+        clips = [self.processor.features(read_audio(_with_rate(example), self.processor.sampling_rate_hz)) for example in examples]
         labels = self.processor.encode([example["text"] for example in examples], languages, self.raw)
         return {**self.processor.pad(clips), "labels": labels, "language": languages}
+
+
+def _with_rate(example: dict):
+    """The audio of an example; of samples with the rate that a column beside them says."""
+    audio, rate_hz = example["audio"], example.get("sampling_rate")
+    return audio if rate_hz is None or is_recording(audio) else {"array": audio, "sampling_rate": rate_hz}
 
 
 def greedy_ids(outputs, labels) -> tuple[torch.Tensor, torch.Tensor]:

@@ -196,6 +196,25 @@ def test_stage_2_leaves_every_other_tensor_and_language_bit_equal(family):
             assert torch.equal(model(**inputs, language=code).logits, logits[code])
 
 
+def test_several_languages_train_together_and_no_list_of_them_is_taken_for_one(family):
+    model = tiny_model(family)
+    for code in ("es", "gl"):
+        model.add_language(code, vocab("abñ"), preset="small")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.freeze_except("es", "gl")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    model.train()(**inputs_for(model), language=["es", "gl"], labels=torch.tensor([[3, 4], [5, 3]])).loss.backward()
+    optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert all("lang_es" in name or "lang_gl" in name for name in moved)
+    assert any("lang_es" in name for name in moved) and any("lang_gl" in name for name in moved)
+    trains = [parameter.requires_grad for parameter in model.parameters()]
+    for wrong, error in ((["es", "gl"],), TypeError), ((), TypeError), (("es", "xx"), KeyError):
+        with pytest.raises(error, match="freeze_except: got .*; allowed: codes, such as freeze_except|No assembly for language 'xx'"):
+            model.freeze_except(*wrong)
+    assert [parameter.requires_grad for parameter in model.parameters()] == trains
+
+
 def test_a_factored_delta_in_training_equals_the_merged_one(family):
     """x (W * B)' + (x down') up' of training against x W_l' of everything else: logits and gradients."""
     model = tiny_model(family)

@@ -381,8 +381,29 @@ def test_what_is_said_of_a_recording_can_be_followed_and_names_it(processor, tmp
 
 
 def test_a_trainer_that_dropped_the_columns_is_told_how_to_keep_them(processor):
-    with pytest.raises(KeyError, match=r"no \['audio', 'text'\]; it has \['language'\].*remove_unused_columns=False"):
+    with pytest.raises(KeyError, match=r"no \['audio', 'text'\]; it has \['language'\]. Give the data set that column.*remove_unused_columns=False"):
         ClipCollator(processor)([{"language": "fr"}])
+    whole = {"audio": CLIP, "text": "ab", "language": "fr"}
+    with pytest.raises(KeyError, match=r"no \['text'\]; it has \['audio', 'language'\]"):
+        ClipCollator(processor)([whole, {"audio": CLIP, "language": "fr"}])
+
+
+def test_samples_are_taken_at_the_rate_that_a_column_beside_them_says(processor):
+    wanted = ClipCollator(processor)([{"audio": {"array": CLIP, "sampling_rate": 8000}, "text": "ab", "language": "en"}])["input_values"]
+    for audio in (CLIP, CLIP.tolist(), torch.tensor(CLIP), {"array": CLIP, "sampling_rate": 8000}):
+        found = ClipCollator(processor)([{"audio": audio, "text": "ab", "language": "en", "sampling_rate": 8000}])["input_values"]
+        assert torch.equal(found, wanted) and found.shape[1] == 2 * len(CLIP)
+
+
+def test_a_collator_that_knows_the_model_makes_no_labels_of_another_alphabet():
+    model = tiny_model()
+    processor = MasterASRProcessor.from_model(model)
+    model.add_language("es", vocab("abñ"))
+    processor.add_language("es", vocab("bañ"))
+    collator = ClipCollator(processor, model)
+    with pytest.raises(ValueError, match=r"Processor and model disagree on the alphabets of \['es'\]"):
+        collator([{"audio": CLIP, "text": "ab", "language": code} for code in ("fr", "es")])
+    assert collator([{"audio": CLIP, "text": "ab", "language": "fr"}])["labels"].tolist() == [[3, 4]]
 
 
 def test_a_tokenizer_that_is_put_into_the_place_of_anothers_is_the_one_that_decodes():
