@@ -323,7 +323,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             alphabet = self.vocab_of(code)
             tokens = tokens_of(spelled(text, characters_of(alphabet), code, raw), alphabet)
             if not tokens:
-                raise ValueError(f"Empty transcript (language {code!r}): CTC has nothing to learn from it. Drop the clip.")
+                raise ValueError(f"Empty transcript {text!r} (language {code!r}, number {len(rows)} of the batch): CTC has nothing to learn from it. Drop the clip.")
             unknown.update((code, token) for token in tokens if token not in alphabet)
             rows.append(np.asarray([alphabet.get(token, alphabet[UNK_TOKEN]) for token in tokens], dtype=np.int64))
         if unknown.keys() - self._warned:
