@@ -31,7 +31,6 @@ from .upload_master_asr import UploadMixin
 logger = logging.get_logger(__name__)
 
 AS_ALWAYS = {"truncation": False, "return_attention_mask": True}  # Transformers' callers say so; nothing else is done here
-OF_NO_DEFAULT = "MasterASRTokenizer"  # a class that Transformers lacks: without trust_remote_code it has none to read with, and says so
 OF_PADDING = {"padding_side", "padding_value", "return_attention_mask", "chunk_length", "n_samples", "nb_max_frames"}  # we pad ourselves
 
 
@@ -435,7 +434,7 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
             copy_code(save_directory)
             if self.default is None:
                 path = Path(save_directory, "tokenizer_config.json")
-                facts = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": OF_NO_DEFAULT, "target_lang": None}
+                facts = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": MasterASRTokenizer.__name__, "target_lang": None}
                 path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return saved
 
@@ -462,6 +461,10 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
     def _decode(self, *args, **kwargs):
         self._check_named()
         return super()._decode(*args, **kwargs)
+
+
+class MasterASRTokenizer(Wav2Vec2CTCTokenizer):
+    """What a folder of several alphabets and no default says that it holds: Transformers alone lacks it, and so has nothing to read with."""
 
 
 def settings_that_differ(extractor, wanted: Optional[dict]) -> dict[str, tuple]:
