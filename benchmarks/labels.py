@@ -78,7 +78,7 @@ METHODS = {  # benchmarks/results/SERIES_NAME_seedN.json
     "head": "head alone, on the dense model",
     "lora": "PEFT LoRA r = 8 on attention alone, on the dense model",
     "lora_all": "PEFT LoRA r = 8 on attention and feed-forward, on the dense model",
-    "lora_all_taught": "... with a teacher",
+    "lora_all_taught": "... with a teacher, at half of the rate",
     "lora_all_untranscribedtext": "... and on recordings without transcripts, written down, and read, with 200,000 letters of fortunes in mind",
     "bottleneck": "bottleneck adapters (MMS), on the dense model",
     "mask": "mask tuning (S3-Router), on the dense model",
@@ -139,6 +139,10 @@ RATES = {  # NAME_seedN.json
     "tried_es6_paper_row": "... with the row that it starts from, nothing chosen (rate of T 1e-12)",
     "es_full": "full tuning of the dense model: rate 1e-4",
     "tried_es_full_2e-4": "... 2e-4",
+    "tried_es6_lora_all_1e-3": "LoRA r = 8 on all layers of the dense model of six layers: rate 1e-3",
+    "es6_lora_all": "... 2e-3",
+    "es6_lora_all_taught": "... with a teacher: rate 1e-3",
+    "tried_es6_lora_all_taught_2e-3": "... ... 2e-3",
 }
 HALVED = {  # method -> half of its rate, the rate it was given, twice as much: tried_es6_NAME_RATE_seed0.json, es6_METHOD_seed0.json
     "assembly_small": ("1.5e-3", "3e-3", "6e-3"), "assembly_best": ("1e-3", "2e-3", "4e-3"), "head": ("2.5e-3", "5e-3", "1e-2"), "lora": ("5e-4", "1e-3", "2e-3"),

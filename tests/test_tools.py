@@ -4,11 +4,13 @@ import copy
 import io
 import pickle
 
+import accelerate
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from accelerate.hooks import remove_hook_from_submodules
 from conftest import inputs_for, tiny_model, vocab
+from packaging.version import Version
 from torch.nn.utils import parametrizations, prune
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -62,7 +64,7 @@ def test_an_offloaded_model_holds_one_layers_assembled_weights_at_a_time():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("on_disk", ["master_asr.backbone", "master_asr.assemblies", ""])
+@pytest.mark.parametrize("on_disk", ["master_asr.backbone", "master_asr.assemblies", *([""] if Version(accelerate.__version__) >= Version("1.15") else [])])  # else refused there
 def test_a_model_loads_with_a_part_of_it_on_disk(tmp_path, on_disk):
     model = with_a_language_of_all_parts()
     model.save_pretrained(tmp_path / "model")
