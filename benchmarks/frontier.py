@@ -22,8 +22,8 @@ SHORT = {  # small, taught, lies where small does
 }  # fmt: skip
 PLACES = {  # of labels that would lie on others
     "assembly_paper": {"xytext": (4, 9)}, "bottleneck": {"xytext": (4, 24), "ha": "right"}, "mask": {"xytext": (-9, -11), "ha": "right"},
-    "assembly_best": {"xytext": (9, -3)}, "assembly_small": {"xytext": (-9, -5), "ha": "right"}, "lora_all_taught": {"xytext": (12, -6)}, "full_taught": {"xytext": (-9, -3), "ha": "right"},
-    "assembly_best_taught": {"xytext": (9, -9)},
+    "lora_all": {"xytext": (12, -7)}, "assembly_best": {"xytext": (9, 1)}, "assembly_small": {"xytext": (-9, -5), "ha": "right"}, "lora_all_taught": {"xytext": (12, -15)}, "full_taught": {"xytext": (-9, -3), "ha": "right"},
+    "assembly_best_taught": {"xytext": (9, -17)},
 }  # fmt: skip
 
 
