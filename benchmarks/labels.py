@@ -44,6 +44,7 @@ STAGE_1_CHOOSING = {  # 1,500 steps, seed 0
     "stage1_master": "Master-ASR, K = 2, by the paper's rule",
     "stage1_choose_invariant_apart": "M's and T's gradients without the masks' invariances, specialists that start apart",
     "stage1_choose_relative": "T's gradient less what languages want on average",
+    "stage1_choose_centred": "T's gradient less its mean over k",
     "stage1_choose_grow": "sparsity that grows from 0 to t over half of the steps",
     "stage1_choose_diverse": "a term that rewards specialists whose masks differ",
     "stage1_choose_clustered": "specialists that start as two clusters of every language's own ones after 500 steps, T at its cluster",
@@ -144,8 +145,8 @@ RATES = {  # NAME_seedN.json
     "es6_lora_all_taught": "... with a teacher: rate 1e-3",
     "tried_es6_lora_all_taught_2e-3": "... ... 2e-3",
 }
-HALVED = {  # method -> half of its rate, the rate it was given, twice as much: tried_es6_NAME_RATE_seed0.json, es6_METHOD_seed0.json
-    "assembly_small": ("1.5e-3", "3e-3", "6e-3"), "assembly_best": ("1e-3", "2e-3", "4e-3"), "head": ("2.5e-3", "5e-3", "1e-2"), "lora": ("5e-4", "1e-3", "2e-3"),
+HALVED = {  # method -> half of its rate, the rate it was given, twice as much: tried_es6_METHOD_RATE_seed0.json, es6_METHOD_seed0.json
+    "head": ("2.5e-3", "5e-3", "1e-2"), "lora": ("5e-4", "1e-3", "2e-3"),
     "lora_all": ("1e-3", "2e-3", "4e-3"), "bottleneck": ("5e-4", "1e-3", "2e-3"), "mask": ("5e-4", "1e-3", "2e-3"), "full": ("5e-5", "1e-4", "2e-4"),
 }  # fmt: skip
 TRIED_LONG = {
