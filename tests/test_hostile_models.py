@@ -115,13 +115,17 @@ def test_a_weight_file_cut_short_is_named(tmp_path):
         MasterASRForCTC.from_pretrained(tmp_path)
 
 
-def test_a_vocab_file_that_lacks_a_language_is_named(tmp_path):
-    MasterASRProcessor.from_model(tiny_model()).save_pretrained(tmp_path)
+@pytest.mark.parametrize("default", ["en", None])
+def test_a_vocab_file_that_lacks_a_language_is_named(tmp_path, default):
+    model = tiny_model()
+    model.set_language(default)
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path)
     path = tmp_path / "vocab.json"
     vocabs = json.loads(path.read_text())
     path.write_text(json.dumps({code: vocab for code, vocab in vocabs.items() if code != "en"}))
-    with pytest.raises(ValueError, match=f"The processor of {tmp_path} lacks 'en'. Does its vocab.json hold the language"):
-        MasterASRProcessor.from_pretrained(tmp_path)
+    words = f"The processor of {tmp_path} lacks 'en'. Does its vocab.json hold the language" if default else r"Processor and model disagree on the alphabets of \['en'\]"
+    with pytest.raises(ValueError, match=words):
+        MasterASRProcessor.from_pretrained(tmp_path).check_model(model)
 
 
 @pytest.mark.parametrize("setting, value", [("sampling_rate", 8_000), ("do_normalize", True), ("feature_size", 2)])
