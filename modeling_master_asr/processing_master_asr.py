@@ -391,7 +391,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
-        """Called by Transformers, which else asks the folder for a class: it is ours, and no code of the folder's."""
+        """Called by Transformers, which else asks the folder for a class; it is ours, and no code of the folder's runs."""
         return Wav2Vec2CTCTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
     def to_dict(self) -> dict:
