@@ -31,6 +31,7 @@ from training.loop.config import Count, Positive, Settings, parse
 from training.loop.data import Features, select
 from training.loop.folder import locked, traces
 from training.loop.metrics import evaluate_clips
+from training.loop.record import facts_of_run, write_json
 from training.loop.sources import read_manifest
 from training.loop.splits import Splits
 
@@ -127,7 +128,7 @@ def own_folder(demo: DemoConfig) -> Iterator[None]:
 
 
 def run(demo: DemoConfig) -> None:
-    """Trains and compares the presets, writes assembly and model, reports, and transcribes with what was written.
+    """Trains and compares the presets, writes assembly, model and figures, reports, and transcribes with what was written.
 
     Raises:
         SystemExit: if another language's logits have changed.
@@ -136,12 +137,14 @@ def run(demo: DemoConfig) -> None:
     clips = read_manifest(DATA)
     model = MasterASRForCTC.from_pretrained(CHECKPOINT)
     processor = MasterASRProcessor.from_pretrained(CHECKPOINT)
+    facts = facts_of_run(model)  # now: the code may change while it runs
     others = logits_of_others(model, processor, clips)
     results = compare(model, processor, clips, demo)
     same = all(torch.equal(logits, others[code]) for code, logits in logits_of_others(model, processor, clips).items())
     model.save_assembly(LANGUAGE, demo.out / "assembly")
     model.save_pretrained(demo.out / "model")
     processor.save_pretrained(demo.out / "model")
+    write_json(demo.out / "run.json", {**facts, "steps": demo.steps, "minutes": (time.time() - start_s) / 60, "others_bit_equal": same, "presets": results})
     report(results, demo)
     print(f"The assembly: {demo.out / 'assembly'}. Logits of {sorted(others)} bit-equal to before: {same}")
     transcribe(demo.out / "model", clips)

@@ -499,6 +499,9 @@ def test_the_demo_shows_a_language_that_disturbs_no_other(corpus, base, tmp_path
     demo.main(["--steps", "2", "--preset", "small", "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert "Logits of ['en', 'fr'] bit-equal to before: True" in said and "preset paper" in said and "preset small" in said
+    kept = json.loads((tmp_path / "run.json").read_text())
+    assert kept["others_bit_equal"] is True and kept["base"] == MasterASRForCTC.from_pretrained(base).master_asr.base_fingerprint()[:12]
+    assert f"preset small  {kept['presets']['small']['greedy']:5.1f} %" in said and f"in mind: {kept['presets']['small']['after']:.1f} %" in said
     assert MasterASRForCTC.from_pretrained(base, assemblies=[str(tmp_path / "assembly")]).languages == ["en", "fr", "es"]
 
 
