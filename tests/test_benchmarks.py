@@ -372,6 +372,16 @@ def test_clips_of_which_a_training_sentence_holds_three_words_are_left_out_of_bo
         said.of_run({"command": "x", "config": {"seed": 1}, "with_text": {"test": test}, "test": test}, mask[:1], whisper)
 
 
+def test_what_was_reckoned_from_runs_is_of_the_runs_that_stand_in_the_tables():
+    for path in sorted(tables.RESULTS.glob("said_*.json")):
+        kept, series = tables.load(path.stem)["methods"], path.stem.removeprefix("said_")
+        of_runs = {
+            name: {run["config"]["seed"]: [said.cer(tables.edits_of_clips(read)) for read in (run, run["with_text"])] for run in runs}
+            for name, _, runs in tables.methods_of(series) if name in kept or all("with_text" in run for run in runs)
+        }  # fmt: skip
+        assert {name: {run["seed"]: [run["greedy"]["all"], run["with_text"]["all"]] for run in runs} for name, runs in kept.items()} == of_runs
+
+
 def test_a_series_on_six_layers_is_timed_on_six(monkeypatch):
     asked = []
     monkeypatch.setattr(tables, "of_method", lambda name, series: [{}] if name == "full" else [])
