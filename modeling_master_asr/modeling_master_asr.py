@@ -320,10 +320,21 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         kwargs |= {"attention_mask": attention_mask, "return_dict": True}
         if torch.compiler.is_dynamo_compiling():  # is_compiling is true in all threads while one of them compiles
             weights = self.assembled_parameters(language, owned.assemblies[language])
-            # again: that call ends a graph, and past the limit of recompilations what follows runs as it is, where readers' threads would meet; training, which is one thread's, needs it
+            # again: that call ends a graph, and what follows may run as it is, where readers' threads would meet; training, which is one thread's, needs it
             if torch.compiler.is_dynamo_compiling() or torch.is_grad_enabled():
-                with weights_in_their_places():
-                    return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
+                return self._encode_in_places(weights, inputs, kwargs)
+            return self._encode_as_it_is(inputs, language, owned, kwargs)
+        with assembled_as(self.assembled(language, owned.assemblies[language])):
+            return self.backbone(inputs, **kwargs)
+
+    def _encode_in_places(self, weights: dict[str, torch.Tensor], inputs, kwargs: dict) -> BaseModelOutput:
+        """A function of its own: where an encoder ends a graph in training, torch gives up compiling what a `with` stands in, for evaluation too."""
+        with weights_in_their_places():
+            return torch.func.functional_call(self.backbone, weights, (inputs,), kwargs)
+
+    @torch.compiler.disable
+    def _encode_as_it_is(self, inputs, language: str, owned: Owned, kwargs: dict) -> BaseModelOutput:
+        """Where torch has given up compiling: it would go on with the layers, one by one, which read the language of the call."""
         with assembled_as(self.assembled(language, owned.assemblies[language])):
             return self.backbone(inputs, **kwargs)
 

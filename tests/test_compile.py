@@ -94,6 +94,22 @@ def test_training_compiled_gives_the_gradients_of_training(model, graphs):
         torch.testing.assert_close(found[1][name], grad, atol=1e-4 * float(grad.abs().max()) + 1e-9, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("family", TWO_FAMILIES)
+def test_a_compiled_model_that_has_trained_reads_as_a_plain_one(family, graphs, swaps):
+    model = tiny_model(family)
+    inputs, labels, fast = inputs_for(model), torch.tensor([[3, 4], [4, 3]]), compiled(model, graphs)
+    fast.train()
+    for _ in range(2):
+        fast(**inputs, language="fr", labels=labels).loss.backward()
+        fast.eval()
+        swaps.clear()
+        with torch.no_grad():
+            for language in ("fr", "ru"):
+                assert torch.equal(fast(**inputs, language=language).logits, model(**inputs, language=language).logits)
+        assert not swaps
+        fast.train()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("part", ["layers", "backbone"])
 def test_a_part_that_is_compiled_by_itself_never_reads_plain_weights_in_silence(part, graphs):
