@@ -145,7 +145,8 @@ RATES = {  # NAME_seedN.json
     "es6_lora_all_taught": "... with a teacher: rate 1e-3",
     "tried_es6_lora_all_taught_2e-3": "... ... 2e-3",
 }
-HALVED = {  # method -> half of its rate, the rate it was given, twice as much: tried_es6_METHOD_RATE_seed0.json, es6_METHOD_seed0.json
+HALVED = {  # method -> half of its rate, the rate it was given, twice as much: tried_es6_METHOD_RATE_seed0.json (of assemblies their preset), es6_METHOD_seed0.json
+    "assembly_small": ("1.5e-3", "3e-3", "6e-3"), "assembly_best": ("1e-3", "2e-3", "4e-3"),
     "head": ("2.5e-3", "5e-3", "1e-2"), "lora": ("5e-4", "1e-3", "2e-3"),
     "lora_all": ("1e-3", "2e-3", "4e-3"), "bottleneck": ("5e-4", "1e-3", "2e-3"), "mask": ("5e-4", "1e-3", "2e-3"), "full": ("5e-5", "1e-4", "2e-4"),
 }  # fmt: skip
