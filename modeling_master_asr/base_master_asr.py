@@ -25,6 +25,7 @@ from .upload_master_asr import UploadMixin
 logger = logging.get_logger(__name__)
 
 HUB_KWARGS = ("token", "cache_dir", "local_files_only")
+SAVES = 3  # of a model whose languages other threads change, before it is given up
 BACKBONE = "backbone."  # the names of W and M in a state dict begin with this, or with `master_asr.` and this
 
 
@@ -255,6 +256,7 @@ class StoredMixin(UploadMixin):
             ValueError: while a PEFT adapter is on: its wrappers' names would be written, which no `from_pretrained` reads; and where the config
                 names languages that this model lacks, or one by default.
             NotADirectoryError: for a file's name.
+            RuntimeError: if other threads go on changing languages while it is written, which is tried anew.
         """
         if Path(save_directory).is_file():
             raise NotADirectoryError(f"save_directory: got {str(save_directory)!r}, which is a file; allowed: a folder, which is made if it is not there.")
@@ -278,7 +280,13 @@ class StoredMixin(UploadMixin):
         written = base.base_tensors() if state_dict is None else base_part(state_dict)
         self.config.fingerprint = fingerprint(written) if set(written) >= set(base.base_tensors()) else None
         try:
-            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+            for _ in range(SAVES):
+                languages = _as_they_are(self)
+                super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+                if _as_they_are(self) == languages or state_dict is not None:
+                    break
+            else:
+                raise RuntimeError(f"Languages came, went or were replaced while {save_directory} was written, {SAVES} times: it may hold the alphabet of one and the values of another. Save it again.")
         except BaseException:
             self.config.fingerprint = before
             raise
@@ -309,6 +317,11 @@ class StoredMixin(UploadMixin):
         info = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
         self.base_model.remember(StoredBase(repo_id, info.oid, self.config.fingerprint, on_hub=True))
         return info
+
+
+def _as_they_are(model) -> tuple[list, list]:
+    """The languages of the config and their modules: those of a moment ago are others where one came, went or was replaced."""
+    return list(model.config.assemblies.items()), list(model.base_model.assemblies.items())
 
 
 def _weight_files(name: str, subfolder: str, variant: Optional[str], **hub_kwargs) -> tuple[Path, ...]:

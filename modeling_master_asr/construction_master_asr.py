@@ -53,6 +53,7 @@ def load_pretrained_backbone(id_or_path: str, dtype: torch.dtype, num_layers: Op
 
     Args:
         num_layers: keeps only the first layers; None: all.
+        kwargs: entries of the encoder's config (`layerdrop`, `mask_time_prob`, ...) and what its `from_pretrained` takes.
 
     Returns:
         `(backbone_config, state_dict)`.
@@ -69,7 +70,12 @@ def load_pretrained_backbone(id_or_path: str, dtype: torch.dtype, num_layers: Op
         if not 1 <= num_layers <= there:
             raise ValueError(f"num_layers: got {num_layers}; allowed: 1 to {there}, as many as {id_or_path} has.")
         setattr(config, family.layer_count_name, num_layers)
-    return config, family.load_encoder(id_or_path, config, dtype, **kwargs).state_dict()
+    return config, family.load_encoder(id_or_path, config, dtype, **_not_of(config, kwargs)).state_dict()
+
+
+def _not_of(config, kwargs: dict) -> dict:
+    """The keywords that are no entries of the encoder's config, which holds those already: of the hub."""
+    return {name: value for name, value in kwargs.items() if not hasattr(config, name)}
 
 
 def feature_settings(id_or_path: str, **kwargs) -> Optional[dict]:
@@ -124,7 +130,8 @@ class Construction:
             num_layers: keeps only the encoder's first layers; None: all.
             dtype: of W and M; what languages own stays float32.
             preset, parts, rank, targets: what each language owns, see `add_language`.
-            backbone_kwargs: `revision`, `token`, `attn_implementation`, ... of the encoder's own `from_pretrained`.
+            backbone_kwargs: `revision`, `token`, `attn_implementation`, ... of the encoder's own `from_pretrained`, and entries of its config
+                (`hidden_dropout`, `layerdrop`, `mask_time_prob`, ...).
 
         Raises:
             FileNotFoundError: for a folder that is not there.
@@ -144,7 +151,7 @@ class Construction:
             assemblies={code: {"vocab": vocab, "shares_bank": True, **owned} for code, vocab in languages.items()},
             character_bank=[*SPECIAL_TOKENS, *characters],
             base_model=id_or_path,
-            feature_extractor=feature_settings(id_or_path, **backbone_kwargs),
+            feature_extractor=feature_settings(id_or_path, **_not_of(backbone_config, backbone_kwargs)),
         )
         model = cls(config)
         model.master_asr.backbone.to(dtype)

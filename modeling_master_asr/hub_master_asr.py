@@ -277,7 +277,7 @@ class HubMixin:
             raise ValueError("A PEFT adapter is on the encoder, and an assembly fits a base without it. Take it off first: model = peft_model.unload().")
         if fingerprint is None:
             raise ValueError(
-                "The base (W and M) was never saved, or has been trained since: an assembly saved now would fit no base. "
+                "The base (W and M) was never saved, or has been trained or cast since: an assembly saved now would fit no base. "
                 "Save it first: model.save_pretrained(folder)."
             )
         base = self.master_asr.stored
@@ -328,7 +328,8 @@ class HubMixin:
         Args:
             id_or_path: `me/x`, `me/x@revision`, or a folder.
             language: which one, where the repo holds several.
-            replace: whether it takes the place of the same language, if that is loaded.
+            replace: whether it takes the place of the same language, if that is loaded. Processors and logits made before are of the old one then, whose
+                alphabet may be another of the same size: make them anew. The pipeline sees to it itself.
             hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Raises:

@@ -251,6 +251,8 @@ class LanguageMixin:
             KeyError, ValueError: for a missing or unknown language, or another number of them, or of frames, than of clips; for logits of other tokens than its
                 alphabet has, or of no numbers.
         """
+        if logits.ndim != 3:
+            raise ValueError(f"logits: got shape {tuple(logits.shape)}; allowed: (clips, frames, tokens), as forward returns them. Of one clip: logits[None].")
         codes = self.master_asr.resolve_languages(language, len(logits))
         if frames is not None and len(frames) != len(logits):
             raise ValueError(f"{len(frames)} numbers of frames for {len(logits)} clips: each clip has its own. Pass outputs.frames of the call that made the logits.")
@@ -367,7 +369,8 @@ class LanguageMixin:
 
         Returns:
             The stock class of the backbone's family, no custom code; Transformers has none for Whisper's encoder, so there
-            a `WhisperEncoderForCTC`, whose saved folder holds the one file it needs. Each exports: `training.export_onnx`.
+            a `WhisperEncoderForCTC`, whose saved folder holds the one file it needs, and which Transformers' own pipeline takes for a Whisper with
+            a decoder: read it by its logits. Each exports: `training.export_onnx`.
 
         Raises:
             KeyError: if the language is not loaded.
@@ -380,6 +383,9 @@ class LanguageMixin:
         config = deepcopy(self.config.backbone_config)
         vocab = self.config.vocab(language)
         config.vocab_size, config.pad_token_id, config.architectures = len(vocab), vocab[PAD_TOKEN], [ctc_class.__name__]
+        config.bos_token_id = config.eos_token_id = None  # CTC has none, and a decoder's lie outside of this alphabet
+        if hasattr(config, "decoder_start_token_id"):  # Whisper's is a number
+            config.decoder_start_token_id, config.begin_suppress_tokens = config.pad_token_id, None
         config.ctc_loss_reduction, config.ctc_zero_infinity = self.config.ctc_loss_reduction, self.config.ctc_zero_infinity
         plain = ctc_class(config).to(device=self.device, dtype=self.dtype)
         state = {k: v for k, v in self.master_asr.backbone.state_dict().items() if not k.endswith(".specialists")}

@@ -229,7 +229,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         Args:
             input_values: `(B, samples)`, or
             input_features: `(B, mels, frames)` (Whisper) or `(B, frames, features)` (wav2vec2-BERT).
-            attention_mask: `(B, samples or frames)`, 1 where there is speech.
+            attention_mask: `(B, samples or frames)`, 1 where there is speech, which padding follows.
             language: one code, or one for each clip; None: the default, or the only one loaded. With `owned`: one for each clip.
             owned: what these languages own, where the caller reads it too; None: what they own now.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what else the encoder's stock class names.
@@ -238,7 +238,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             `last_hidden_state` `(B, T, hidden)`, and what else the stock class returns, in the batch's order.
 
         Raises:
-            ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame.
+            ValueError, KeyError: for a missing, unknown or miscounted language; for audio without a single frame; for a mask of another shape, or
+                with padding before speech.
             TypeError: for a keyword that nothing here reads: a misspelt `language` would be answered in the default one.
             RuntimeError: under `torch.export`: a graph cannot select masks.
         """
@@ -249,6 +250,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
                 "torch.export.export(model.materialize(language), ...), or python -m training.export_onnx for ONNX."
             )
         inputs = self.check_inputs(input_values, input_features)
+        self._check_mask(inputs, attention_mask)
         if owned is None:
             language = self.resolve_languages(language, len(inputs))  # from here on one code a clip
             owned = Owned(self.assemblies, language)
@@ -279,7 +281,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         """The one input this backbone takes.
 
         Raises:
-            ValueError: if it is missing, not alone, or too short for a single frame.
+            ValueError: if it is missing, not alone, no batch, or too short for a single frame.
         """
         given = {"input_values": input_values, "input_features": input_features}
         found = [name for name, value in given.items() if value is not None]
@@ -289,12 +291,27 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
                 "the second place of a stock model's forward, attention_mask, is another input here."
             )
         inputs = given[self.main_input_name]
+        axes = 2 if self.main_input_name == "input_values" else 3
+        if inputs.ndim != axes or len(inputs) == 0:
+            raise ValueError(f"{self.main_input_name}: got shape {tuple(inputs.shape)}; allowed: {axes} axes, the first of at least one clip. processor(audio) makes it.")
         length = inputs.shape[self.family.time_axis]
         if is_compiled_here():  # the number of frames would be a value to wait for
             return inputs
         if length == 0 or int(self.family.frame_counts(self.backbone, torch.tensor([length]))) < 1:
             raise ValueError(f"The audio is too short: {length} {self.main_input_name} give not one frame of logits.")
         return inputs
+
+    def _check_mask(self, inputs: torch.Tensor, attention_mask: Optional[torch.Tensor]) -> None:
+        """Refuses what would be read as another length of speech: a mask that is not one row a clip, of ones and then zeros."""
+        if attention_mask is None or is_compiled_here():
+            return
+        wanted = (len(inputs), inputs.shape[self.family.time_axis])
+        if tuple(attention_mask.shape) != wanted:
+            raise ValueError(f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed: {wanted}, a value for each step of each clip's {self.main_input_name}.")
+        before = (attention_mask[:, 1:] > attention_mask[:, :-1]).any(-1)  # (B,)
+        if bool(before.any()):
+            clips = before.nonzero()[:, 0].tolist()
+            raise ValueError(f"attention_mask: got padding before or amid the speech of clips {clips}; allowed: padding after it. processor.pad pads so.")
 
     def _groups(self, codes: list[str], attention_mask) -> list[tuple[list[int], Optional[int]]]:
         """Clips to encode together, and what they are cut to, None: nothing. One language; one length where padding would change the result, and
@@ -435,7 +452,9 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         owned = Owned(self.assemblies, codes)
         vocabs = {} if labels is None else {code: self.config.vocab(code) for code in owned.assemblies}
         outputs = self.master_asr(input_values, input_features, attention_mask, codes, owned, return_dict=True, **kwargs)
-        hidden_states = outputs.last_hidden_state
+        # as the stock CTC classes do; Whisper's encoder has none
+        final_dropout = getattr(self.config.backbone_config, "final_dropout", 0.0)
+        hidden_states = nn.functional.dropout(outputs.last_hidden_state, final_dropout, self.training)
         clips_of: dict[str, list[int]] = {}
         for clip, code in enumerate(codes):
             clips_of.setdefault(code, []).append(clip)

@@ -13,6 +13,7 @@ import torch
 
 LARGEST = 127  # of 8 bits, the same on both sides of zero
 EIGHT_BIT_PARTS = ("head.weight", "delta.", "specialist.")  # matrices; vectors, gates and biases are too few to matter
+MAPPING, SMALLEST = "mapping", 2.0**-24  # the smallest number above zero of 16 bits
 SCALES = ".scales"  # name of a tensor's scales, after its own
 
 
@@ -21,11 +22,15 @@ def rounded(name: str, value: torch.Tensor) -> torch.Tensor:
 
     Args:
         name: the tensor's in its assembly.
-        value: of any shape; matrices `[rows, columns]` of `EIGHT_BIT_PARTS` are rounded to 8 bits, the rest to 16.
+        value: of any shape; matrices `[rows, columns]` of `EIGHT_BIT_PARTS` are rounded to 8 bits, the rest to 16. Above zero T stays above it:
+            there a gate is open (Eq. 1).
     """
     if _is_for_eight_bits(name, value):
         return _times(*_steps_and_scales(value))
-    half = value.half().to(value.dtype)
+    half = value.half()
+    if name == MAPPING:
+        half = half.where((half > 0) == (value > 0), SMALLEST)
+    half = half.to(value.dtype)
     return half if bool(half.isfinite().all()) else value
 
 

@@ -143,7 +143,7 @@ def _facts_of(model, claimed: Optional[str]) -> dict:
     if stored is None and claimed is not None and model.master_asr.base_fingerprint() == claimed:
         stored = claimed
     if stored is None:
-        raise ValueError("The base was never saved, or has been trained since. Save it first: model.save_pretrained(folder).")
+        raise ValueError("The base was never saved, or has been trained or cast since. Save it first: model.save_pretrained(folder).")
     return {"num_specialists": model.config.num_specialists, "sparsity": model.config.sparsity, "fingerprint": stored}
 
 

@@ -218,7 +218,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             yield from self._chunks_of(item, language, chunk_length_s, stride_length_s, limits)
         except ITEM_ERRORS as error:
             yield {"is_last": True, "features": [None], "language": "", "kept": (0, 0), "trim": (0, 0), "place": item.place, "others": _others(item.source),
-                   "error": _named(error, item.place, on_error)}  # fmt: skip
+                   "error": _named(error, item.place, on_error), "duration_s": 0.0}  # fmt: skip
 
     def _chunks_of(self, item: Item, language, chunk_length_s, stride_length_s, limits: dict) -> Iterator[dict]:
         source, trim = item.source, (0, 0)
@@ -245,7 +245,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
             # lists, so the stock collator hands them on unpadded; `_forward` pads with the true lengths
             yield {
                 "is_last": end >= len(samples), "features": [self._processor.features(samples[start:end])], "language": code,
-                "kept": (first, last), "trim": trim, "place": item.place, "error": None,
+                "kept": (first, last), "trim": trim, "place": item.place, "error": None, "duration_s": len(samples) / wanted_hz,
                 "others": _others(source),
             }  # fmt: skip
 
@@ -299,7 +299,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         is_batch = isinstance(model_inputs["is_last"], list)
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())] if is_batch else [model_inputs]
         self._read([item for item in items if item["error"] is None], on_error)
-        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "reading", "trim", "place", "others", "error")} for item in items]
+        outputs = [{name: item.get(name) for name in ("is_last", "logits", "language", "reading", "trim", "place", "duration_s", "others", "error")} for item in items]
         return {name: [output[name] for output in outputs] for name in outputs[0]} if is_batch else outputs[0]
 
     def _read(self, items: list[dict], on_error: str) -> None:
@@ -363,8 +363,9 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         decoded = self._processor.decode(tokens, language, skip_special_tokens=True, output_char_offsets=True, output_word_offsets=True)
         offsets = decoded[f"{return_timestamps}_offsets"]
         second = self.model.config.inputs_to_logits_ratio / self._processor.sampling_rate_hz  # seconds a frame
+        end_s = model_outputs[0]["duration_s"]  # the last frame may begin in the clip and end after it
         chunks = [
-            {"text": o[return_timestamps], "timestamp": (float(o["start_offset"] * second), float(o["end_offset"] * second))}
+            {"text": o[return_timestamps], "timestamp": tuple(min(float(o[f"{side}_offset"] * second), end_s) for side in ("start", "end"))}
             for o in offsets
         ]
         return {"text": decoded["text"], "chunks": chunks}

@@ -50,7 +50,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 
     @classmethod
     def from_model(cls, model, feature_extractor=None) -> MasterASRProcessor:
-        """The processor of a model: its languages' alphabets, and its backbone's own feature extractor where one is found."""
+        """The processor of a model: its languages' alphabets as they are now, and its backbone's own feature extractor where one is found."""
         return cls.from_config(model.config, feature_extractor)
 
     @classmethod

@@ -147,7 +147,7 @@ def test_saving_an_assembly_of_an_unsaved_or_trained_base_asks_to_save_the_base(
     model = with_spanish(base)
     with torch.no_grad():
         model.master_asr.artisan_layers[0].weight.mul_(1.1)
-    with pytest.raises(ValueError, match="has been trained since"):
+    with pytest.raises(ValueError, match="has been trained or cast since"):
         model.save_assembly("es", tmp_path / "es")
     model.save_pretrained(tmp_path / "new")
     model.save_assembly("es", tmp_path / "es")
@@ -187,7 +187,7 @@ def test_a_lossy_cast_after_loading_makes_another_base(base, tmp_path):
     """As `compact_checkpoint` does: the cut file once carried the uncut base's fingerprint."""
     model = with_spanish(base)
     model.half()
-    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+    with pytest.raises(ValueError, match="never saved, or has been trained or cast since"):
         model.save_assembly("es", tmp_path / "es")
     uncut = model.config.fingerprint
     model.save_pretrained(tmp_path / "half")
@@ -240,7 +240,7 @@ def test_whatever_changed_the_values_an_assembly_is_neither_saved_for_the_old_ba
     change(model)
     with pytest.raises(ValueError, match=r"made for the base 'base' .*Load that base, or train"):
         model.load_assembly(tmp_path / "es")
-    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+    with pytest.raises(ValueError, match="never saved, or has been trained or cast since"):
         model.save_assembly("fr", tmp_path / "fr")
     assert model.languages == list(VOCABS)
     model.save_pretrained(tmp_path / "new")
@@ -265,7 +265,7 @@ def test_weights_exchanged_beside_an_old_config_are_known_by_their_values(base, 
     old, new = model.config.fingerprint[:12], other.config.fingerprint[:12]
     assert f"have the fingerprint {new}, its config.json says {old}" in warnings() and "The values count" in warnings()
     assert model.load_assembly(tmp_path / "new-fr") == "fr"
-    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+    with pytest.raises(ValueError, match="never saved, or has been trained or cast since"):
         model.save_assembly("fr", tmp_path / "again")
 
 
@@ -292,7 +292,7 @@ def test_a_base_in_a_smaller_type_is_still_the_base_it_was_loaded_from(base, tmp
     model.remove_language("fr")
     assert model.load_assembly(tmp_path / "fr") == "fr"
     write_through_data(small)
-    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+    with pytest.raises(ValueError, match="never saved, or has been trained or cast since"):
         small.save_assembly("en", tmp_path / "en")
     small.save_pretrained(tmp_path / "small")  # what is written are the rounded values: another base
     assert json.loads((tmp_path / "small/config.json").read_text())["fingerprint"] != model.config.fingerprint
@@ -320,7 +320,7 @@ def test_a_given_state_dict_is_what_the_saved_fingerprint_is_of(base, tmp_path):
     model.save_pretrained(tmp_path / "other", state_dict=dict(other))
     saved = MasterASRForCTC.from_pretrained(tmp_path / "other")
     assert saved.config.fingerprint == fingerprint(saved.master_asr.base_tensors())
-    with pytest.raises(ValueError, match="never saved, or has been trained since"):
+    with pytest.raises(ValueError, match="never saved, or has been trained or cast since"):
         model.save_assembly("es", tmp_path / "es")  # this model is not what lies there
     saved.save_assembly("es", tmp_path / "es")
 

@@ -149,3 +149,15 @@ def test_from_backbone_heeds_what_it_is_told_of_attention_layers_and_types(tmp_p
         MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, num_layers=5)
     with pytest.raises(ValueError, match="dtype: got 'small'; allowed: one of torch's"):
         MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, dtype="small")
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "whisper"])
+def test_an_encoder_takes_the_entries_of_its_config_that_its_own_from_pretrained_takes(family, tmp_path):
+    AutoModel.from_config(tiny_backbone_config(family)).save_pretrained(tmp_path)
+    name = "hidden_dropout" if family == "wav2vec2" else "dropout"
+    made = MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, **{name: 0.3}, attention_dropout=0.2, revision="main")
+    of = made.config.backbone_config
+    assert (getattr(of, name), of.attention_dropout) == (0.3, 0.2) and name not in (made.config.feature_extractor or {})
+    assert made.config.fingerprint == MasterASRForCTC.from_backbone(str(tmp_path), VOCABS).config.fingerprint
+    with pytest.raises(TypeError, match="hidden_dropuot"):
+        MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, hidden_dropuot=0.3)

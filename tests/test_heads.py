@@ -76,3 +76,15 @@ def test_values_of_another_alphabet_of_the_same_size_are_refused(tmp_path):
     another = tiny_model()
     another.add_language("es", grown, parts=("mapping", "head", "delta"))
     another.load_state_dict(one.state_dict())  # the alphabet that it has now
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm", "wav2vec2-bert"])
+def test_in_training_a_head_hears_what_the_stock_classes_dropout_leaves_it(family):
+    model = tiny_model(family, final_dropout=0.5)
+    plain, inputs, found = model.materialize("fr").requires_grad_(False).train(), inputs_for(model), []
+    assert torch.equal(model(**inputs, language="fr").logits, model(**inputs, language="fr").logits)
+    for one in (plain, model.train()):
+        torch.manual_seed(0)
+        found.append(one(**inputs, **({} if one is plain else {"language": "fr"})).logits)
+    assert torch.equal(*found) and not torch.equal(found[0], model.eval()(**inputs, language="fr").logits)

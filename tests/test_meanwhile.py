@@ -127,6 +127,36 @@ def test_a_language_that_is_replaced_while_it_is_saved_leaves_no_file_of_both(tm
     assert not (tmp_path / "mixed").exists()
 
 
+@pytest.mark.parametrize("change", ["replace", "remove"])
+def test_a_model_whose_languages_change_while_it_is_saved_holds_those_of_one_moment(tmp_path, monkeypatch, change):
+    tiny_model().save_pretrained(tmp_path / "model")
+    model, inputs = MasterASRForCTC.from_pretrained(tmp_path / "model"), inputs_for(tiny_model())
+    model.add_language("es", vocab("zyx"))
+    model.save_assembly("es", tmp_path / "new")
+    model.remove_language("es")
+    model.add_language("es", vocab("xyz"))
+    write, times = type(model.config).save_pretrained, []
+
+    def changed(*args, **kwargs):
+        write(*args, **kwargs)
+        times.append(1)
+        if len(times) <= most:
+            model.load_assembly(tmp_path / "new", replace=True) if change == "replace" or "es" not in model.languages else model.remove_language("es")
+
+    monkeypatch.setattr(type(model.config), "save_pretrained", changed)
+    for most in (1, 2):
+        times.clear()
+        model.save_pretrained(tmp_path / f"saved{most}")
+        again = MasterASRForCTC.from_pretrained(tmp_path / f"saved{most}")
+        assert len(times) == most + 1 and again.languages == model.languages
+        for code in model.languages:
+            assert again.config.vocab(code) == model.config.vocab(code)
+            assert torch.equal(again(**inputs, language=code).logits, model(**inputs, language=code).logits)
+    most = 99
+    with pytest.raises(RuntimeError, match="Languages came, went or were replaced while .* was written, 3 times: .* Save it again."):
+        model.save_pretrained(tmp_path / "never")
+
+
 def test_two_models_of_one_config_have_languages_of_their_own():
     one = tiny_model()
     other = MasterASRForCTC(one.config)

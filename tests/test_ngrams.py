@@ -262,6 +262,8 @@ def test_logits_of_a_smaller_alphabet_are_not_read_as_a_larger_ones():
     model = tiny_model()
     with pytest.raises(ValueError, match=r"The logits have 3 tokens and 'en' has \d+: they are those of another language"):
         model.paths(torch.zeros(1, 4, 3), "en")
+    with pytest.raises(ValueError, match=r"logits: got shape \(4, 3\); allowed: \(clips, frames, tokens\)"):
+        model.paths(torch.zeros(4, 3), "en")
 
 
 def test_logits_of_a_larger_alphabet_are_not_read_as_a_smaller_ones_unless_a_batch_of_both_was_joined():

@@ -89,6 +89,14 @@ def test_time_stamps_are_json_and_ordered_and_spell_the_text(asr, kind):
     assert joined.split() == result["text"].split()
 
 
+def test_no_time_stamp_lies_past_the_end_of_the_clip(asr, monkeypatch):
+    clip = CLIPS[0]
+    monkeypatch.setattr(asr.model.config, "inputs_to_logits_ratio", 800)  # frames that end far behind the clip
+    for language in ("en", "fr"):
+        found = asr(clip, language=language, return_timestamps="char")["chunks"]
+        assert found and max(t for chunk in found for t in chunk["timestamp"]) == len(clip) / 16_000
+
+
 STOCK_CONVOLUTIONS = dict(conv_dim=(16,) * 7, conv_stride=(5, 2, 2, 2, 2, 2, 2), conv_kernel=(10, 3, 3, 3, 3, 2, 2))
 CHUNKS = [(2.0, None), (1.0, 0), (1.0, (0.1, 0.3)), (0.5, 0.2), (3.0, (0, 0.5))]  # chunk_length_s, stride_length_s
 

@@ -201,3 +201,13 @@ def test_nearest_of_no_language_says_what_to_do(model):
 def test_parts_may_come_one_by_one(model):
     model.add_language("es", {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}, parts=(part for part in ("mapping", "head", "norms")))
     assert list(model.assemblies["es"].parts) == ["mapping", "head", "norms"]
+
+
+@torch.no_grad()
+def test_rounding_moves_no_gate(model):
+    mapping = model.assemblies["fr"].mapping
+    mapping[0] = torch.tensor([1e-9, -1e-9, 3e-8, 0.0])
+    gates = mapping > 0
+    model.round_assembly("fr")
+    assert torch.equal(mapping > 0, gates) and torch.equal(mapping.half().float(), mapping)
+    assert model.assemblies["fr"].content_of_file()["mapping"].dtype == torch.float16

@@ -247,7 +247,8 @@ def tempered(batches: list[list[Clip]], temperature: float, rng: random.Random) 
     of_language = defaultdict(list)
     for batch in batches:
         of_language[batch[0].language].append(batch)
-    weights = {code: len(of_code) ** (1 / temperature) for code, of_code in of_language.items()}
+    most = max(map(len, of_language.values()))  # shares of it: powers of counts overflow
+    weights = {code: (len(of_code) / most) ** (1 / temperature) for code, of_code in of_language.items()}
     drawn = []
     for code, of_code in sorted(of_language.items()):
         count = max(1, round(len(batches) * weights[code] / sum(weights.values())))
@@ -292,6 +293,9 @@ class Collator:
         vtlp: share of the augmented clips that are heard through another throat (`other_throat`), of log-mel features.
         spares: training clips; one of the same language stands in for a clip that cannot be decoded, which is named in `broken`.
             Without them (in evaluation) a second of silence does, and the clip is left out of the figures.
+
+    Raises:
+        ValueError: for a `vtlp` where there are no log-mel features.
     """
 
     def __init__(
@@ -301,6 +305,9 @@ class Collator:
         self.features, self.processor, self.full_augment_step, self.seed = features, processor, full_augment_step, seed
         self.spares, self.spec_masks, self.vtlp, self.broken = by_language(dict.fromkeys(spares)), spec_masks, vtlp, {}
         self.hears_mels = hears_mels(processor.feature_extractor)
+        if vtlp and not self.hears_mels:
+            heard = type(processor.feature_extractor).__name__
+            raise ValueError(f"vtlp: got {vtlp:g} with a {heard}; allowed: 0, since formants are moved in log-mel features, as Whisper's. Leave it out.")
 
     def __call__(self, clips: list[Clip], step: int = 0) -> dict:
         rng = random.Random(f"{self.seed}-{step}")

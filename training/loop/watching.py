@@ -68,6 +68,7 @@ def mapping_figures(model, masks=None, languages: Optional[list[str]] = None) ->
     differing = [share_of_differing_bits(masks[a], masks[b], sizes) for a, b in pairs]
     if differing:
         figures["share_of_mask_bits_in_which_languages_differ"] = sum(differing) / len(differing)
+        figures["languages_whose_masks_are_compared"] = len(masks)
     return figures
 
 
