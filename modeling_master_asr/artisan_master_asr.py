@@ -427,6 +427,8 @@ class ArtisanLinear(AssembledLinear):
             )
         super().register_parameter(name, param)
 
+    has_specialists = False  # whether M has been given its values
+
     @torch.no_grad()
     def reset_specialists(self, noise: float = SPECIALIST_NOISE) -> None:
         """M_k = 0.5 |W| (1 + noise n_k), n_k ~ N(0, 1). Keeps what a checkpoint has already given."""

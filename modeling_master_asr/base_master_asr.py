@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,7 @@ from transformers.utils.hub import resolve_revision
 
 from .configuration_master_asr import check_folder, copy_code
 from .masks_master_asr import BITS, Stamp
-from .upload_master_asr import UploadMixin
+from .upload_master_asr import UploadMixin, one_file_of
 
 logger = logging.get_logger(__name__)
 
@@ -224,9 +224,10 @@ class StoredMixin(UploadMixin):
                 f"assemblies= is a keyword of MasterASRForCTC.from_pretrained (AutoModelForCTC), not of {cls.__name__}'s. For the encoder alone with "
                 "further languages: AutoModelForCTC.from_pretrained(..., assemblies=...).master_asr."
             )
-        if kwargs.get("quantization_config") is not None:
+        asked = kwargs.get("quantization_config") or getattr(kwargs.get("config"), "quantization_config", None)
+        if asked is not None:
             raise NotImplementedError(
-                f"quantization_config: got a {type(kwargs['quantization_config']).__name__}; allowed: none. Every language masks the weights that it would quantize "
+                f"quantization_config: got a {type(asked).__name__}; allowed: none. Every language masks the weights that it would quantize "
                 "(some quantizers would pass them over and say nothing). Quantize one language: model.materialize(language), saved and loaded as its stock class."
             )
         dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
@@ -277,6 +278,7 @@ class StoredMixin(UploadMixin):
                 f"config.assemblies names {lacking}, and this model has no values of them: the entries were written into its config alone. Take them out, and "
                 "add languages with add_language or load_assembly."
             )
+        there = _indices_of_shards(save_directory)
         written = base.base_tensors() if state_dict is None else base_part(state_dict)
         self.config.fingerprint = fingerprint(written) if set(written) >= set(base.base_tensors()) else None
         try:
@@ -290,6 +292,8 @@ class StoredMixin(UploadMixin):
         except BaseException:
             self.config.fingerprint = before
             raise
+        for name in one_file_of(name for name, _ in _indices_of_shards(save_directory).items() - there.items()):
+            Path(save_directory, name).unlink(missing_ok=True)
         copy_code(save_directory)
         stored = base.stored
         as_stored = stored is not None and stored.loaded and stored.fingerprint is not None and stored.fingerprint == self.config.fingerprint
@@ -317,6 +321,12 @@ class StoredMixin(UploadMixin):
         info = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
         self.base_model.remember(StoredBase(repo_id, info.oid, self.config.fingerprint, on_hub=True))
         return info
+
+
+def _indices_of_shards(folder: Union[str, Path]) -> dict[str, tuple[int, ...]]:
+    """`{name: what tells this writing of it from another}`."""
+    stats = {path.name: path.stat() for path in Path(folder).glob("*.safetensors.index*.json")}
+    return {name: (stat.st_mtime_ns, stat.st_ino, stat.st_size) for name, stat in stats.items()}
 
 
 def _as_they_are(model) -> tuple[list, list]:

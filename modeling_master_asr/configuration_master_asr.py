@@ -341,6 +341,11 @@ class MasterASRConfig(PreTrainedConfig):
         """Language codes, in the order they were added."""
         return list(self.assemblies)
 
+    @property
+    def hidden_size(self) -> int:
+        """The encoder's own, which DeepSpeed asks for."""
+        return self.backbone_config.hidden_size
+
     def vocab(self, language: str) -> dict[str, int]:
         """The alphabet of `language`, `{token: id}`.
 
@@ -398,9 +403,11 @@ class MasterASRConfig(PreTrainedConfig):
             logger.warning(f"This publishes the sentences that its languages are read with, so many of each: {counts}. model.set_text(code, []) takes them away.")
 
     def save_pretrained(self, save_directory: Union[str, Path], *args, **kwargs):
-        """As in Transformers, which may copy this file: never into the place that a link leads to."""
+        """As in Transformers, plus the code files that its `auto_map` names; never into the place that a link leads to."""
         copy_code(save_directory, links_only=True)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        copy_code(save_directory)
+        return saved
 
     def _upload_modified_files(self, *args, **kwargs):
         self.warn_of_sentences(self.languages)

@@ -450,7 +450,7 @@ class HubMixin:
             card: text of README.md, or its path (the pictures that it shows go along); None keeps the repo's, or writes a short one.
             revision: a branch, made if it is not there.
             create_pr: whether to propose the commit in place of making it.
-            tags: further ones of the card.
+            tags: further ones of the card, beside those of `add_model_tags`.
             save_kwargs: of `save_pretrained`: `max_shard_size`, `variant`.
 
         Raises:
@@ -460,6 +460,7 @@ class HubMixin:
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
         self._check_push(save_kwargs)
+        tags = [*(tags or []), *(self.model_tags or [])]
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
         self.config.warn_of_sentences(self.languages)

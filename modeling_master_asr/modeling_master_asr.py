@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Optional, Union
@@ -78,8 +79,9 @@ class MasterASRPreTrainedModel(StoredMixin, PreTrainedModel):
         """Values for what a checkpoint lacks; specialists sit inside a stock backbone, which knows nothing of them."""
         super().initialize_weights()
         for module in self.modules():
-            if isinstance(module, ArtisanLinear):
+            if isinstance(module, ArtisanLinear) and not module.has_specialists:
                 module.reset_specialists()
+                module.has_specialists = module.specialists.device.type != "meta"  # once: `init_weights` of a trained model changes nothing
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs) -> None:
         if enable:
@@ -158,7 +160,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         Raises:
             ValueError: for none where several are loaded and no default is set, or a list of another length.
             KeyError: for a language that is not loaded.
-            TypeError: for what is neither a code nor a list.
+            TypeError: for what is neither a code nor a list, such as a set, which has no order.
         """
         config = self.config
         if language is None:
@@ -166,7 +168,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         if language is None:
             example = config.languages[0] if config.languages else "..."
             raise ValueError(f'Which language? Loaded: {config.languages}. Pass one with the call, language="{example}", or set one before: model.set_language("{example}").{hint}')
-        if not hasattr(language, "__iter__"):
+        if not hasattr(language, "__iter__") or isinstance(language, (Set, Mapping)):
             raise TypeError(f"language is {language!r}; one code, or a list of one for each clip, is wanted.")
         codes = [language] * batch_size if isinstance(language, str) else list(language)
         if len(codes) != batch_size:
@@ -308,6 +310,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         wanted = (len(inputs), inputs.shape[self.family.time_axis])
         if tuple(attention_mask.shape) != wanted:
             raise ValueError(f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed: {wanted}, a value for each step of each clip's {self.main_input_name}.")
+        if attention_mask.dtype != torch.bool and not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+            raise ValueError(f"attention_mask: got values such as {float(attention_mask.min()):g} and {float(attention_mask.max()):g}; allowed: 1 where there is speech, and 0 after it.")
         before = (attention_mask[:, 1:] > attention_mask[:, :-1]).any(-1)  # (B,)
         if bool(before.any()):
             clips = before.nonzero()[:, 0].tolist()

@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Optional, Union
@@ -45,8 +45,15 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         if not isinstance(tokenizer, Wav2Vec2CTCTokenizer) and is_nested(vocabs):  # a stock one, read from a folder
             tokenizer = nested_tokenizer(vocabs, tokenizer.target_lang)
         super().__init__(feature_extractor, tokenizer)
+        if isinstance(tokenizer, Wav2Vec2CTCTokenizer):
+            for language, vocab in self.vocabs.items():
+                check_vocab(vocab, language)
         self._by_language: dict[str, tuple[dict[str, int], Wav2Vec2CTCTokenizer]] = {}  # and the alphabet that it was made of
         self._warned: set[tuple[str, str]] = set()  # (language, character) that was said to be unknown
+
+    def __getstate__(self) -> dict:
+        """Without what use has left, so that `datasets` knows a processor again."""
+        return {**self.__dict__, "_by_language": {}, "_warned": set()}
 
     @classmethod
     def from_model(cls, model, feature_extractor=None) -> MasterASRProcessor:
@@ -169,6 +176,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             language = self.languages[0]
         if language is None:
             raise ValueError(f"Which language? Known: {self.languages}. Pass language=... with the call.")
+        if isinstance(language, (Set, Mapping)):
+            raise TypeError(f"language is {language!r}, which has no order; one code, or a list of one for each text, is wanted.")
         codes = [language] * count if isinstance(language, str) else list(language)
         if len(codes) != count:
             raise ValueError(f"language has {len(codes)} codes for {count} texts; pass one code, or one for each text.")
@@ -213,8 +222,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """Pads clips with zeros to one length; `attention_mask` is 1 on speech. Labels are padded with -100 beside clips.
 
         Args:
-            features: clips' `features`, or dicts that hold them under the model's input name, as in Transformers' collators; with an
-                `attention_mask` they were padded before, and are read as far as their speech.
+            features: clips' `features`, or dicts that hold them under the model's input name, as in Transformers' collators, and perhaps `labels`; with
+                an `attention_mask` they were padded before, and are read as far as their speech.
             labels: label ids `(L,)`, or dicts with `input_ids` and perhaps a mask; alone they give `input_ids` and their own `attention_mask`.
             padding: True or "longest"; "max_length"; False: a list of clips at their true lengths.
             max_length, pad_to_multiple_of: along time, in samples or in frames of features.
@@ -231,7 +240,10 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         if features is not None:
             name = self.feature_extractor.model_input_names[0]
             axis = family_reading(self.feature_extractor).time_axis
-            clips = [row_of(f, name, axis, np.float32) for f in as_list(features)]
+            features = as_list(features)
+            if labels is None and any(isinstance(f, Mapping) and "labels" in f for f in features):
+                labels = [f["labels"] for f in features if isinstance(f, Mapping) and "labels" in f]
+            clips = [row_of(f, name, axis, np.float32) for f in features]
             batch[name], batch["attention_mask"] = pad_rows(clips, axis, 0.0, **how)
         if labels is not None:
             rows = [row_of(row, "input_ids", 0, np.int64).reshape(-1) for row in as_list(labels)]
@@ -285,7 +297,10 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             samples = [self._samples(clip, name, sampling_rate, max_duration_s) for clip, name in zip(clips, names)]
             batch = self.pad([self.features(clip) for clip in samples], None, padding, max_length, pad_to_multiple_of, return_tensors)
         if text is not None:
-            rows = self.encode_rows([text] if isinstance(text, str) else list(text), language)
+            texts = [text] if isinstance(text, str) else list(text) if hasattr(text, "__iter__") else [text]
+            if not texts or not all(isinstance(one, str) for one in texts):
+                raise TypeError(f"text: got {text!r:.100}; allowed: a text, or a list of texts.")
+            rows = self.encode_rows(texts, language)
             of_text = (padding, max_length, pad_to_multiple_of) if audio is None else (bool(padding), None, None)
             if audio is not None and len(rows) != len(clips):
                 raise ValueError(f"{len(rows)} texts for {len(clips)} clips: each clip has its own.")
@@ -345,6 +360,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """
         code = self._codes(language, 1)[0]
         alphabet, ids = self.vocab_of(code), torch.as_tensor(token_ids)
+        if ids.ndim != 1 or ids.numel() and ids.is_floating_point():
+            raise ValueError(f"token_ids: got {ids.dtype} of shape {tuple(ids.shape)}; allowed: whole numbers (frames,) of a clip; batch_decode: of each. Of logits: model.paths, or argmax(-1).")
         if ids.numel() and ids.max() >= len(alphabet):
             raise ValueError(
                 f"token_ids: got {int(ids.max())}; the alphabet of {code!r} has {len(alphabet)} tokens. Is the processor older than the model? Make it anew: "
@@ -366,6 +383,8 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             ValueError: for a missing language, or another number of codes, or of frames, than of clips.
             KeyError: for an unknown language.
         """
+        if len(token_ids) and np.ndim(token_ids[0]) == 0:
+            raise ValueError(f"token_ids: got {token_ids!r:.100}; allowed: a row of ids for each clip. Of one clip: decode.")
         codes = self._codes(language, len(token_ids))
         ends = [None] * len(codes) if frames is None else [int(f) for f in frames]
         if len(ends) != len(codes):
@@ -419,7 +438,10 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
     _named, default = True, None
 
     def __init__(self, vocab_file, *args, target_lang: Optional[str] = None, **kwargs):
-        vocab = json.loads(Path(vocab_file).read_text(encoding="utf-8"))
+        try:
+            vocab = json.loads(Path(vocab_file or "vocab.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise ValueError(f"The alphabets, vocab.json, cannot be read ({error}). Download or save them again: MasterASRProcessor.from_model(model).save_pretrained(folder).") from error
         first = next(iter(vocab), None) if target_lang is None and is_nested(vocab) else target_lang  # the stock class needs one
         super().__init__(vocab_file, *args, target_lang=first, **kwargs)
         if self._holds_several:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Optional, Union
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from .configuration_master_asr import copy_code
@@ -37,6 +38,12 @@ def check_publishable(files: dict[str, Path]) -> None:
             raise ValueError(f"{name} holds an access token ({found[0][:6]}...). Take it out, and revoke it: it may have been read already.")
         if places and (found := path.search(text)):
             raise ValueError(f"{name} holds a path of this machine, {found[0]!r}, which nobody else can use. Take it out, or name a hub id in its place.")
+
+
+def one_file_of(names: Iterable[str]) -> list[str]:
+    """The weights in one file in whose place shards have come, if their index is among the names: Transformers would read the old file."""
+    indices = (re.fullmatch(r"(.*)\.safetensors\.index(\.[^.]+)?\.json", name) for name in names)
+    return [f"{index[1]}{index[2] or ''}.safetensors" for index in indices if index]
 
 
 def open_repo(api: HfApi, repo_id: str, private: Optional[bool], revision: Optional[str]) -> tuple[str, str]:
@@ -77,7 +84,7 @@ def upload(
     description: Optional[str],
     create_pr: bool,
 ) -> CommitInfo:
-    """Uploads the files of a folder in one commit.
+    """Uploads the files of a folder in one commit, which takes away the one file of weights that shards replace.
 
     Args:
         names: only these; None: all.
@@ -91,11 +98,12 @@ def upload(
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if names is None or name in names}
     check_publishable(files)
+    parent = parent or open_branch(api, repo_id, revision)
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(files.items())]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in one_file_of(files) if api.file_exists(repo_id, name, revision=parent)]
     return api.create_commit(
-        repo_id, [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(files.items())],
-        commit_message=message, commit_description=description, revision=revision, create_pr=create_pr,
-        parent_commit=parent or open_branch(api, repo_id, revision),
-    )  # fmt: skip
+        repo_id, operations, commit_message=message, commit_description=description, revision=revision, create_pr=create_pr, parent_commit=parent
+    )
 
 
 class UploadMixin:

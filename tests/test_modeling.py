@@ -586,6 +586,10 @@ def test_a_mask_that_says_another_length_of_speech_than_there_is_is_refused(fami
     left = inputs | {"attention_mask": inputs["attention_mask"].flip(-1)}
     with pytest.raises(ValueError, match=r"padding before or amid the speech of clips \[1\]; allowed: padding after it"):
         model(**left, language=language)
+    for wrong in (2 * inputs["attention_mask"], 0.5 * inputs["attention_mask"], inputs["attention_mask"] - 1):
+        with pytest.raises(ValueError, match="attention_mask: got values such as .*; allowed: 1 where there is speech, and 0 after it"):
+            model(**inputs | {"attention_mask": wrong}, language=language)
+    assert torch.equal(model(**inputs | {"attention_mask": inputs["attention_mask"].bool()}, language=language).logits, model(**inputs, language=language).logits)
     for mask in (inputs["attention_mask"][:1], inputs["attention_mask"][:, :-1], inputs["attention_mask"][0]):
         with pytest.raises(ValueError, match=r"attention_mask: got shape .*; allowed: \(2, [0-9]+\), a value for each step"):
             model(**inputs | {"attention_mask": mask}, language=language)

@@ -205,3 +205,11 @@ def test_data_parallel_is_refused_with_the_launch_command(model):
     for target in (model, model.master_asr):
         with pytest.raises(RuntimeError, match=r"Start one process a GPU: torchrun --nproc_per_node=NUM_GPUS train.py"):
             target._replicate_for_data_parallel()  # what nn.DataParallel calls before it splits a batch
+
+
+@pytest.mark.parametrize("language", [{"fr", "en"}, {"fr": 1, "en": 2}])
+def test_languages_without_an_order_are_given_to_no_clip(model, language):
+    processor = MasterASRProcessor.from_model(model)
+    for ask in (lambda: model(**inputs_for(model), language=language), lambda: processor(text=["ab", "ab"], language=language)):
+        with pytest.raises(TypeError, match="language is {.*; one code, or a list of one for each"):
+            ask()

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from conftest import VOCABS, tiny_model, vocab
+from datasets.fingerprint import Hasher
 from transformers import AutoProcessor, Wav2Vec2CTCTokenizer
 from transformers.utils import logging
 
@@ -457,3 +458,50 @@ def test_features_and_logits_are_the_same_while_another_thread_loads_a_model_in_
     finally:
         torch.set_default_dtype(torch.float32)
     assert np.array_equal(meanwhile[0], features) and torch.equal(meanwhile[1], logits)
+
+
+def test_what_is_no_text_and_no_row_of_ids_is_refused_in_words(model):
+    processor = MasterASRProcessor.from_model(model)
+    for text in ([], [None], 3):
+        with pytest.raises(TypeError, match="text: got .*; allowed: a text, or a list of texts"):
+            processor(text=text, language="fr")
+    for ids in (torch.zeros(2, 3, 4), torch.zeros(2, 3)):
+        with pytest.raises(ValueError, match="token_ids: got torch.float32 of shape .*Of logits: model.paths, or argmax"):
+            processor.batch_decode(ids, language="fr") if ids.ndim == 3 else processor.decode(ids, language="fr")
+    with pytest.raises(ValueError, match=r"token_ids: got \[3, 4\]; allowed: a row of ids for each clip. Of one clip: decode."):
+        processor.batch_decode([3, 4], language="fr")
+
+
+def test_labels_that_lie_beside_a_clip_are_padded_with_it(model):
+    processor = MasterASRProcessor.from_model(model)
+    clips = [{"input_values": np.ones(n, dtype=np.float32), "labels": labels} for n, labels in ((500, [3, 4]), (400, [5]))]
+    assert processor.pad(clips)["labels"].tolist() == [[3, 4], [5, -100]]
+    with pytest.raises(ValueError, match="1 rows of labels for 2 clips"):
+        processor.pad([clips[0], {"input_values": clips[1]["input_values"]}])
+
+
+def test_a_processor_that_was_used_is_the_same_to_datasets(model):
+    processor = MasterASRProcessor.from_model(model)
+    before = Hasher.hash(processor)
+    processor(text="aé?", language="fr")
+    processor.batch_decode(torch.tensor([[3, 4]]), language="fr")
+    assert Hasher.hash(processor) == before
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda vocabs: vocabs["fr"].pop("a"), "The ids of the vocab of 'fr' must be"),
+    (lambda vocabs: vocabs["fr"].update(a="3"), "The vocab of 'fr' must give each token"),
+    (lambda vocabs: vocabs["fr"].pop("[PAD]"), "The vocab of 'fr' lacks"),
+    (None, "The alphabets, vocab.json, cannot be read"),
+])  # fmt: skip
+def test_alphabets_that_are_none_are_refused_when_they_are_loaded(model, tmp_path, change, words):
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path)
+    path = tmp_path / "vocab.json"
+    if change is None:
+        path.write_text(path.read_text()[:-9])
+    else:
+        vocabs = json.loads(path.read_text())
+        change(vocabs)
+        path.write_text(json.dumps(vocabs))
+    with pytest.raises(ValueError, match=words):
+        MasterASRProcessor.from_pretrained(tmp_path)

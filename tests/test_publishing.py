@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model, vocab
-from huggingface_hub import ModelCard
+from conftest import inputs_for, tiny_model, vocab
+from huggingface_hub import ModelCard, hf_hub_download
 from safetensors.torch import load_file
 from transformers import Wav2Vec2ForCTC, pipeline
 
@@ -247,3 +247,27 @@ def test_a_pipeline_is_published_as_its_model_is(hub, warnings):
     adapted = peft.get_peft_model(again.model, peft.AssemblyConfig(language="es", vocab=vocab("abñ")))
     MasterASRPipeline(adapted).push_to_hub("tester/es", token="a-token")
     assert "adapter_config.json" in hub.files("tester/es") and "model.safetensors" not in hub.files("tester/es")
+
+
+def test_shards_take_the_place_of_weights_in_one_file(hub, tmp_path):
+    """Transformers reads the one file where both are there."""
+    model, more = tiny_model(), tiny_model()
+    with torch.no_grad():
+        more.master_asr.character_bank.weight.mul_(3)
+    inputs = inputs_for(model)
+    for name, save in ((str(tmp_path), lambda model, **how: model.save_pretrained(tmp_path, **how)), ("me/m", lambda model, **how: model.push_to_hub("me/m", token="a-token", **how))):
+        save(model)
+        save(more, max_shard_size="60KB")
+        again = MasterASRForCTC.from_pretrained(name)
+        assert torch.equal(again(**inputs, language="fr").logits, more(**inputs, language="fr").logits)
+        assert again.config.fingerprint == again.master_asr.base_fingerprint()
+        save(model)
+        assert torch.equal(MasterASRForCTC.from_pretrained(name)(**inputs, language="fr").logits, model(**inputs, language="fr").logits)
+
+
+def test_a_card_has_the_models_own_tags(hub):
+    model = tiny_model()
+    model.add_model_tags(["foo-tag"])
+    model.push_to_hub("me/tagged", token="a-token", tags=["bar-tag"])
+    card = Path(hf_hub_download("me/tagged", "README.md")).read_text()
+    assert "foo-tag" in card and "bar-tag" in card

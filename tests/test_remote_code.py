@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import inputs_for, tiny_model
 from safetensors.torch import save_file
+from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
@@ -214,3 +215,10 @@ def test_the_shipped_checkpoint_reads_a_real_recording_in_six_languages():
     assert error_rates(heard, [clip.text for clip in clips])["cer"] < 35
     wrong = [asr(str(clip.audio), language="cs" if clip.language == "ru" else "ru")["text"] for clip in clips]
     assert error_rates(wrong, [clip.text for clip in clips])["cer"] > 60
+
+
+def test_a_config_that_is_saved_alone_has_the_code_that_it_names(model, tmp_path):
+    model.config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, trust_remote_code=True).languages == model.config.languages
+    assert {path.name for path in tmp_path.glob("*.py")} == {path.name for path in Path("modeling_master_asr").glob("*_master_asr.py")}
+    assert model.config.hidden_size == model.config.backbone_config.hidden_size

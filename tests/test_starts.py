@@ -1,6 +1,8 @@
 """What a new language, its parts and its head start from."""
 
 
+import copy
+
 import pytest
 import torch
 from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model, vocab
@@ -211,3 +213,15 @@ def test_rounding_moves_no_gate(model):
     model.round_assembly("fr")
     assert torch.equal(mapping > 0, gates) and torch.equal(mapping.half().float(), mapping)
     assert model.assemblies["fr"].content_of_file()["mapping"].dtype == torch.float16
+
+
+def test_a_trained_models_weights_are_not_drawn_again(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = MasterASRForCTC.from_pretrained(tmp_path)
+    for one in (loaded, copy.deepcopy(loaded), copy.deepcopy(model)):
+        with torch.no_grad():
+            for layer in one.master_asr.artisan_layers:
+                layer.specialists.mul_(3)
+        before = {name: value.clone() for name, value in one.state_dict().items()}
+        one.init_weights()
+        assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
