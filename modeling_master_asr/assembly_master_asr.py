@@ -439,7 +439,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
     try:
         part.unlink(missing_ok=True)
+        part.touch()
+        mode = part.stat().st_mode  # as this process makes files; safetensors' nobody else can read
+        part.unlink()
         write(part)
+        part.chmod(mode)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """What is printed to be typed can be typed: next commands, whatever their folders are called, and the examples and options of `--help`."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 import soundfile
 import torch
 from conftest import save_tiny_model, tiny_model, vocab
+from test_runs import base, run_stage_2  # noqa: F401  the fixture
+from test_training import corpus  # noqa: F401  the fixture
 
 from demo import run as demo
 from modeling_master_asr import MasterASRForCTC
@@ -129,3 +132,10 @@ def test_every_stage_1_that_we_advertise_gives_m_its_turn_and_a_run_that_gives_n
     for gamma, sparsity, warned in ((300, 0.3, True), (299, 0.3, False), (5000, 0.0, False)):
         train_multilingual.announce(tiny_model(), SimpleNamespace(gamma=gamma, steps=300, sparsity=sparsity), [], [])
         assert ("M never moves" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize("text", ["none", "transcripts"])
+def test_a_figure_that_was_read_greedily_says_so(corpus, base, tmp_path, text):  # noqa: F811
+    run_stage_2(corpus, base, tmp_path, "--text", text)
+    facts = json.loads((tmp_path / "assembly" / "assembly_config.json").read_text())["assemblies"]["es"]
+    assert (facts["greedy"], "text" in facts) == ((True, False) if text == "none" else (False, True))

@@ -271,3 +271,11 @@ def test_a_card_has_the_models_own_tags(hub):
     model.push_to_hub("me/tagged", token="a-token", tags=["bar-tag"])
     card = Path(hf_hub_download("me/tagged", "README.md")).read_text()
     assert "foo-tag" in card and "bar-tag" in card
+
+
+def test_an_assemblys_file_may_be_read_by_whom_its_config_may(tmp_path):
+    """safetensors makes files that nobody else can read."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    model.save_assembly("fr", tmp_path / "fr")
+    assert len({path.stat().st_mode for path in (tmp_path / "fr").glob("assembly*")}) == 1 and len(list((tmp_path / "fr").glob("assembly*"))) == 2

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import tiny_model
+from conftest import tiny_model, vocab
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
-from modeling_master_asr import MasterASRProcessor
-from training import adapt_language, evaluate, push_to_hub, train_multilingual
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from training import adapt_language, evaluate, export_onnx, model_card, push_to_hub, train_multilingual
 from training.adapt_language import further_sentences
 from training.evaluate import languages_there, text_of
 from training.loop import steps
@@ -129,3 +129,40 @@ def test_a_push_that_cannot_be_ends_with_words_alone(hub, tmp_path, monkeypatch,
     MasterASRProcessor.from_model(model).save_pretrained("model")
     model.save_assembly("fr", "fr")
     assert said in words_of(push_to_hub.main, ["--model", "model", *options])
+
+
+def test_what_would_take_something_from_a_language_is_refused_before_anything_is_read(saved, tmp_path):
+    model = MasterASRForCTC.from_pretrained(saved)
+    model.add_language("xx", vocab("ab"), preset="best")
+    model.save_pretrained(tmp_path / "model")
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path / "model")
+    said = words_of(adapt_language.main, ["--model", tmp_path / "model", "--data", "nowhere", "--language", "xx", "--refine", "--preset", "small", "--out", tmp_path / "run"])
+    assert said.startswith("--preset, --parts, --rank, --targets: 'xx' would lose something that it owns")
+
+
+def refused(main, options: list, capsys) -> str:
+    """What a script says of options that it refuses."""
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, options)])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_an_evaluation_does_not_overwrite_its_data(corpus, saved, tmp_path, capsys):  # noqa: F811
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_bytes((corpus / "manifest.jsonl").read_bytes())
+    for given in (manifest, f"en={manifest}"):
+        assert f"--out {manifest} is what --data names, and would be lost" in refused(evaluate.main, ["--model", saved, "--data", given, "--out", manifest], capsys)
+    assert manifest.read_bytes() == (corpus / "manifest.jsonl").read_bytes()
+
+
+def test_what_cannot_be_exported_or_described_is_refused_before_the_work(saved, tmp_path, capsys):
+    assert f"--out {tmp_path} is a folder. Name a file" in refused(export_onnx.main, ["--model", saved, "--language", "fr", "--out", tmp_path], capsys)
+    assert "--language: got 'zz'; allowed: one of ['en', 'fr', 'ru']" in refused(export_onnx.main, ["--model", saved, "--language", "zz", "--out", tmp_path / "x"], capsys)
+    evaluation, facts = tmp_path / "e.json", tmp_path / "f.json"
+    evaluation.write_text("{}"), facts.write_text("{}")
+    options = ["--model", saved, "--evaluation", evaluation, "--facts", facts, "--out", tmp_path / "card"]
+    assert "e.json lacks ['languages', 'macro', 'minutes', 'split']. It is to be what training.evaluate wrote." in refused(model_card.main, options, capsys)
+    evaluation.write_text(json.dumps({"languages": {}, "macro": {}, "minutes": {}, "split": "test"}))
+    assert "f.json lacks ['dataset', 'licences', 'license', 'limits', 'repo', 'title', 'training_data']" in refused(model_card.main, options, capsys)
+    assert not (tmp_path / "card").exists()

@@ -177,3 +177,24 @@ def test_the_minutes_are_those_of_the_whole_run(corpus, base, tmp_path, monkeypa
     monkeypatch.setattr("training.adapt_language.time.monotonic", lambda: 130.0)
     assert minutes_left(config, 100.0) == 1.5 and 0 < minutes_left(config, 0.0) < 1e-6
     assert minutes_left(AdaptConfig(model="m", data=["d"], language="es", out=tmp_path), 100.0) is None
+
+
+def test_a_run_that_began_without_a_teacher_trains_none_when_it_goes_on(corpus, base, tmp_path):  # noqa: F811
+    run_stage_2(corpus, base, tmp_path)
+    with pytest.raises(ValueError, match="made from other data or settings .teacher_steps: 0 then, 5 now"):
+        run_stage_2(corpus, base, tmp_path, "--teacher_steps", "5", "--resume")
+    assert not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda model: model.master_asr.backbone.encoder.layers[0].attention.v_proj.weight.data.mul_(2), "starting_base: '.*' then, '.*' now"),
+    (lambda model: model.remove_language("fr"), r"model_languages: \['en', 'fr', 'es'\] then, \['en', 'es'\] now"),
+])  # fmt: skip
+def test_a_run_does_not_go_on_with_another_base(corpus, base, tmp_path, change, words):  # noqa: F811
+    shutil.copytree(base, tmp_path / "base")
+    run_stage_2(corpus, tmp_path / "base", tmp_path / "run")
+    model = MasterASRForCTC.from_pretrained(tmp_path / "base")
+    change(model)
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=f"made from other data or settings .*{words}"):
+        run_stage_2(corpus, tmp_path / "base", tmp_path / "run", "--resume")

@@ -31,7 +31,7 @@ from transformers.hf_argparser import HfArg
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.assembly_master_asr import parameter_kilobytes
 from modeling_master_asr.configuration_master_asr import SPECIAL_TOKENS, from_preset
-from modeling_master_asr.languages_master_asr import nearest_of
+from modeling_master_asr.languages_master_asr import check_nothing_is_lost, nearest_of
 from modeling_master_asr.text_master_asr import build_vocab, characters_of, spelled, tokens_of
 from training.loop import checkpoints
 from training.loop.config import (
@@ -154,6 +154,11 @@ def load(accelerator, config: AdaptConfig) -> tuple[MasterASRForCTC, MasterASRPr
         )
     if config.refine and config.language not in model.languages:
         raise ValueError(f"--refine: {config.model} has no {config.language!r}; it has {model.languages}. One that you trained: --assembly FOLDER. Without --refine the language is added.")
+    if config.refine:
+        try:
+            check_nothing_is_lost(config.language, model.config.assemblies[config.language], from_preset(**config.owned()))
+        except ValueError as error:
+            raise ValueError(f"--preset, --parts, --rank, --targets: {error}") from error
     starts = ["nearest", "random", *model.languages]
     if config.init not in starts:
         raise ValueError(f"--init: got {config.init!r}; allowed: one of {starts}.")
@@ -273,7 +278,7 @@ def train_teacher(accelerator, config: AdaptConfig, model, processor, features, 
 def save(accelerator, config: AdaptConfig, model, splits: Splits, written: list[Clip], test: Optional[dict] = None) -> None:
     """Writes the assembly: before it is tested, and with its figures afterwards."""
     if accelerator.is_main_process:
-        figures = {"cer": test["macro"]["cer"], "wer": test["macro"]["wer"], "greedy": False, **({"known": known} if (known := test.get("known")) else {})} if test else {}
+        figures = {"cer": test["macro"]["cer"], "wer": test["macro"]["wer"], "greedy": not model.config.text(config.language), **({"known": known} if (known := test.get("known")) else {})} if test else {}
         untranscribed = {"untranscribed_minutes": minutes_of(written)} if written else {}
         model.save_assembly(config.language, config.out / "assembly", **figures, minutes=minutes_of(splits.training), **untranscribed)
         if not test:

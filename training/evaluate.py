@@ -122,6 +122,8 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     if args.out.is_dir():
         parser.error(f"--out {args.out} is a folder. Name a file, such as {args.out / 'result.json'}.")
+    if args.out.resolve() in {Path(name).resolve() for given in args.data for name in (given, given.partition("=")[2]) if name}:
+        parser.error(f"--out {args.out} is what --data names, and would be lost. Name another file.")
     if args.greedy and args.more_text:
         parser.error("--greedy: allowed without --more_text, since nothing is read with sentences then.")
     if len(dict(args.more_text)) < len(args.more_text):

@@ -22,6 +22,7 @@ from torch import nn
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.backbone_master_asr import family_of
+from training.loop.launch import run
 from training.loop.models import model_argument
 
 TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
@@ -67,19 +68,22 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
     time_axis = {example.ndim + family_of(plain.config).time_axis: torch.export.Dim.DYNAMIC}
     part = Path(path).with_name(Path(path).name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    torch.onnx.export(
-        wrapped, (example,), str(part), input_names=["inputs"], output_names=["logits"], dynamo=True,
-        dynamic_shapes={"inputs": time_axis}, external_data=False, verbose=False,
-    )  # fmt: skip
-    session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-    other = example_of(plain, OTHER_S)
-    expected = wrapped(other).numpy()
-    found = session.run(None, {"inputs": other.numpy()})[0]
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else float("inf")
-    if not difference < TOLERANCE:
-        part.unlink()
-        raise RuntimeError(f"The ONNX model differs from PyTorch by {difference:.2g} of the largest logit (allowed: {TOLERANCE}).")
-    part.replace(path)
+    try:
+        torch.onnx.export(
+            wrapped, (example,), str(part), input_names=["inputs"], output_names=["logits"], dynamo=True,
+            dynamic_shapes={"inputs": time_axis}, external_data=False, verbose=False,
+        )  # fmt: skip
+        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        other = example_of(plain, OTHER_S)
+        expected = wrapped(other).numpy()
+        found = session.run(None, {"inputs": other.numpy()})[0]
+        difference = float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else float("inf")
+        if not difference < TOLERANCE:
+            raise RuntimeError(f"The ONNX model differs from PyTorch by {difference:.2g} of the largest logit (allowed: {TOLERANCE}).")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return difference
 
 
@@ -89,10 +93,14 @@ def main(argv=None) -> None:
     parser.add_argument("--language", required=True)
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
+    if args.out.is_dir():
+        parser.error(f"--out {args.out} is a folder. Name a file, such as {args.out / f'{args.language}.onnx'}.")
     model = MasterASRForCTC.from_pretrained(args.model)
+    if args.language not in model.languages:
+        parser.error(f"--language: got {args.language!r}; allowed: one of {model.languages}.")
     difference = export(model, args.language, args.out)
     print(f"Wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MB); differs from PyTorch by {difference:.1g} of the largest logit.")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

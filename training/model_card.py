@@ -23,6 +23,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.hub_master_asr import card_data, code_span, hub_id_of
+from training.loop.launch import run
 from training.loop.metrics import flattered
 from training.loop.models import model_argument
 from training.loop.pictures import gate_differences, similarity_figure
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "model_cards" / "template.md"
 READING = {True: "Greedy, no language model", False: "Each language decoded with the character n-gram language model of the sentences that it keeps"}  # by an evaluation's "greedy"
 PICTURE = "language_similarity.png"
+FACTS = {"title", "repo", "license", "dataset", "training_data", "limits", "licences"}
 
 
 def similarity_words(distances: np.ndarray, languages: list[str]) -> str:
@@ -76,6 +78,8 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     model = MasterASRForCTC.from_pretrained(args.model)
     evaluation = json.loads(args.evaluation.read_text(encoding="utf-8"))
+    if lacking := sorted({"languages", "macro", "minutes", "split"} - set(evaluation)):
+        parser.error(f"--evaluation: {args.evaluation} lacks {lacking}. It is to be what training.evaluate wrote.")
     base = model.master_asr.base_fingerprint()
     if not base.startswith(evaluation.get("base", "")):
         parser.error(f"--evaluation: {args.evaluation} has the figures of another model (base {evaluation['base']}; this one is {base[:12]}). Evaluate this one.")
@@ -91,6 +95,8 @@ def main(argv=None) -> None:
         parser.error(f"--evaluation: {args.evaluation} was read with sentences in mind, of which the model has none. Evaluate it once more.")
     print("".join(f"{line}\n" for line in flattered(evaluation)), end="")
     facts = json.loads(args.facts.read_text(encoding="utf-8"))
+    if lacking := sorted(FACTS - set(facts)):
+        parser.error(f"--facts: {args.facts} lacks {lacking}.")
     args.out.mkdir(parents=True, exist_ok=True)
     distances = gate_differences(model)
     similarity_figure(distances, model.languages).savefig(args.out / PICTURE, dpi=130)
@@ -103,4 +109,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

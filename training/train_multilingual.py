@@ -158,7 +158,7 @@ def report(config: MultilingualConfig, result: dict) -> None:
     print("\n".join(summary(result)))
     print(f"Wrote {config.out / 'run.json'} and {config.out / 'model'}.")
     model = shlex.quote(str(config.out / "model"))
-    print(f"Next: accelerate launch training/adapt_language.py --model {model} --data {shlex.join(config.data)} --language es --out runs/es")
+    print(f"Next: accelerate launch training/adapt_language.py --model {model} --data YOUR_MANIFEST --language YOURS --out runs/YOURS")
 
 
 def main(argv=None) -> None:

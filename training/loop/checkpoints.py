@@ -16,6 +16,7 @@ import torch
 from training.loop.config import differences
 
 MANIFEST = "manifest.json"
+OTHER_FACTS = "{checkpoint} was made from other data or settings ({changed}). Restore them, or start a new run in another --out."
 KEEP = 2  # so that a damaged newest one leaves another to go on from
 
 
@@ -185,6 +186,21 @@ def named(out: Path, name: str) -> Path:
     return there[-1] if name == "newest" else Path(out) / name
 
 
+def check_settings(out: Path, name: str, config: dict) -> None:
+    """Refuses to go on with other settings, before anything is read or trained for it; a damaged checkpoint is left to `load`.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    try:
+        checkpoint = named(out, name)
+        then = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["facts"]["config"]
+    except (OSError, ValueError, KeyError):
+        return
+    if changed := differences({"config": then}, {"config": config}):
+        raise ValueError(OTHER_FACTS.format(checkpoint=checkpoint, changed="; ".join(changed)))
+
+
 def load(out: Path, name: str, facts: dict) -> tuple[int, dict[str, object]]:
     """`(step, {part: content})` of a checkpoint.
 
@@ -206,7 +222,7 @@ def load(out: Path, name: str, facts: dict) -> tuple[int, dict[str, object]]:
     manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     changed = differences(manifest["facts"], facts)
     if changed:
-        raise ValueError(f"{checkpoint} was made from other data or settings ({'; '.join(changed)}). Restore them, or start a new run in another --out.")
+        raise ValueError(OTHER_FACTS.format(checkpoint=checkpoint, changed="; ".join(changed)))
     parts = {Path(n).stem: torch.load(checkpoint / n, map_location="cpu", weights_only=True) for n in manifest["files"]}
     return manifest["step"], parts
 

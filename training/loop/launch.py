@@ -10,8 +10,9 @@ from datetime import timedelta
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
+from training.loop import checkpoints
 from training.loop.agreement import check_all_see
-from training.loop.config import LoopConfig
+from training.loop.config import LoopConfig, as_record
 from training.loop.folder import claimed
 from training.loop.sharding import shard
 
@@ -58,13 +59,21 @@ def opened(config: LoopConfig) -> Iterator[Accelerator]:
 
     Raises:
         RuntimeError, FileExistsError: see `training.loop.folder.claimed`; RuntimeError if a process does not see `--out`.
+        ValueError: if `--resume` has other settings than the run.
     """
     accelerator = make_accelerator(config)
     with claimed(config.out, config.resume) if accelerator.is_main_process else nullcontext():
         check_all_see(accelerator, config.out)
+        if config.resume:
+            checkpoints.check_settings(config.out, config.resume, settings_of(accelerator, config))
         yield accelerator
         accelerator.wait_for_everyone()
         accelerator.end_training()
+
+
+def settings_of(accelerator, config: LoopConfig) -> dict:
+    """What a checkpoint keeps of a run's settings."""
+    return {**as_record(config), "mixed_precision": accelerator.mixed_precision}
 
 
 def place(accelerator, model, config: LoopConfig) -> None:

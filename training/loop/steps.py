@@ -15,9 +15,9 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from training.loop import checkpoints
-from training.loop.config import LoopConfig, as_record
+from training.loop.config import LoopConfig
 from training.loop.data import Collator, bucket_of_step, to_device
-from training.loop.launch import STEPS_BEGUN
+from training.loop.launch import STEPS_BEGUN, settings_of
 from training.loop.optim import allowed_to_skip
 from training.loop.sharding import average_languages, is_sharded, load_model_state, whole
 from training.loop.sources import Clip
@@ -56,7 +56,8 @@ class Run:
         self.collator = Collator(features, processor, config.steps * self.batches_a_step // 4, config.seed, clips, config.spec_masks, config.vtlp)
         self.clips = [f"{c.audio.name} ({c.split}, {c.language}, {c.duration_s} s): {c.text}" for c in [*clips, *validation]]
         self.facts = {
-            "config": {**as_record(config), "mixed_precision": accelerator.mixed_precision}, "batches_a_step": self.batches_a_step,
+            "config": settings_of(accelerator, config), "batches_a_step": self.batches_a_step, "model_languages": model.languages,
+            "starting_base": None if is_sharded(model) else model.master_asr.base_fingerprint(),  # that it starts from: a folder's name says nothing of its values
         }  # fmt: skip
         moving = {id(mapping) for mapping in turns.mappings}
         self.watched = [code for code, a in model.assemblies.items() if id(a.mapping) in moving] or model.languages

@@ -88,7 +88,7 @@ def keep_text(accelerator, model, language: str, splits, config, more: Iterable[
         accelerator.print(f"Read {'with the sentences that it had' if model.config.text(language) else 'greedily'}: {error}")
         return
     if fitting:
-        accelerator.print(f"{language!r} is read with {len(fitting)} sentences in mind, which its files hold: whoever publishes them publishes these (--text none: none).")
+        accelerator.print(f"{language!r} is read with {len(fitting)} sentences in mind, which its files hold: whoever publishes them publishes these (--text none without --more_text: none).")
     for lost, why in (
         (len(more) - len(allowed), "are said in validation or test clips, whose figures they would flatter"),
         (len(given) - len(written), "hold what the alphabet lacks (digits, signs, letters), or are written as others are"),
