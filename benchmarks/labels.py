@@ -50,6 +50,7 @@ STAGE_1_CHOOSING = {  # 1,500 steps, seed 0
     "stage1_choose_clustered": "specialists that start as two clusters of every language's own ones after 500 steps, T at its cluster",
     "stage1_choose_averaged": "W, M, T and heads of the last fifth of the steps, averaged",
     "stage1_own": "K = 6, a specialist for every language, T fixed: what a choice could find",
+    "stage1_choose_free": "... with T free, which starts there at +-0.1",
     "stage1_own_t01": "... with t = 0.1 for 0.3",
     "stage1_onemask": "one mask for all languages",
 }
