@@ -136,7 +136,8 @@ RATES = {  # NAME_seedN.json
     "tried_es6_distilled": "... taught, beside CTC, by what those 600 steps of all weights gave, uncut (commit 402a05d)",
     "es6uncut_assembly_best": "... on the same before it was cut to 41 MB",
     "es6_assembly_small": "preset small, on six layers: the shipped model",
-    "es6uncut_assembly_small": "... on the same before it was cut",
+    "tried_es6_small_4e-3": "... rate of the delta 4e-3 for 3e-3",
+    "es6uncut_assembly_small": "... at 3e-3, on the same before it was cut",
     "es6_assembly_paper": "preset paper, on six layers: the shipped model",
     "tried_es6_paper_row": "... with the row that it starts from, nothing chosen (rate of T 1e-12)",
     "es_full": "full tuning of the dense model: rate 1e-4",
@@ -227,4 +228,7 @@ MORE_STEPS = {
     "six5000fortunes900": "... and, in cs, fortunes, 900,000 letters in all",
     "synthetic": "13 in cs, two in nl, 2,000 steps (as the second line), and an hour of sentences of fortunes in four synthetic voices, greedy",
     "synthetictext": "... with the sentences of all these minutes in mind",
+    "synthetic6000": "the same hour of synthetic voices on six layers, 6,000 steps, as the lines of 5,000, greedy",
+    "synthetic6000text": "... with the sentences of all these minutes in mind",
+    "synthetic6000fortunes900": "... and, in cs, fortunes, 900,000 letters in all",
 }
