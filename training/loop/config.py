@@ -44,7 +44,7 @@ CountOrZero = Annotated[int, Range(at_least=0)]  # 0 stands for "not at all"
 EVALUATE_EVERY = "steps between evaluations, and between checkpoints"
 
 # What may differ between a run and its `--resume`, and why. Everything else has to be as it was.
-MAY_LACK = ("model_languages", "starting_base")  # checkpoints from before these were kept
+MAY_LACK = ("model_languages", "starting_base")  # checkpoints from before these were kept, and sharded models, which are hashed by nobody
 MAY_CHANGE = {
     "out": "the folder may have been moved",
     "data": "so may the recordings: the clips themselves are compared",
@@ -237,6 +237,6 @@ def as_record(config: Settings) -> dict[str, Any]:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What of a run's facts, its config among them, differs and may not, in words."""
     flat = [{**facts, **facts.get("config", {})} for facts in (before, now)]
-    names = [name for name in {**flat[0], **flat[1]} if name != "config" and name not in MAY_CHANGE and (name in flat[0] or name not in MAY_LACK)]
+    names = [name for name in {**flat[0], **flat[1]} if name != "config" and name not in MAY_CHANGE and (name not in MAY_LACK or all(name in facts for facts in flat))]
     pairs = {name: tuple(facts.get(name, "not there") for facts in flat) for name in names}
     return [f"{name}: {then!r} then, {value!r} now" for name, (then, value) in pairs.items() if then != value]

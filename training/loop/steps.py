@@ -57,8 +57,9 @@ class Run:
         self.clips = [f"{c.audio.name} ({c.split}, {c.language}, {c.duration_s} s): {c.text}" for c in [*clips, *validation]]
         self.facts = {
             "config": settings_of(accelerator, config), "batches_a_step": self.batches_a_step, "model_languages": model.languages,
-            "starting_base": None if is_sharded(model) else model.master_asr.base_fingerprint(),  # that it starts from: a folder's name says nothing of its values
         }  # fmt: skip
+        if not is_sharded(model):
+            self.facts["starting_base"] = model.master_asr.base_fingerprint()  # a folder's name says nothing of its values
         moving = {id(mapping) for mapping in turns.mappings}
         self.watched = [code for code, a in model.assemblies.items() if id(a.mapping) in moving] or model.languages
         self.progress, self.saved = Progress(), None
