@@ -52,11 +52,12 @@ def test_the_commands_that_end_a_training_hold_names_with_spaces(tmp_path, monke
     adapt_language.report(AdaptConfig(language="xx", **NAMED), {"test": None, "with_text": {"test": None}})
     command = shlex.split(capsys.readouterr().out.partition("Next: ")[2])
     assert command[:3] == ["python", "-m", "training.transcribe"] and after(command, "--model") == ["my model"] and after(command, "--assembly") == ["my runs/assembly"]
-    result = {"test": None, "with_text": {"test": None}, "minutes": {}, "mapping": {}, "log": {"skipped": [], "broken_clips": {}}}
-    train_multilingual.report(MultilingualConfig(out=NAMED["out"], data=NAMED["data"]), result)
-    command = shlex.split(capsys.readouterr().out.partition("Next: ")[2])
-    assert command[:3] == ["accelerate", "launch", "training/adapt_language.py"]
-    assert after(command, "--model") == ["my runs/model"] and after(command, "--data", 2) == NAMED["data"] and command[-2:] == ["--out", "runs/es"]
+    for had, new in ({"en": 1.0}, "es"), ({"es": 1.0}, "xx"):
+        result = {"test": None, "with_text": {"test": None}, "minutes": had, "mapping": {}, "log": {"skipped": [], "broken_clips": {}}}
+        train_multilingual.report(MultilingualConfig(out=NAMED["out"], data=NAMED["data"]), result)
+        command = shlex.split(capsys.readouterr().out.partition("Next: ")[2])
+        assert command[:3] == ["accelerate", "launch", "training/adapt_language.py"] and command[-4:] == ["--language", new, "--out", f"runs/{new}"]
+        assert after(command, "--model") == ["my runs/model"] and after(command, "--data", 2) == NAMED["data"]
 
 
 def test_the_commands_of_refusals_hold_names_with_spaces(tmp_path, monkeypatch):

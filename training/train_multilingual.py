@@ -158,7 +158,8 @@ def report(config: MultilingualConfig, result: dict) -> None:
     print("\n".join(summary(result)))
     print(f"Wrote {config.out / 'run.json'} and {config.out / 'model'}.")
     model = shlex.quote(str(config.out / "model"))
-    print(f"Next: accelerate launch training/adapt_language.py --model {model} --data YOUR_MANIFEST --language YOURS --out runs/YOURS")
+    language = "xx" if "es" in result["minutes"] else "es"  # one that it has not
+    print(f"Next: accelerate launch training/adapt_language.py --model {model} --data {shlex.join(config.data)} --language {language} --out runs/{language}")
 
 
 def main(argv=None) -> None:
