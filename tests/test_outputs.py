@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES_AND_NORMS, VOCABS, inputs_for, tiny_backbone_config, tiny_model
+from conftest import FAMILIES_AND_NORMS, TWO_FAMILIES, VOCABS, inputs_for, tiny_backbone_config, tiny_model
 from torch.utils.data import Dataset
 from transformers import AutoModel, AutoModelForCTC, Trainer, TrainingArguments
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -213,3 +213,29 @@ def test_languages_without_an_order_are_given_to_no_clip(model, language):
     for ask in (lambda: model(**inputs_for(model), language=language), lambda: processor(text=["ab", "ab"], language=language)):
         with pytest.raises(TypeError, match="language is {.*; one code, or a list of one for each"):
             ask()
+
+
+@pytest.mark.parametrize("language", ["fr", ["fr", "en"]])
+@pytest.mark.parametrize("family", TWO_FAMILIES)
+def test_a_mask_that_says_another_length_of_speech_than_there_is_is_refused(family, language):
+    model = tiny_model(family)
+    inputs = inputs_for(model, lengths=(4000, 2000))
+    left = inputs | {"attention_mask": inputs["attention_mask"].flip(-1)}
+    with pytest.raises(ValueError, match=r"padding before or amid the speech of clips \[1\]; allowed: padding after it"):
+        model(**left, language=language)
+    for wrong in (2 * inputs["attention_mask"], 0.5 * inputs["attention_mask"], inputs["attention_mask"] - 1):
+        with pytest.raises(ValueError, match="attention_mask: got values such as .*; allowed: 1 where there is speech, and 0 after it"):
+            model(**inputs | {"attention_mask": wrong}, language=language)
+    assert torch.equal(model(**inputs | {"attention_mask": inputs["attention_mask"].bool()}, language=language).logits, model(**inputs, language=language).logits)
+    for mask in (inputs["attention_mask"][:1], inputs["attention_mask"][:, :-1], inputs["attention_mask"][0]):
+        with pytest.raises(ValueError, match=r"attention_mask: got shape .*; allowed: \(2, [0-9]+\), a value for each step"):
+            model(**inputs | {"attention_mask": mask}, language=language)
+
+
+@pytest.mark.parametrize("family", TWO_FAMILIES)
+def test_what_is_no_batch_of_clips_is_refused(family):
+    model = tiny_model(family)
+    clips = inputs_for(model)[model.main_input_name]
+    for given in (clips[0], clips[:0], clips[None]):
+        with pytest.raises(ValueError, match=f"{model.main_input_name}: got shape .*; allowed: [23] axes, the first of at least one clip"):
+            model(**{model.main_input_name: given}, language="fr")
