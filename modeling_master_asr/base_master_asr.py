@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
-from .configuration_master_asr import check_folder, copy_code
+from .configuration_master_asr import check_folder
 from .masks_master_asr import BITS, Stamp
 from .upload_master_asr import UploadMixin, one_file_of
 
@@ -224,10 +224,9 @@ class StoredMixin(UploadMixin):
                 f"assemblies= is a keyword of MasterASRForCTC.from_pretrained (AutoModelForCTC), not of {cls.__name__}'s. For the encoder alone with "
                 "further languages: AutoModelForCTC.from_pretrained(..., assemblies=...).master_asr."
             )
-        asked = kwargs.get("quantization_config") or getattr(kwargs.get("config"), "quantization_config", None)
-        if asked is not None:
+        if kwargs.get("quantization_config") is not None:
             raise NotImplementedError(
-                f"quantization_config: got a {type(asked).__name__}; allowed: none. Every language masks the weights that it would quantize "
+                f"quantization_config: got a {type(kwargs['quantization_config']).__name__}; allowed: none. Every language masks the weights that it would quantize "
                 "(some quantizers would pass them over and say nothing). Quantize one language: model.materialize(language), saved and loaded as its stock class."
             )
         dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
@@ -294,7 +293,6 @@ class StoredMixin(UploadMixin):
             raise
         for name in one_file_of(name for name, _ in _indices_of_shards(save_directory).items() - there.items()):
             Path(save_directory, name).unlink(missing_ok=True)
-        copy_code(save_directory)
         stored = base.stored
         as_stored = stored is not None and stored.loaded and stored.fingerprint is not None and stored.fingerprint == self.config.fingerprint
         may_keep = stored is not None and (stored.on_hub or base._cast_on_load)  # rounded while it was loaded, it is the base of those files yet

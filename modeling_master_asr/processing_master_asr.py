@@ -241,8 +241,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             name = self.feature_extractor.model_input_names[0]
             axis = family_reading(self.feature_extractor).time_axis
             features = as_list(features)
-            if labels is None and any(isinstance(f, Mapping) and "labels" in f for f in features):
-                labels = [f["labels"] for f in features if isinstance(f, Mapping) and "labels" in f]
+            labels = labels if labels is not None else [f["labels"] for f in features if isinstance(f, Mapping) and "labels" in f] or None
             clips = [row_of(f, name, axis, np.float32) for f in features]
             batch[name], batch["attention_mask"] = pad_rows(clips, axis, 0.0, **how)
         if labels is not None:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr.assembly_master_asr import replace_file
 from modeling_master_asr.backbone_master_asr import family_of
 from training.loop.launch import run
 from training.loop.models import model_argument
@@ -66,9 +67,9 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
     wrapped = _Logits(plain).eval()
     example = example_of(plain, EXAMPLE_S)
     time_axis = {example.ndim + family_of(plain.config).time_axis: torch.export.Dim.DYNAMIC}
-    part = Path(path).with_name(Path(path).name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    differences = []
+
+    def write(part: Path) -> None:
         torch.onnx.export(
             wrapped, (example,), str(part), input_names=["inputs"], output_names=["logits"], dynamo=True,
             dynamic_shapes={"inputs": time_axis}, external_data=False, verbose=False,
@@ -77,14 +78,13 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
         other = example_of(plain, OTHER_S)
         expected = wrapped(other).numpy()
         found = session.run(None, {"inputs": other.numpy()})[0]
-        difference = float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else float("inf")
-        if not difference < TOLERANCE:
-            raise RuntimeError(f"The ONNX model differs from PyTorch by {difference:.2g} of the largest logit (allowed: {TOLERANCE}).")
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return difference
+        differences.append(float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else float("inf"))
+        if not differences[0] < TOLERANCE:
+            raise RuntimeError(f"The ONNX model differs from PyTorch by {differences[0]:.2g} of the largest logit (allowed: {TOLERANCE}).")
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(Path(path), write)
+    return differences[0]
 
 
 def main(argv=None) -> None:

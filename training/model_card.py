@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "model_cards" / "template.md"
 READING = {True: "Greedy, no language model", False: "Each language decoded with the character n-gram language model of the sentences that it keeps"}  # by an evaluation's "greedy"
 PICTURE = "language_similarity.png"
-FACTS = {"title", "repo", "license", "dataset", "training_data", "limits", "licences"}
+FACTS = ("title", "repo", "license", "dataset", "training_data", "limits", "licences")
 
 
 def similarity_words(distances: np.ndarray, languages: list[str]) -> str:
@@ -73,7 +73,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_argument, required=True, help="folder or hub id")
     parser.add_argument("--evaluation", required=True, type=Path, help="JSON of training.evaluate")
-    parser.add_argument("--facts", required=True, type=Path, help="JSON: title, repo, license, dataset, training_data, limits, licences")
+    parser.add_argument("--facts", required=True, type=Path, help=f"JSON: {', '.join(FACTS)}")
     parser.add_argument("--out", required=True, type=Path, help="folder of README.md and the picture")
     args = parser.parse_args(argv)
     model = MasterASRForCTC.from_pretrained(args.model)
@@ -95,7 +95,7 @@ def main(argv=None) -> None:
         parser.error(f"--evaluation: {args.evaluation} was read with sentences in mind, of which the model has none. Evaluate it once more.")
     print("".join(f"{line}\n" for line in flattered(evaluation)), end="")
     facts = json.loads(args.facts.read_text(encoding="utf-8"))
-    if lacking := sorted(FACTS - set(facts)):
+    if lacking := sorted(set(FACTS) - set(facts)):
         parser.error(f"--facts: {args.facts} lacks {lacking}.")
     args.out.mkdir(parents=True, exist_ok=True)
     distances = gate_differences(model)
