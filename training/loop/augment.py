@@ -33,15 +33,15 @@ def spec_augment(features: np.ndarray, rng: random.Random, spec_masks: int) -> n
     return features
 
 
-def other_throat(features: np.ndarray, mel_filters: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Log-mel features `(mels, frames)` with their formants divided by a factor out of `THROATS`, `(mels, frames)`: vocal tract length perturbation (Jaitly and Hinton, 2013).
+def other_throat(features: np.ndarray, mel_filters: np.ndarray, factor: float) -> np.ndarray:
+    """Log-mel features `(mels, frames)` with their formants divided by `factor`, `(mels, frames)`: vocal tract length perturbation (Jaitly and Hinton, 2013).
 
     Args:
         mel_filters: the extractor's, `(frequencies, mels)`.
     """
     mels = np.arange(mel_filters.shape[1])
     centres = mel_filters.argmax(0) + 1e-5 * mels  # in steps of its frequencies; the lowest filters share theirs
-    moved = np.interp(np.minimum(centres * rng.uniform(*THROATS), len(mel_filters) - 1), centres, mels)
+    moved = np.interp(np.minimum(centres * factor, len(mel_filters) - 1), centres, mels)
     low = np.floor(moved).astype(int)
     part = (moved - low)[:, None].astype(features.dtype)
     return features[low] * (1 - part) + features[np.minimum(low + 1, mels[-1])] * part

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_master_asr.audio_master_asr import check_audio, decode_audio, resample
-from training.loop.augment import SPEEDS, hears_mels, other_throat, spec_augment
+from training.loop.augment import SPEEDS, THROATS, hears_mels, other_throat, spec_augment
 from training.loop.record import write_whole
 from training.loop.recordings import identity_of
 from training.loop.sources import Clip
@@ -318,7 +318,7 @@ class Collator:
             clip, feature = self._readable(clip, rng.choice(SPEEDS) if augment else 1.0, step)
             read.append(clip)
             if augment and self.hears_mels and self.vtlp and rng.random() < self.vtlp:
-                feature = other_throat(feature, self.processor.feature_extractor.mel_filters, rng)
+                feature = other_throat(feature, self.processor.feature_extractor.mel_filters, rng.uniform(*THROATS))
             if augment and self.hears_mels:
                 feature = spec_augment(feature, rng, self.spec_masks)
             features.append(feature)
