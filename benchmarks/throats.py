@@ -66,7 +66,8 @@ def main(argv=None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     model = MasterASRForCTC.from_pretrained(args.model)
-    processor, clips = processor_of(model, args.model), read_data(args.data, args.out.parent / "recordings")
+    processor = processor_of(model, args.model)
+    clips, _ = read_data(args.data, args.out.parent / "recordings")
     added = read_with_more(model, args.more_text, clips)
     heard = hear(model, processor, select(clips, args.split, args.languages))
     result = {**facts_of_run(model), "split": args.split, "more_text": added}
