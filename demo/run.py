@@ -72,7 +72,6 @@ def adapt(model, processor, features, clips, config: AdaptConfig, test_minutes: 
     """Adds Spanish and trains its assembly; returns CER before and after, greedy and with its sentences in mind, and its size."""
     set_seed(config.seed)
     checkpoints.clear(config.out)
-    config.out.mkdir(parents=True, exist_ok=True)
     training, test = select(clips, "train", [LANGUAGE], config.minutes), select(clips, "test", [LANGUAGE], test_minutes)
     splits = Splits(training, select(clips, "validation", [LANGUAGE], test_minutes), test)
     add_language(model, processor, features, training, config)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -19,6 +18,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_master_asr import PAPER_PARTS, MasterASRConfig, vocab_digest
+from .files_master_asr import replace_file, replace_text
 from .packing_master_asr import misfits, packed, rounded, shapes_in_file, unpacked
 
 ASSEMBLY_CONFIG_NAME = "assembly_config.json"
@@ -353,13 +353,13 @@ class Assemblies(nn.ModuleDict):
         return isinstance(language, str) and super().__contains__(self._key(language))
 
     def __iter__(self) -> Iterator[str]:
-        return (unquote(key.removeprefix("lang_")) for key in self._modules)
+        return iter([unquote(key.removeprefix("lang_")) for key in list(self._modules)])  # of now: other threads may change languages meanwhile
 
     def keys(self):
         return list(self)
 
     def items(self):
-        return [(language, self[language]) for language in self]
+        return [(unquote(key.removeprefix("lang_")), assembly) for key, assembly in list(self._modules.items())]
 
 
 def file_name(language: str) -> str:
@@ -423,31 +423,6 @@ def _plain(value):
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         return value.item()
     raise TypeError(f"{value!r} is no fact that JSON holds; numbers, texts, lists and dicts are. Nothing was written.")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """`replace_file` with a text."""
-    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside and then renames it; nothing half is left on a full disk, and no link of a folder that came from elsewhere is followed.
-
-    Args:
-        write: writes what it is given the path of.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.unlink(missing_ok=True)
-        part.touch()
-        mode = part.stat().st_mode  # as this process makes files; safetensors' nobody else can read
-        part.unlink()
-        write(part)
-        part.chmod(mode)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def sizes(state: dict[str, torch.Tensor], text: str) -> dict[str, float]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
-from .configuration_master_asr import check_folder
+from .files_master_asr import check_folder
 from .masks_master_asr import BITS, Stamp
 from .upload_master_asr import UploadMixin, one_file_of
 
@@ -92,7 +92,7 @@ def _checksum(tensor: torch.Tensor) -> Optional[tuple[int, ...]]:
     """Sums of a tensor's bits along its rows and along its columns, weighted by their places; none without values."""
     if tensor.is_meta or not tensor.numel():
         return None
-    bits = tensor.detach().view(BITS[tensor.element_size()]) if tensor.element_size() in BITS else tensor.detach()
+    bits = tensor.detach().view(BITS[tensor.element_size()])
     table = bits.reshape(len(bits), -1) if bits.dim() else bits.reshape(1, 1)
     sums = [table.sum(axis, dtype=torch.int64) for axis in (0, 1)]
     return tuple(int((values * torch.arange(1, len(values) + 1, device=values.device)).sum()) for values in sums)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from inspect import signature
-from pathlib import Path
+from os import PathLike
 from typing import Any, Optional, Union
-from uuid import uuid4
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
+
+from .files_master_asr import copy_code, is_path
 
 logger = logging.get_logger(__name__)
 
@@ -170,36 +170,6 @@ def from_preset(preset: str, parts=None, rank: Optional[int] = None, targets: Op
         raise ValueError(f"preset must be one of {list(PRESETS)}; got {preset!r}.")
     said = {"parts": parts if parts is None or isinstance(parts, str) else list(parts), "rank": rank, "targets": targets}
     return {name: value if said[name] is None else said[name] for name, value in PRESETS[preset].items()}
-
-
-def copy_code(folder: Union[str, Path], links_only: bool = False) -> None:
-    """Copies every file that `trust_remote_code` needs into `folder`, also from a model that was itself loaded remotely.
-
-    Args:
-        links_only: only in the places of links: before Transformers copies code by itself, into the clone that links lead to.
-    """
-    for source in Path(__file__).parent.glob("*_master_asr.py"):
-        target = Path(folder) / source.name
-        if target.resolve() != source.resolve() and (target.is_symlink() or not links_only):
-            part = target.with_name(f"{target.name}.{uuid4().hex}.part")  # beside, and renamed: a link is replaced, and others may write here too
-            part.write_bytes(source.read_bytes())
-            os.replace(part, target)
-
-
-def is_path(name: str) -> bool:
-    """Whether a model's name is a folder of this machine (or of another), and no hub id."""
-    return bool(name) and (name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_dir())
-
-
-def check_folder(name: str) -> str:
-    """Returns the name of a model or an assembly, which is a folder that is there, or may be a hub id.
-
-    Raises:
-        FileNotFoundError: for what can only be a folder, and is none: no hub is asked for it.
-    """
-    if is_path(name) and not Path(name).is_dir():
-        raise FileNotFoundError(f"No folder at {name} (seen from {Path.cwd().name or '/'}). The path of a folder or a hub id, owner/name, is wanted.")
-    return name
 
 
 def without_paths(config: dict) -> dict:
@@ -402,7 +372,7 @@ class MasterASRConfig(PreTrainedConfig):
         if counts:
             logger.warning(f"This publishes the sentences that its languages are read with, so many of each: {counts}. model.set_text(code, []) takes them away.")
 
-    def save_pretrained(self, save_directory: Union[str, Path], *args, **kwargs):
+    def save_pretrained(self, save_directory: Union[str, PathLike], *args, **kwargs):
         """As in Transformers, plus the code files that its `auto_map` names; never into the place that a link leads to."""
         copy_code(save_directory, links_only=True)
         saved = super().save_pretrained(save_directory, *args, **kwargs)

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoFeatureExtractor, PreTrainedModel
 
 from .artisan_master_asr import ArtisanLinear, as_assembled
 from .backbone_master_asr import family_of
-from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, check_folder, from_preset
+from .configuration_master_asr import SPECIAL_TOKENS, MasterASRConfig, from_preset
+from .files_master_asr import check_folder
 
 
 def build_backbone(backbone_config, num_specialists: int, targets: Optional[list[str]]) -> PreTrainedModel:

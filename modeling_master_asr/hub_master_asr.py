@@ -24,11 +24,11 @@ from .assembly_master_asr import (
     is_adapted,
     read_listed,
     read_tensors,
-    replace_text,
     write_assembly,
 )
 from .base_master_asr import HUB_KWARGS, StoredBase, check_base
-from .configuration_master_asr import PIPELINE_TASK, check_folder, is_path
+from .configuration_master_asr import PIPELINE_TASK
+from .files_master_asr import check_folder, is_path, replace_text
 from .processing_master_asr import MasterASRProcessor
 from .upload_master_asr import open_repo, upload
 
@@ -153,13 +153,16 @@ def with_tags(card: str, tags: list[str]) -> str:
     return str(card)
 
 
+NEEDS = 'Needs `pip install "transformers>=5.23,<6" soundfile soxr` and torch 2.10 or newer.'
+
+
 def default_card(config) -> str:
     """A model card that says what is known from the config alone; `training.model_card` writes the full one."""
     data = card_data(config.languages, base_model=hub_id_of(config.base_model), tags=["master-asr", "ctc", "multilingual"])
     listed = ", ".join(code_span(code) for code in config.languages)
     body = (
         f"# Master-ASR\n\nLanguages: {listed}. K = {config.num_specialists} specialists, sparsity {config.sparsity}.\n\n"
-        "```python\nfrom transformers import pipeline\n\n"
+        f"{NEEDS}\n\n```python\nfrom transformers import pipeline\n\n"
         'asr = pipeline("automatic-speech-recognition", model="THIS_REPO", trust_remote_code=True)\n'
         f'asr("clip.wav", language={json.dumps(next(iter(config.languages), "xx"))})\n```\n'
     )
@@ -191,7 +194,7 @@ def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
         lines += ["", "† Minutes that nobody transcribed: the language wrote them down itself, and trained on with them."]
     revision = f", revision={json.dumps(first['base_revision'])}" if first.get("base_revision") else ""
     lines += [
-        "", "```python", "from transformers import AutoModelForCTC", "",
+        "", NEEDS, "", "```python", "from transformers import AutoModelForCTC", "",
         f"model = AutoModelForCTC.from_pretrained({json.dumps(first['base'])}{revision}, trust_remote_code=True)",
         f"model.load_assembly({json.dumps(repo_id)}, language={json.dumps(code)})", "```", "",
         f"They fit that base alone (fingerprint {code_span(first['fingerprint'][:12])}): any other refuses them.",
@@ -226,6 +229,19 @@ def write_assembly_card(folder: Path, repo_id: str) -> None:
         logger.warning(f"{CARD_NAME} of {repo_id} stays as it is: it is not ours. To have our table in it, add the lines\n{BEGIN}\n{END}")
     else:
         replace_text(path, card)
+
+
+def card_given(card: Union[str, Path, None]) -> Union[str, Path, None]:
+    """What is given as a card: its text as it is, or its path, also one in a str.
+
+    Raises:
+        FileNotFoundError: for a path where no file is.
+    """
+    is_path_of_one = isinstance(card, str) and "\n" not in card and card.endswith(".md")
+    card = Path(card) if is_path_of_one else card
+    if isinstance(card, Path) and not card.is_file():
+        raise FileNotFoundError(f"No card at {card}. Pass the path of a README.md, or its text.")
+    return card
 
 
 def pictures_of(card: str, beside: Path) -> dict[str, Path]:
@@ -447,7 +463,7 @@ class HubMixin:
 
         Args:
             processor: None: the model's own, `MasterASRProcessor.from_model(model)`.
-            card: text of README.md, or its path (the pictures that it shows go along); None keeps the repo's, or writes a short one.
+            card: text of README.md, or the path of a .md (the pictures that it shows go along); None keeps the repo's, or writes a short one.
             revision: a branch, made if it is not there.
             create_pr: whether to propose the commit in place of making it.
             tags: further ones of the card, beside those of `add_model_tags`.
@@ -455,12 +471,14 @@ class HubMixin:
 
         Raises:
             TypeError: for a keyword that nothing reads.
+            FileNotFoundError: for the path of a card that is not there.
             ValueError: if what would be uploaded holds a token or a path of this machine, or for `private` on a public repo; while an adapter
                 of Transformers' own is on.
             HfHubHTTPError: if the upload fails, or somebody else pushed meanwhile; the repo is then as it was.
         """
         self._check_push(save_kwargs)
         tags = [*(tags or []), *(self.model_tags or [])]
+        card = card_given(card)
         processor = processor or MasterASRProcessor.from_model(self)
         processor.check_model(self)
         self.config.warn_of_sentences(self.languages)
@@ -501,7 +519,7 @@ class HubMixin:
             )
 
     def _write_repo(
-        self, folder: Path, repo_id: str, processor: MasterASRProcessor, card: Union[str, Path, None], tags: Optional[list[str]], **save_kwargs
+        self, folder: Path, repo_id: str, processor: MasterASRProcessor, card: Union[str, Path, None], tags: list[str], **save_kwargs
     ) -> str:  # fmt: skip
         """Writes all that `push_to_hub` uploads, and returns the fingerprint in it."""
         self.save_pretrained(folder, **save_kwargs)

@@ -188,7 +188,7 @@ class LanguageMixin:
         return assembly
 
     def check_is_own(self, language: str, instead: str) -> None:
-        """Whether a language is the model's own: what is done to it while it is a PEFT adapter would change the config and not what is read.
+        """Refuses a language that is a PEFT adapter: what is done to it then would change the config and not what is read.
 
         Raises:
             KeyError: if it is not loaded.

@@ -26,7 +26,7 @@ from .artisan_master_asr import pack_mask, unpack_mask
 
 SAMPLE = 67  # values of each tensor that a stamp looks at, or so: a hundredth of a forward of one second of audio (benchmarks/masks.py, rule)
 # In evaluation so many languages keep dense assembled weights whatever their size, and more as long as all of them fit into so many
-# bytes; the others keep packed masks, and a request in one of those first makes its weights again.
+# bytes (of a store: `dense_bytes`); the others keep packed masks, and a request in one of those first makes its weights again.
 DENSE_LANGUAGES, DENSE_BYTES = 2, 512 << 20
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # values are compared as bits: NaN equals itself
 
@@ -92,16 +92,20 @@ class MaskStore:
 
     A mask is a function of its layer's specialists, the gate bits and the language's own specialist. Languages with the same
     gates share it, so a layer keeps at most 2^K of them, and never more than there are languages.
+
+    Args:
+        dense_bytes: of dense weights, in which as many languages are kept as fit, and two in any case; may be set at any time.
     """
 
-    def __init__(self):
+    def __init__(self, dense_bytes: int = DENSE_BYTES):
+        self.dense_bytes = dense_bytes
         self._lock = threading.Lock()
         self.forget()
         with _LOCK:
             _STORES.add(self)
 
     def __reduce__(self):
-        return MaskStore, ()  # a copy, or a pickle, starts with nothing kept
+        return MaskStore, (self.dense_bytes,)  # a copy, or a pickle, starts with nothing kept
 
     def forget(self) -> None:
         """Drops everything."""
@@ -193,7 +197,7 @@ class MaskStore:
         with self._lock:
             self._dense[key] = kept
             self._dense.move_to_end(key)
-            while len(self._dense) > DENSE_LANGUAGES and sum(size for *_, size in self._dense.values()) > DENSE_BYTES:
+            while len(self._dense) > DENSE_LANGUAGES and sum(size for *_, size in self._dense.values()) > self.dense_bytes:
                 self._dense.popitem(last=False)
             self._sources.update(map(id, sources))
         return kept[1]

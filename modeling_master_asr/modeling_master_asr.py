@@ -131,7 +131,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             self.assemblies[language] = self.new_assembly(language)
         named = inspect.signature(self.backbone.forward).parameters.values()
         self._encoder_keywords = frozenset(p.name for p in list(named)[1:] if p.kind is p.POSITIONAL_OR_KEYWORD) - {"attention_mask"}
-        self._masks = MaskStore()
+        self.masks = MaskStore()
         self._is_sharded = False
         self.post_init()
 
@@ -184,17 +184,12 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         elsewhere, assembly = self.layout.elsewhere(), self.assemblies[language] if assembly is None else assembly
         # Once seen it holds: a model that keeps its weights gathered after a forward shows plain tensors in the next.
         self._is_sharded = self._is_sharded or elsewhere == "shards"
-        store = None if self._is_sharded or elsewhere else self._masks
+        store = None if self._is_sharded or elsewhere else self.masks
         return AssembledWeights(self.layout, assembly, language, self.config.sparsity, store, len(self.assemblies), self.training)
-
-    @property
-    def masks(self) -> MaskStore:
-        """What was selected and assembled before."""
-        return self._masks
 
     def _forget(self) -> None:
         """Drops what was kept of masks, weights and the fingerprint: called by everything that may write to what they are made of."""
-        self._masks.forget()
+        self.masks.forget()
         self.forget_fingerprint()
 
     def train(self, mode: bool = True):
@@ -253,6 +248,8 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             )
         inputs = self.check_inputs(input_values, input_features)
         self._check_mask(inputs, attention_mask)
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.long()  # half precision, to which whole batches are cast, cannot count so far
         if owned is None:
             language = self.resolve_languages(language, len(inputs))  # from here on one code a clip
             owned = Owned(self.assemblies, language)
@@ -266,7 +263,10 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             piece = inputs[index]
             if length is not None:  # equal lengths: no padding at all
                 piece, mask = piece.narrow(self.family.time_axis, 0, length), mask[:, :length]
-            pieces.append(self._encode(piece, mask, language[clips[0]], owned, **kwargs))
+            own = kwargs
+            if (hidden := kwargs.get("mask_time_indices")) is not None:  # (B, T), the one keyword that has a row for each clip
+                own = {**kwargs, "mask_time_indices": hidden[index][:, : int(self.frame_counts(piece, None)[0])]}
+            pieces.append(self._encode(piece, mask, language[clips[0]], owned, **own))
             order += clips
         return _merge(pieces, order)
 
@@ -327,7 +327,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             for clip, code in enumerate(codes):
                 groups.setdefault((code, None), []).append(clip)
             return [(clips, None) for clips in groups.values()]
-        sums = attention_mask.sum(-1).long()
+        sums = attention_mask.sum(-1, dtype=torch.long)
         lengths, frames = torch.stack([sums, self.family.frame_counts(self.backbone, sums)]).tolist()  # one look at values: each ends a graph
         for clip, (code, length) in enumerate(zip(codes, lengths)):
             groups.setdefault((code, length if by_length else None), []).append(clip)
@@ -344,9 +344,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
             # again: that call ends a graph, and what follows may run as it is, where readers' threads would meet; training, which is one thread's, needs it
             if torch.compiler.is_dynamo_compiling() or torch.is_grad_enabled():
                 return self._encode_in_places(weights, inputs, kwargs)
-            return self._encode_as_it_is(inputs, language, owned, kwargs)
-        with assembled_as(self.assembled(language, owned.assemblies[language])):
-            return self.backbone(inputs, **kwargs)
+        return self._encode_as_it_is(inputs, language, owned, kwargs)
 
     def _encode_in_places(self, weights: dict[str, torch.Tensor], inputs, kwargs: dict) -> BaseModelOutput:
         """A function of its own: where an encoder ends a graph in training, torch gives up compiling what a `with` stands in, for evaluation too."""
@@ -355,7 +353,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
 
     @torch.compiler.disable
     def _encode_as_it_is(self, inputs, language: str, owned: Owned, kwargs: dict) -> BaseModelOutput:
-        """Where torch has given up compiling: it would go on with the layers, one by one, which read the language of the call."""
+        """Also where torch has given up compiling: it would go on with the layers, one by one, which read the language of the call."""
         with assembled_as(self.assembled(language, owned.assemblies[language])):
             return self.backbone(inputs, **kwargs)
 
@@ -372,7 +370,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         if attention_mask is None:
             lengths = torch.full((len(inputs),), inputs.shape[self.family.time_axis], device=inputs.device)
         else:
-            lengths = attention_mask.sum(-1)
+            lengths = attention_mask.sum(-1, dtype=torch.long)
         return self.family.frame_counts(self.backbone, lengths).to(torch.long).clamp(min=0)  # the convolutions' formula falls below
 
 
@@ -451,6 +449,8 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         """
         inputs = self.master_asr.check_inputs(input_values, input_features)
         codes = self.master_asr.resolve_languages(language, len(inputs), STOCK_PIPELINE)
+        if labels is not None and getattr(labels, "ndim", 0) != 2:
+            raise ValueError(f"labels: got {f'shape {tuple(labels.shape)}' if hasattr(labels, 'shape') else type(labels).__name__}; allowed: a tensor (clips, label length), -100 where padded. processor(text=...) makes it.")
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
         owned = Owned(self.assemblies, codes)

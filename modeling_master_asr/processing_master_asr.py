@@ -24,7 +24,8 @@ from transformers.utils import logging
 
 from .audio_master_asr import MAX_DURATION_S, MIN_SAMPLES, check_audio, clips_of, is_recording, read_audio
 from .backbone_master_asr import SAMPLING_RATE_HZ, family_of, family_reading
-from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab, copy_code
+from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab
+from .files_master_asr import copy_code
 from .text_master_asr import characters_of, spelled, tokens_of
 from .upload_master_asr import UploadMixin
 
@@ -418,7 +419,6 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in Transformers, plus the code files remote loading needs."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
         saved = super().save_pretrained(save_directory, **kwargs)
         copy_code(save_directory)
         return saved

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Optional, Union
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
 
-from .configuration_master_asr import copy_code
+from .files_master_asr import copy_code
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
 TEXT_FILES = (".json", ".md", ".txt", ".yaml", ".yml", ".jinja")
@@ -52,16 +51,12 @@ def open_repo(api: HfApi, repo_id: str, private: Optional[bool], revision: Optio
     Raises:
         ValueError: if `private` is asked for and the repo is there already, and public.
     """
-    try:
-        is_private = api.model_info(repo_id).private
-    except RepositoryNotFoundError:
-        is_private = None
-    if private and is_private is False:
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner: of a name alone nobody could say what is there
+    if private and not api.model_info(repo_id).private:
         raise ValueError(
             f"{repo_id} is there already, and public: private=True would not change that. Push to another repo, or make it private "
             f"first: huggingface_hub.HfApi().update_repo_settings({repo_id!r}, private=True)."
         )
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     return repo_id, open_branch(api, repo_id, revision)
 
 

@@ -24,7 +24,7 @@ def check_mel_frames(mel_frames: int, max_source_positions: int) -> None:
     if mel_frames > 2 * max_source_positions:
         raise ValueError(
             f"A Whisper backbone takes at most {2 * max_source_positions} mel frames (30 s) at once; got {mel_frames}. "
-            "Cut long audio: pipeline(..., chunk_length_s=30), or training.transcribe."
+            "Cut long audio: pipeline(..., chunk_length_s=10), or training.transcribe."
         )
 
 

@@ -24,7 +24,6 @@ STAGE_2 = [*STAGE_1, "--model", "nowhere", "--language", "es"]
 @pytest.mark.parametrize("script, option, value, allowed", [
     (train_multilingual, "--head_learning_rate", "nan", "a number above 0"),
     (train_multilingual, "--learning_rate", "-0.001", "a number above 0"),
-    (train_multilingual, "--specialists_learning_rate", "0.0", "a number above 0"),
     (train_multilingual, "--minutes_per_language", "0.0", "a number above 0"),
     (train_multilingual, "--sparsity", "1.0", "a number at least 0 and below 1"),
     (train_multilingual, "--beta", "0", "a whole number at least 1"),

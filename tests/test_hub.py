@@ -389,8 +389,10 @@ def test_private_on_a_public_repo_is_refused_with_the_way_out(hub, pushed, cache
         pushed.push_to_hub(MODEL, private=True, token=TOKEN)
     with pytest.raises(ValueError, match="is there already, and public"):
         pushed.push_assembly_to_hub("fr", MODEL, private=True, token=TOKEN)
+    with pytest.raises(ValueError, match=f"{MODEL} is there already, and public"):
+        pushed.push_to_hub(MODEL.removeprefix("tester/"), private=True, token=TOKEN)  # whose owner is the token's
     assert len(hub.repos[MODEL].commits) == commits
-    pushed.push_to_hub("tester/secret", private=True, token=TOKEN)
+    pushed.push_to_hub("secret", private=True, token=TOKEN)
     pushed.push_to_hub("tester/secret", private=True, token=TOKEN)  # private already
     assert hub.repos["tester/secret"].private
 

@@ -13,6 +13,7 @@ from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 from transformers import TrainingArguments
 
 from modeling_master_asr import MasterASRProcessor
+from training.loop.augment import SPEEDS
 from training.loop.data import Collator, Features, drop_impossible, has_frames
 from training.loop.sources import Clip
 from training.loop.trainer import MasterASRTrainer
@@ -64,12 +65,11 @@ def test_the_frames_of_a_faster_clip_and_the_blanks_between_doubles_count(tmp_pa
     processor = MasterASRProcessor.from_model(model)
     frame_s = model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
 
-    def is_kept(text, frames, speed=1.0) -> bool:
-        return has_frames(Clip(tmp_path / "a.wav", "en", text, (frames + 1.5) * frame_s, "train"), processor, model, speed)
+    def is_kept(text, frames) -> bool:
+        return has_frames(Clip(tmp_path / "a.wav", "en", text, (frames + 1.5) * frame_s, "train"), processor, model)
 
-    assert is_kept("abab", 4) and not is_kept("abab", 3)
-    assert is_kept("aabb", 6) and not is_kept("aabb", 5)  # a blank between two of the same
-    assert is_kept("ab" * 20, 40) and not is_kept("ab" * 20, 40, speed=1.1) and is_kept("ab" * 20, 46, speed=1.1)
+    assert is_kept("ab" * 20, 44) and not is_kept("ab" * 20, 42)  # at 1.1 of their speed 40 and 38
+    assert is_kept("aabb" * 10, 66) and not is_kept("aabb" * 10, 64)  # a blank between two of the same
 
 
 def test_clips_shorter_than_what_their_encoder_masks_at_once_are_dropped_before_a_batch_of_them_kills_the_run(tmp_path):
@@ -79,14 +79,14 @@ def test_clips_shorter_than_what_their_encoder_masks_at_once_are_dropped_before_
     model.master_asr.backbone.masked_spec_embed = torch.nn.Parameter(torch.zeros(encoder.hidden_size))  # as encoders that mask have it
     processor = MasterASRProcessor.from_model(model)
     frame_s = model.config.inputs_to_logits_ratio / processor.sampling_rate_hz
-    clips = [Clip(tmp_path / "a.wav", "en", "ab", (frames + 1.5) * frame_s, "train") for frames in (11, 12)]
-    assert [has_frames(clip, processor, model, 1.0) for clip in clips] == [False, True]
-    batch = {"input_values": torch.randn(1, int(clips[1].duration_s * processor.sampling_rate_hz)), "labels": torch.tensor([[3, 4]])}
+    clips = [Clip(tmp_path / "a.wav", "en", "ab", (frames + 1.5) * frame_s * max(SPEEDS), "train") for frames in (11, 12)]
+    assert [has_frames(clip, processor, model) for clip in clips] == [False, True]
+    batch = {"input_values": torch.randn(1, int(clips[1].duration_s / max(SPEEDS) * processor.sampling_rate_hz)), "labels": torch.tensor([[3, 4]])}
     assert bool(model.train()(**batch, language="en").loss.isfinite())
     with pytest.raises(ValueError, match="`mask_length` has to be smaller than `sequence_length`"):  # what it would be
         model(input_values=batch["input_values"][:, : batch["input_values"].shape[1] - 3 * model.config.inputs_to_logits_ratio], labels=batch["labels"], language="en")
     encoder.apply_spec_augment = False
-    assert has_frames(clips[0], processor, model, 1.0)
+    assert has_frames(clips[0], processor, model)
 
 
 def test_a_result_claims_the_minutes_that_were_heard_and_keeps_the_sentences_of_these_alone(corpus, tmp_path):  # noqa: F811

@@ -274,9 +274,9 @@ def test_what_trains_keeps_no_mask(monkeypatch):
 
 
 @torch.no_grad()
-def test_no_more_masks_are_kept_than_languages_and_without_room_no_more_dense_weights_than_two_languages(monkeypatch):
-    monkeypatch.setattr(masks, "DENSE_BYTES", 0)
+def test_no_more_masks_are_kept_than_languages_and_without_room_no_more_dense_weights_than_two_languages():
     model = tiniest(("mapping", "head"))
+    model.master_asr.masks.dense_bytes = 0
     inputs = inputs_for(model, (1600, 1600))
     for _ in range(20):  # gates that move leave masks behind that are no language's any more
         for code in model.languages:
@@ -287,7 +287,7 @@ def test_no_more_masks_are_kept_than_languages_and_without_room_no_more_dense_we
 
 
 @torch.no_grad()
-def test_as_many_languages_keep_dense_weights_as_there_is_room_for(monkeypatch):
+def test_as_many_languages_keep_dense_weights_as_there_is_room_for():
     model = tiniest(("mapping", "head"))
     inputs, store = inputs_for(model, (1600, 1600)), model.master_asr.masks
     for code in "abcd":
@@ -298,7 +298,7 @@ def test_as_many_languages_keep_dense_weights_as_there_is_room_for(monkeypatch):
     assert [code for code, *_ in store._dense] == model.languages
     room = sum(tensor.nbytes for tensor in next(made for (code, *_), (_, made, _) in store._dense.items() if code == "d").values())  # of the largest: preset best owns more than a mapping
     model.master_asr._forget()
-    monkeypatch.setattr(masks, "DENSE_BYTES", 3 * room)
+    store.dense_bytes = 3 * room
     for code in "abcd" * 2:
         model(**inputs, language=code)
         assert sum(tensor.nbytes for _, made, _ in store._dense.values() for tensor in made.values()) <= 3 * room
@@ -307,7 +307,7 @@ def test_as_many_languages_keep_dense_weights_as_there_is_room_for(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("preset", ["paper", "small", "best"])
-def test_dense_weights_count_from_the_start_as_what_they_will_be(preset, monkeypatch):
+def test_dense_weights_count_from_the_start_as_what_they_will_be(preset):
     """Threads that ask for many languages at once fill all of them after the last has begun."""
     model = tiniest(("mapping", "head"))
     inputs, store = inputs_for(model, (1600, 1600)), model.master_asr.masks
@@ -316,7 +316,7 @@ def test_dense_weights_count_from_the_start_as_what_they_will_be(preset, monkeyp
     model.eval()
     model(**inputs, language="a")
     of_one = sum(tensor.nbytes for tensor in next(iter(store._dense.values()))[1].values())
-    monkeypatch.setattr(masks, "DENSE_BYTES", 3 * of_one)
+    store.dense_bytes = 3 * of_one
     begun = [model.master_asr.assembled(code) for code in "abcdef"]
     for language in begun:
         for layer in [*model.master_asr.layout.linear, *model.master_asr.layout.norms]:
@@ -344,9 +344,9 @@ def test_a_language_that_is_replaced_or_removed_costs_the_others_nothing(tmp_pat
 
 
 @torch.no_grad()
-def test_the_language_that_was_asked_for_longest_ago_is_the_first_to_be_forgotten(monkeypatch):
-    monkeypatch.setattr(masks, "DENSE_BYTES", 0)
+def test_the_language_that_was_asked_for_longest_ago_is_the_first_to_be_forgotten():
     model = tiniest(("mapping", "head"))
+    model.master_asr.masks.dense_bytes = 0
     inputs, codes = inputs_for(model, (1600, 1600)), model.languages[:3]
     model.eval()
     assert len(codes) == DENSE_LANGUAGES + 1
@@ -567,3 +567,12 @@ def test_a_model_that_is_built_in_another_thread_meanwhile_disturbs_no_optimizer
     torch.optim.SGD([weight], lr=0.1).step()
     built[0].join()
     assert len(kept) == 3 and set(masks._STORES) == set(kept)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_model_and_a_pickle_have_as_much_room_for_dense_weights_and_nothing_in_it():
+    model = tiniest(("mapping", "head"))
+    model.master_asr.masks.dense_bytes = 12345
+    model(**inputs_for(model, (1600, 1600)), language=model.languages[0])
+    for store in (copy.deepcopy(model).master_asr.masks, pickle.loads(pickle.dumps(model.master_asr.masks))):
+        assert store is not model.master_asr.masks and store.dense_bytes == 12345 and not store._dense

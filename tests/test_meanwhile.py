@@ -5,7 +5,7 @@ import torch
 from conftest import inputs_for, tiny_model, vocab
 from test_pipeline import CLIPS, make
 
-from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, hub_master_asr
+from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, assembly_master_asr, hub_master_asr
 
 
 def test_a_language_that_is_replaced_while_it_is_read_is_never_read_with_the_new_alphabet(tmp_path, monkeypatch):
@@ -164,3 +164,18 @@ def test_two_models_of_one_config_have_languages_of_their_own():
     other.add_language("fr", vocab("zyx"))
     assert one.config.vocab("fr") != other.config.vocab("fr") and "fr" in one.languages
     assert one(**inputs_for(one), language="fr").logits.shape[-1] == len(one.config.vocab("fr"))
+
+
+@pytest.mark.parametrize("read", [list, lambda assemblies: [code for code, _ in assemblies.items()]])
+def test_languages_are_listed_as_they_were_when_it_began_while_another_thread_removes_one(monkeypatch, read):
+    """As `save_pretrained` lists them."""
+    model, decode = tiny_model(), assembly_master_asr.unquote
+    before, last = model.languages, model.languages[-1]
+
+    def removed_meanwhile(key):
+        if last in model.languages:
+            model.remove_language(last)
+        return decode(key)
+
+    monkeypatch.setattr(assembly_master_asr, "unquote", removed_meanwhile)
+    assert read(model.assemblies) == before and model.languages == before[:-1]

@@ -500,6 +500,9 @@ def test_each_clip_has_its_own_labels_and_each_row_its_own_clip(model):
     processor, clips = MasterASRProcessor.from_model(model), [np.random.default_rng(i).standard_normal(4000).astype(np.float32) for i in range(2)]
     with pytest.raises(ValueError, match="3 rows of labels for 2 clips"):
         model(**inputs_for(model), language="fr", labels=torch.full((3, 2), 3))
+    for wrong, named in ((torch.tensor([3, 4]), r"shape \(2,\)"), ([[3], [3]], "list")):
+        with pytest.raises(ValueError, match=rf"labels: got {named}; allowed: a tensor \(clips, label length\)"):
+            model(**inputs_for(model), language="fr", labels=wrong)
     with pytest.raises(ValueError, match="3 texts for 2 clips"):
         processor(audio=clips, text=["ab"] * 3, language="fr")
     with pytest.raises(ValueError, match="3 rows of labels for 2 clips"):

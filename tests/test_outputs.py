@@ -232,6 +232,34 @@ def test_a_mask_that_says_another_length_of_speech_than_there_is_is_refused(fami
             model(**inputs | {"attention_mask": mask}, language=language)
 
 
+@pytest.mark.parametrize("language", ["fr", ["fr", "en"]])
+@pytest.mark.parametrize("family", TWO_FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.bfloat16, torch.float16])
+def test_a_mask_counts_the_same_in_every_type(family, language, dtype):
+    """Whole batches are cast to a half precision, which holds no 513 and, in fp16, no 70,000."""
+    model = tiny_model(family)
+    inputs = inputs_for(model, lengths=(80_000, 70_013))
+    found, wanted = (model(**inputs | {"attention_mask": mask}, language=language) for mask in (inputs["attention_mask"].to(dtype), inputs["attention_mask"]))
+    assert torch.equal(found.frames, wanted.frames) and torch.equal(found.logits, wanted.logits)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_hidden_states_are_masked_clip_by_clip_where_they_are_asked_to_be(norm):
+    """`mask_time_indices`, which wav2vec 2.0 and its kin take; clips are encoded by language, and with a group norm by length."""
+    model, codes = tiny_model("wav2vec2", apply_spec_augment=True, mask_time_prob=0.1, feat_extract_norm=norm), ["fr", "en", "fr"]
+    torch.nn.init.normal_(model.master_asr.backbone.masked_spec_embed)
+    inputs = inputs_for(model, lengths=(4000, 3000, 2000))
+    frames = model(**inputs, language=codes).frames
+    hidden = torch.rand(3, int(frames.max()), generator=torch.manual_seed(0)) < 0.3
+    found, plain = model(**inputs, language=codes, mask_time_indices=hidden), model(**inputs, language=codes)
+    for clip, code in enumerate(codes):
+        own = {name: value[clip : clip + 1] for name, value in inputs.items()}
+        count, alone = int(frames[clip]), model(**own, language=code, mask_time_indices=hidden[clip : clip + 1])
+        width = alone.logits.shape[-1]
+        torch.testing.assert_close(found.logits[clip, :count, :width], alone.logits[0, :count], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(found.logits[clip, :count, :width], plain.logits[clip, :count, :width])
+
+
 @pytest.mark.parametrize("family", TWO_FAMILIES)
 def test_what_is_no_batch_of_clips_is_refused(family):
     model = tiny_model(family)

@@ -1,6 +1,8 @@
 """Export, cards and the push script."""
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from huggingface_hub import ModelCard, hf_hub_download
 from safetensors.torch import load_file
 from transformers import Wav2Vec2ForCTC, pipeline
 
-from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor, upload_master_asr
+from modeling_master_asr.hub_master_asr import NEEDS, default_card
 from modeling_master_asr.text_master_asr import build_vocab
 from training import compact_checkpoint, model_card, push_to_hub
 from training.loop import record
@@ -83,6 +86,30 @@ def test_the_card_names_every_pair_that_is_as_close_as_the_closest():
     assert words == "Closest: en and fr, fr and ru (20 % of gates differ); farthest: en and ru (50 %)."
 
 
+@pytest.mark.parametrize("option", [[], ["--private"]])
+def test_the_script_leaves_it_to_the_owner_whether_a_repo_is_private_unless_it_is_told(hub, tmp_path, monkeypatch, option):
+    """In an organization whose repos are private by default, `False` would ask for a public one."""
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    model, asked, create = tiny_model(), [], upload_master_asr.HfApi.create_repo
+    model.save_pretrained(tmp_path / "model")
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(upload_master_asr.HfApi, "create_repo", lambda api, repo_id, private=None, **kwargs: asked.append(private) or create(api, repo_id, private=private, **kwargs))
+    push_to_hub.main(["--model", str(tmp_path / "model"), "--repo", "tester/m", *option])
+    assert asked == [True if option else None] and hub.repos["tester/m"].private == bool(option)
+
+
+def test_the_path_of_a_card_is_never_taken_for_its_text(hub, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("# THIS_REPO\n![x](x.png)")
+    (tmp_path / "x.png").write_bytes(b"a picture")
+    tiny_model().push_to_hub("tester/m", card=str(tmp_path / "README.md"), token="a-token")
+    assert hub.files("tester/m")["x.png"] == b"a picture" and b"# tester/m" in hub.files("tester/m")["README.md"]
+    tiny_model().push_to_hub("tester/n", card="# A card", token="a-token")
+    assert b"# A card" in hub.files("tester/n")["README.md"]
+    with pytest.raises(FileNotFoundError, match="No card at elsewhere/README.md. Pass the path"):
+        tiny_model().push_to_hub("tester/o", card="elsewhere/README.md", token="a-token")
+    assert "tester/o" not in hub.repos
+
+
 def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token")
     model = tiny_model()
@@ -99,10 +126,12 @@ def test_the_script_pushes_a_model_and_then_a_language(hub, tmp_path, capsys, mo
     push_to_hub.main(["--model", str(tmp_path / "model"), "--repo", "tester/m", "--card", str(tmp_path / "card/README.md")])
     assert hub.files("tester/m")["x.png"] == b"a picture" and b"# tester/m" in hub.files("tester/m")["README.md"]
     facts = json.loads((tmp_path / "es/assembly_config.json").read_text())
+    for size in ("gate_bits", "head_kilobytes", "kilobytes"):  # which an older file does not state
+        del facts["assemblies"]["es"][size]
     facts["assemblies"]["es"] |= {"revision": "elsewhere", "token": "theirs", "private": True, "create_pr": True, "repo_id": "other/m"}  # a stranger's file steers no push
     (tmp_path / "es/assembly_config.json").write_text(json.dumps(facts))
     push_to_hub.main(["--model", "tester/m", "--assembly", str(tmp_path / "es"), "--repo", "tester/m-es"])
-    assert "32 bits of gates" in capsys.readouterr().out
+    assert "Next: model.load_assembly('tester/m-es', language='es')" in capsys.readouterr().out
     assert MasterASRForCTC.from_pretrained("tester/m", assemblies=["tester/m-es"]).languages == ["en", "fr", "ru", "es"]
     facts = json.loads(hub.files("tester/m-es")["assembly_config.json"])["assemblies"]["es"]
     assert {name: facts[name] for name in said} == said and facts["base"] == "tester/m"  # all that was said of it, and the base as others find it
@@ -279,3 +308,13 @@ def test_an_assemblys_file_may_be_read_by_whom_its_config_may(tmp_path):
     model.save_pretrained(tmp_path / "model")
     model.save_assembly("fr", tmp_path / "fr")
     assert len({path.stat().st_mode for path in (tmp_path / "fr").glob("assembly*")}) == 1 and len(list((tmp_path / "fr").glob("assembly*"))) == 2
+
+
+def test_cards_name_the_packages_that_reading_needs_as_the_project_does():
+    needs = tomllib.loads(Path(__file__).parent.parent.joinpath("pyproject.toml").read_text())["project"]["dependencies"]
+    versions = {re.match(r"[\w-]+", need)[0]: need for need in needs}
+    torch_version = versions["torch"].removeprefix("torch>=")
+    assert f'"{versions["transformers"]}" soundfile soxr' in NEEDS and f"torch {torch_version} or newer" in NEEDS
+    brought = {"huggingface-hub", "safetensors", "numpy"}  # by Transformers
+    assert versions.keys() == {"torch", "transformers", "soundfile", "soxr"} | brought
+    assert NEEDS in default_card(tiny_model().config)

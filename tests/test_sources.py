@@ -61,7 +61,7 @@ def test_every_kind_of_source_mixes_and_what_is_left_out_is_counted_and_named(mi
     }  # fmt: skip
     assert {c.text for c in clips if c.language == "sr"} == {"реч train", "реч dev", "реч test"}
     text = "\n".join(report.lines(clips))
-    for words in ("sr: train 0.00 h in 1 clips", "skipped 1: no recording (such as", "gone.mp3", "cannot be decoded", "broken.mp3",
+    for words in ("sr: train 0.0 min in 1 clips", "skipped 1: no recording (such as", "gone.mp3", "cannot be decoded", "broken.mp3",
                   "skipped 1: not 0.2 to 30.0 s long", "alphabet", "dropped characters {',': 2}"):  # fmt: skip
         assert words in text, text
 

@@ -14,7 +14,7 @@ import torch
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.assembly_master_asr import replace_text
+from modeling_master_asr.files_master_asr import replace_text
 from training.loop import checkpoints, record, steps, stopping
 from training.loop.optim import Turns
 

@@ -132,7 +132,7 @@ def keep_text(model, language, config, texts, held_out=(), more=(), monkeypatch=
     for name, value in settings.items():
         monkeypatch.setattr(loop_text, name, value)
     clips, tested = ([SimpleNamespace(language=language, text=text) for text in of] for of in (texts, held_out))
-    loop_text.keep_text(SimpleNamespace(print=print), model, language, Splits(clips, [], tested, []), config, more)
+    loop_text.keep_text(SimpleNamespace(print=print), model, language, Splits(clips, tested[::3], tested[1::3], tested[2::3]), config, more)
 
 
 def test_a_letter_that_is_written_as_an_apostrophe_is_kept_at_both_ends_of_a_word_by_labels_sentences_and_scores():
@@ -168,10 +168,10 @@ def test_a_language_that_is_refined_keeps_the_sentences_that_it_had_unless_it_is
 def test_further_sentences_that_validation_or_test_says_are_left_out_with_a_count(capsys):
     model = tiny_model()
     a, b, c = [token for token in model.config.vocab("en") if len(token) == 1 and token != "|"][:3]
-    more = [f"{a} {b} {c}", f"{c} {a.upper()} {b} {c}!", f"{a}{b}", f"{a}{b} {c}", b * 3]
-    keep_text(model, "en", SimpleNamespace(text="transcripts"), [c], held_out=[f"{a} {b} {c}", f"{a}{b}"], more=more)
+    more = [f"{a} {b} {c}", f"{c} {a.upper()} {b} {c}!", f"{a}{b}", f"{a}{b} {c}", b * 3, a * 3]
+    keep_text(model, "en", SimpleNamespace(text="transcripts"), [c], held_out=[f"{a} {b} {c}", f"{a}{b}", a * 3], more=more)  # the last by a test clip beyond --held_out_minutes
     assert model.config.text("en").splitlines() == [c, f"{a}{b} {c}", b * 3]  # a short one may stand in a longer one
-    assert "3 sentences were left out: they are said in validation or test clips" in capsys.readouterr().out
+    assert "4 sentences were left out: they are said in validation or test clips" in capsys.readouterr().out
 
 
 def test_further_sentences_that_cannot_be_spelled_take_no_place_from_others_and_are_counted(capsys, monkeypatch):

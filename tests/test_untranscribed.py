@@ -185,6 +185,21 @@ def test_a_run_that_is_resumed_before_its_first_checkpoint_hears_what_it_is_give
     assert [Path(row["audio"]).name for row in rows_of(tmp_path)] == ["d.wav"]
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_run_killed_between_writing_down_and_its_first_checkpoint_reads_nothing_again(corpus, reader, tmp_path, unheard, monkeypatch, resume):  # noqa: F811
+    def killed(*args, **kwargs):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt_language, "train", killed)
+        with pytest.raises(MemoryError):
+            refine(corpus, reader, tmp_path, unheard)
+    written = rows_of(tmp_path)
+    monkeypatch.setattr(untranscribed, "transcribe_clips", None)
+    refine(corpus, reader, tmp_path, unheard, "--steps", "1", "--evaluate_every", "1", *resume)
+    assert written and rows_of(tmp_path) == written
+
+
 def test_a_run_killed_while_it_writes_down_goes_on_and_reads_anew_only_what_changed(reader, tmp_path, unheard, monkeypatch):
     model, processor, begun, read = MasterASRForCTC.from_pretrained(reader), MasterASRProcessor.from_pretrained(reader), tmp_path / untranscribed.BEGUN, []
     shutil.copytree(unheard, tmp_path / "unheard", symlinks=True)

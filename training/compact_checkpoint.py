@@ -20,9 +20,10 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
 
 import torch
 
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.artisan_master_asr import ArtisanLinear
-from training.loop.models import model_argument
+from training.loop.launch import run
+from training.loop.models import model_argument, processor_of
 
 LARGEST_ERROR = 0.04  # |W - W in 8 bits| / |W|, Frobenius; Whisper base's feed-forward layers have 0.03
 
@@ -55,7 +56,7 @@ def main(argv=None) -> None:
     if args.out.is_file():
         parser.error(f"--out {args.out} is a file. Name a folder.")
     model = MasterASRForCTC.from_pretrained(args.model)
-    processor = MasterASRProcessor.from_pretrained(args.model)
+    processor = processor_of(model, args.model)
     compact(model)
     if args.base_model:
         model.config.base_model = model.config.backbone_config._name_or_path = args.base_model
@@ -68,4 +69,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

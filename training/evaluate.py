@@ -22,7 +22,6 @@ from tqdm import tqdm
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.configuration_master_asr import MAX_TEXT
-from modeling_master_asr.text_master_asr import spell_sentences, without_pairs
 from modeling_master_asr.trainer_utils import error_rates
 from training.loop.config import positive, speak_any_script
 from training.loop.data import NO_CLIP, Collator, Features, minutes_of, select
@@ -34,7 +33,7 @@ from training.loop.recordings import MAX_DOWNLOAD_GB
 from training.loop.sources import read_data
 from training.loop.splits import check_recordings, read_by_first
 from training.loop.tables import read_text
-from training.loop.text import beginning, without
+from training.loop.text import spelled
 from training.loop.watching import mapping_figures
 
 
@@ -96,8 +95,8 @@ def read_with_more(model, more: list[tuple[str, list[str]]], clips) -> dict[str,
     added: dict[str, int] = {}
     for code, lines in more:
         own = model.config.text(code).splitlines()
-        allowed = without(lines, (clip.text for clip in clips if clip.split != "train" and clip.language == code), code)
-        fitting = beginning(spell_sentences([*own, *map(without_pairs, allowed)], code, model.config.vocab(code), raw=False), MAX_TEXT)
+        held_out = [clip.text for clip in clips if clip.split != "train" and clip.language == code]
+        *_, fitting = spelled(model, code, own, lines, held_out, MAX_TEXT)
         model.config.set_text(code, "\n".join(fitting))  # as they are spelled already
         added[code] = len(fitting) - len(own)
     return added

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.assembly_master_asr import replace_file
 from modeling_master_asr.backbone_master_asr import family_of
+from modeling_master_asr.files_master_asr import replace_file
 from training.loop.launch import run
 from training.loop.models import model_argument
 
@@ -54,7 +54,7 @@ def export(model: MasterASRForCTC, language: str, path: Path) -> float:
     Raises:
         KeyError: if the language is not loaded.
         ImportError: without the extra `onnx`.
-        RuntimeError: if the exported model answers otherwise than PyTorch; nothing is then left at `path`.
+        RuntimeError: if the exported model answers otherwise than PyTorch; what was at `path` stays then.
     """
     try:
         import onnxruntime

@@ -22,7 +22,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.hub_master_asr import card_data, code_span, hub_id_of
+from modeling_master_asr.hub_master_asr import NEEDS, card_data, code_span, hub_id_of
 from training.loop.launch import run
 from training.loop.metrics import flattered
 from training.loop.models import model_argument
@@ -63,7 +63,7 @@ def render(model, evaluation: dict, facts: dict, evaluation_name: str, words: st
     rows = [{"language": code_span(code), "minutes": evaluation["minutes"][code], **rate} for code, rate in evaluation["languages"].items()]
     return ModelCard.from_template(
         data, template_path=str(TEMPLATE), **facts, rows=rows, macro=evaluation["macro"], split=evaluation["split"],
-        evaluation_name=evaluation_name, known=known, reading=READING[evaluation.get("greedy", True)], base=base, languages=", ".join(map(code_span, config.languages)),
+        evaluation_name=evaluation_name, known=known, reading=READING[evaluation.get("greedy", True)], base=base, needs=NEEDS, languages=", ".join(map(code_span, config.languages)),
         first_language=json.dumps(config.languages[0]), num_specialists=config.num_specialists, sparsity=config.sparsity,
         gate_bits=len(model.master_asr.artisan_layers) * config.num_specialists, similarity_words=words,
     )  # fmt: skip

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from modeling_master_asr.audio_master_asr import decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 from modeling_master_asr.text_master_asr import normalize
+from training.loop.launch import run
 from training.loop.record import write_jsonl
 from training.loop.text import letters_beside, main_script
 
@@ -238,4 +239,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

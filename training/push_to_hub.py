@@ -46,10 +46,7 @@ def push_assembly(model, args) -> str:
     in_its_place = ", replace=True" if language in model.languages else ""
     model.load_assembly(args.assembly, language, replace=True)
     info = model.push_assembly_to_hub(language, args.repo, private=args.private, base=args.base, **said_of(model.config, sizes))
-    return (
-        f"Pushed {info.oid}: {sizes['gate_bits']} bits of gates, a head of {sizes['head_kilobytes']} KB, {sizes['kilobytes']} KB in all.\n"
-        f"Next: model.load_assembly('{args.repo}', language='{language}'{in_its_place})"
-    )
+    return f"Pushed {info.oid}.\nNext: model.load_assembly('{args.repo}', language='{language}'{in_its_place})"
 
 
 def main(argv=None) -> None:
@@ -60,7 +57,7 @@ def main(argv=None) -> None:
     parser.add_argument("--language", help="which one, where --assembly holds several")
     parser.add_argument("--base", help="hub id of the base that --assembly was made for (owner/name or owner/name@revision); default: --model, if that is one")
     parser.add_argument("--card", type=Path, help="README.md of the model, with the pictures it shows; default: the repo's, or a short one")
-    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--private", action="store_true", default=None, help="default: as the owner's repos are made, public as a rule")
     args = parser.parse_args(argv)
     if args.base and not args.assembly:
         parser.error("--base names the base of an --assembly; a model is pushed to --repo.")

@@ -56,7 +56,6 @@ class MultilingualConfig(PartsConfig):
     steps: Count = HfArg(default=100_000, help="updates of the weights")
     evaluate_every: Count = HfArg(default=300, help=EVALUATE_EVERY)
     learning_rate: Positive = HfArg(default=5e-5, help="of W")
-    specialists_learning_rate: Optional[Positive] = HfArg(default=None, help="of M; else as W")
     head_learning_rate: Optional[Positive] = HfArg(default=None, help="else as W")
     mapping_learning_rate: Optional[Positive] = HfArg(default=None, help="of T before alpha; else as W")
     sparsity: Share = HfArg(default=0.3, help="t, the fraction masked out")
@@ -106,7 +105,7 @@ def learning_rates(config: MultilingualConfig) -> dict[str, float]:
     """`{group of `training.loop.optim.named_groups`: learning rate}`."""
     rate = config.learning_rate
     return {
-        "W": rate, "M": config.specialists_learning_rate or rate, "head": config.head_learning_rate or rate,
+        "W": rate, "M": rate, "head": config.head_learning_rate or rate,
         "T": config.mapping_learning_rate or rate, **config.rates_of_parts(),
     }  # fmt: skip
 
@@ -159,7 +158,7 @@ def report(config: MultilingualConfig, result: dict) -> None:
     print(f"Wrote {config.out / 'run.json'} and {config.out / 'model'}.")
     model = shlex.quote(str(config.out / "model"))
     language = "xx" if "es" in result["minutes"] else "es"  # one that it has not
-    print(f"Next: accelerate launch training/adapt_language.py --model {model} --data {shlex.join(config.data)} --language {language} --out runs/{language}")
+    print(f"Next: python -m training.adapt_language --model {model} --data {shlex.join(config.data)} --language {language} --out runs/{language}")
 
 
 def main(argv=None) -> None:

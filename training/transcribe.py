@@ -16,7 +16,6 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
     import training  # noqa: F401  # says which packages are missing
 
 from tqdm import tqdm
-from transformers import pipeline
 
 from modeling_master_asr import MasterASRForCTC, MasterASRPipeline
 from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, MAX_DOWNLOAD_BYTES, MAX_DURATION_S
@@ -32,10 +31,7 @@ def load(model_id: str, assemblies: list[str]) -> MasterASRPipeline:
     model_id = resolve_model(model_id)
     model = MasterASRForCTC.from_pretrained(model_id, assemblies=assemblies).eval()
     processor = processor_of(model, model_id)
-    return pipeline(
-        "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer,
-        feature_extractor=processor.feature_extractor, pipeline_class=MasterASRPipeline,
-    )  # fmt: skip
+    return MasterASRPipeline(model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
 
 
 def spoken(path: str, result: dict, language: str) -> str:

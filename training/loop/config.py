@@ -114,7 +114,7 @@ class LoopConfig(Settings):
             raise ValueError(f"--min_s: got {self.min_s}; allowed: at most --max_s, which is {self.max_s}.")
 
 
-# Those that served best for es on validation; what else was tried is in RESULTS.md.
+# Of T and the head in stage 2, of parts in both, but for its delta and norms (training.adapt_language): chosen for es on validation; what was tried is in RESULTS.md.
 LEARNING_RATES = {"T": 1e-3, "head": 5e-3, "specialist": 3e-3, "delta": 1e-3, "scales": 2e-3, "norms": 2e-3}
 OWN_PARTS = [part for part in LEARNING_RATES if part not in ("T", "head")]
 

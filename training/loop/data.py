@@ -200,10 +200,10 @@ def by_language(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
     return dict(found)
 
 
-def has_frames(clip: Clip, processor, model, speed: float = max(SPEEDS)) -> bool:
-    """Whether a clip's frames, played at the fastest or at `speed`, can spell its text, one a letter and a blank between two of the same, and are as
+def has_frames(clip: Clip, processor, model) -> bool:
+    """Whether a clip's frames, played at the fastest of `SPEEDS`, can spell its text, one a letter and a blank between two of the same, and are as
     many as a mask of an encoder that masks its own states."""
-    frames = int(clip.duration_s / speed * processor.sampling_rate_hz / model.config.inputs_to_logits_ratio) - 1
+    frames = int(clip.duration_s / max(SPEEDS) * processor.sampling_rate_hz / model.config.inputs_to_logits_ratio) - 1
     return frames >= max(len(clip.text) + sum(a == b for a, b in zip(clip.text, clip.text[1:])), masked_frames(model))
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
 from modeling_master_asr import MasterASRProcessor
-from modeling_master_asr.configuration_master_asr import check_folder
+from modeling_master_asr.files_master_asr import check_folder
 
 OUR_FOLDERS = ("checkpoints", "runs")  # what the documented commands write to: never the name of an owner on a hub
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

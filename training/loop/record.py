@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import transformers
 
 from modeling_master_asr.base_master_asr import fingerprint
 from modeling_master_asr.configuration_master_asr import vocab_digest
+from modeling_master_asr.files_master_asr import replace_file
 
 
 def facts_of_run(model=None) -> dict:
@@ -67,16 +67,10 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside and renames: a stopped run leaves the old file or the new one, also when two processes write it at once.
+    """`replace_file` with bytes, in a folder that is made if it is not there.
 
     Raises:
         OSError: if it cannot be written; nothing half is left then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    replace_file(path, lambda part: part.write_bytes(content))

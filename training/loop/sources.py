@@ -100,7 +100,7 @@ class Report:
             for split in ("train", "validation", "test"):
                 of_split = [clip.duration_s for clip in mine if clip.split == split]
                 if of_split:
-                    amounts.append(f"{split} {sum(of_split) / 3600:.2f} h in {len(of_split)} clips")
+                    amounts.append(f"{split} {sum(of_split) / 60:.1f} min in {len(of_split)} clips")
             out.append(f"{language}: {', '.join(amounts) or 'nothing'}; alphabet {letters_of(clip.text for clip in mine)}")
             if self.dropped_characters[language]:
                 lost = self.unspelled[language]

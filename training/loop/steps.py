@@ -235,8 +235,9 @@ class Run:
         raise SystemExit(0)
 
     def broken_clips(self) -> dict[str, str]:
-        """Recordings that no process could read, with the reason."""
-        return dict(pair for pair in gather_object([(str(path), reason) for path, reason in self.collator.broken.items()]))
+        """Recordings that a process could not read, with the reason."""
+        broken = list(self.collator.broken.items())  # of now: the next batch is made meanwhile
+        return dict(gather_object([(str(path), reason) for path, reason in broken]))
 
 
 def check_clips(before: list[str], now: list[str]) -> None:

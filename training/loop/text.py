@@ -78,11 +78,9 @@ def keep_text(accelerator, model, language: str, splits, config, more: Iterable[
     if before and not kept:
         model.config.set_text(language, "")
         accelerator.print(f"The {len(before)} sentences that {language!r} had are gone (--text none).")
-    allowed = without(more, (clip.text for clip in [*splits.validation, *splits.test]), language)
-    given = list(dict.fromkeys([*kept, *map(without_pairs, allowed)]))  # what is refined has many twice
+    held_out = [clip.text for clip in [*splits.validation, *splits.test, *splits.left_out]]
     try:
-        written = spell_sentences(given, language, model.config.vocab(language), raw=False)
-        fitting = beginning(written, KEPT_TEXT)
+        allowed, given, written, fitting = spelled(model, language, kept, more, held_out, KEPT_TEXT)
         model.config.set_text(language, "\n".join(fitting))  # as they are spelled already
     except ValueError as error:  # what was trained is saved, whatever its sentences
         accelerator.print(f"Read {'with the sentences that it had' if model.config.text(language) else 'greedily'}: {error}")
@@ -96,6 +94,19 @@ def keep_text(accelerator, model, language: str, splits, config, more: Iterable[
     ):
         if lost:
             accelerator.print(f"{lost} sentences were left out: they {why}.")
+
+
+def spelled(model, language: str, own: list[str], more: list[str], held_out: Iterable[str], characters: int) -> tuple[list[str], ...]:
+    """Of a language's own sentences and further ones: the further ones that no held-out text says; these beside its own, once each; those that its
+    alphabet spells, as it spells them; and of these as many as fit into so many characters.
+
+    Raises:
+        ValueError: if there are sentences, and its alphabet spells none.
+    """
+    allowed = without(more, held_out, language)
+    given = list(dict.fromkeys([*own, *map(without_pairs, allowed)]))
+    written = spell_sentences(given, language, model.config.vocab(language), raw=False)
+    return allowed, given, written, beginning(written, characters)
 
 
 def said_in(texts: Iterable[str], sentences: Iterable[str]) -> list[bool]:

@@ -24,12 +24,12 @@ from training.loop.recordings import SUFFIXES, LeftOut, copies, identity_of, pri
 from training.loop.sources import Clip, below
 
 FILE = "untranscribed.jsonl"  # of a run's folder: a manifest of what was written
-BEGUN = "untranscribed.begun.jsonl"  # while it is being written: what was read so far
+BEGUN = "untranscribed.begun.jsonl"  # what was read so far, by whom: a run that was killed before its first checkpoint reads nothing again
 # CHOICE: the fifth that is read least alike with the language's sentences in mind and without has the most errors, and is left out.
 TRUSTED_SHARE = 0.8
 # CHOICE: what people transcribed is heard again until there is half as much of it: else many errors outvote few minutes.
 SHARE_OF_WRITTEN = 0.5
-AT_A_TIME = 100  # clips between two moves of the bar
+AT_A_TIME = 100  # clips between two moves of the bar; what a kill loses
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,6 @@ def transcribe_recordings(accelerator, config, model, processor, features, split
         kept = trusted(written, processor, model)
         if accelerator.is_main_process:
             save(config.out / FILE, written, kept)
-            (config.out / BEGUN).unlink(missing_ok=True)
     minutes, of_kept = (round(sum(clip.duration_s for clip in some) / 60, 1) for some in (clips, kept))
     accelerator.print(f"untranscribed: {len(clips)} recordings, {minutes} minutes, are written down in {config.out / FILE}; the {len(kept)}, {of_kept} minutes, of which "
                       "the texts are surest train too.")  # fmt: skip

@@ -1,0 +1,1 @@
+../../modeling_master_asr/files_master_asr.py
