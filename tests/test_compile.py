@@ -113,12 +113,14 @@ def test_a_compiled_model_that_has_trained_reads_as_a_plain_one(family, graphs, 
 def test_a_model_that_torch_gives_up_compiling_trains_on_as_it_is(model, graphs):
     """Each language and each size of a group is a graph of its own; past its limit torch would compile the layers, one by one."""
     inputs, labels, fast = inputs_for(model), torch.tensor([[3, 4], [4, 3]]), compiled(model, graphs)
+    with torch.no_grad():
+        for language in ("en", "fr", "ru", ["en", "fr"]):
+            fast(**inputs, language=language)
     model.train()
-    with torch._dynamo.config.patch(recompile_limit=2):
-        for language in ("en", "fr", ["en", "ru"], "ru", "en", ["ru", "fr"]):
-            found, expected = fast(**inputs, language=language, labels=labels), model(**inputs, language=language, labels=labels)
-            torch.testing.assert_close(found.loss, expected.loss)
-            found.loss.backward()
+    for language in ("en", "fr", ["en", "ru"], "ru"):  # at the third the limit is reached
+        found, expected = fast(**inputs, language=language, labels=labels).loss, model(**inputs, language=language, labels=labels).loss
+        torch.testing.assert_close(found, expected)
+        found.backward()
 
 
 @torch.no_grad()
