@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
+from .configuration_master_asr import check_unquantized
 from .files_master_asr import check_folder
 from .masks_master_asr import BITS, Stamp
 from .upload_master_asr import UploadMixin, one_file_of
@@ -224,11 +225,7 @@ class StoredMixin(UploadMixin):
                 f"assemblies= is a keyword of MasterASRForCTC.from_pretrained (AutoModelForCTC), not of {cls.__name__}'s. For the encoder alone with "
                 "further languages: AutoModelForCTC.from_pretrained(..., assemblies=...).master_asr."
             )
-        if kwargs.get("quantization_config") is not None:
-            raise NotImplementedError(
-                f"quantization_config: got a {type(kwargs['quantization_config']).__name__}; allowed: none. Every language masks the weights that it would quantize "
-                "(some quantizers would pass them over and say nothing). Quantize one language: model.materialize(language), saved and loaded as its stock class."
-            )
+        check_unquantized(kwargs.get("quantization_config"))
         dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
         if pretrained_model_name_or_path is None:  # a config and a state_dict given in memory
             return super().from_pretrained(None, *args, dtype=dtype, **kwargs)

@@ -172,6 +172,19 @@ def from_preset(preset: str, parts=None, rank: Optional[int] = None, targets: Op
     return {name: value if said[name] is None else said[name] for name, value in PRESETS[preset].items()}
 
 
+def check_unquantized(quantization_config) -> None:
+    """Refuses what would quantize the model as it is loaded, a keyword or an entry of a config.json.
+
+    Raises:
+        NotImplementedError: if there is any.
+    """
+    if quantization_config is not None:
+        raise NotImplementedError(
+            f"quantization_config: got a {type(quantization_config).__name__}; allowed: none. Every language masks the weights that it would quantize "
+            "(some quantizers would pass them over and say nothing). Quantize one language: model.materialize(language), saved and loaded as its stock class."
+        )
+
+
 def without_paths(config: dict) -> dict:
     """The dict of a config, sub-configs included, in which no model is named by a folder."""
     names = {k for k in ("base_model", "_name_or_path", "name_or_path") if isinstance(config.get(k), str) and is_path(config[k])}
@@ -229,6 +242,7 @@ class MasterASRConfig(PreTrainedConfig):
                 raise ValueError(f"backbone_config has model_type {family!r}, which this version of transformers does not know.")
             backbone_config = CONFIG_MAPPING[family](**{k: v for k, v in backbone_config.items() if k != "model_type"})
         check_numbers(sparsity, num_specialists)
+        check_unquantized(kwargs.get("quantization_config"))
         self.backbone_config = backbone_config
         self.num_specialists = num_specialists
         self.sparsity = sparsity

@@ -56,7 +56,7 @@ def test_the_commands_that_end_a_training_hold_names_with_spaces(tmp_path, monke
         result = {"test": None, "with_text": {"test": None}, "minutes": had, "mapping": {}, "log": {"skipped": [], "broken_clips": {}}}
         train_multilingual.report(MultilingualConfig(out=NAMED["out"], data=NAMED["data"]), result)
         command = shlex.split(capsys.readouterr().out.partition("Next: ")[2])
-        assert command[:3] == ["accelerate", "launch", "training/adapt_language.py"] and command[-4:] == ["--language", new, "--out", f"runs/{new}"]
+        assert command[:3] == ["python", "-m", "training.adapt_language"] and command[-4:] == ["--language", new, "--out", f"runs/{new}"]
         assert after(command, "--model") == ["my runs/model"] and after(command, "--data", 2) == NAMED["data"]
 
 

@@ -230,3 +230,8 @@ def test_a_model_is_not_loaded_quantized_since_every_language_masks_its_weights(
     for load in (AutoModelForCTC.from_pretrained, MasterASRForCTC.from_pretrained):
         with pytest.raises(NotImplementedError, match=r"quantization_config: got a BitsAndBytesConfig; allowed: none. .* Quantize one language: model.materialize"):
             load(tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}))
+    for load in (AutoModelForCTC.from_pretrained, MasterASRForCTC.from_pretrained):
+        with pytest.raises(NotImplementedError, match="quantization_config: got a dict; allowed: none"):
+            load(tmp_path)

@@ -174,6 +174,9 @@ def test_a_model_is_not_replaced_by_its_lossy_copy(tmp_path, monkeypatch, capsys
         compact_checkpoint.main(["--model", "model", "--out", "model/config.json"])
     assert "--out model/config.json is a file" in capsys.readouterr().err
     compact_checkpoint.main(["--model", "model", "--out", "small"])
+    with pytest.raises(SystemExit):
+        compact_checkpoint.main(["--model", "model", "--out", "small"])
+    assert "--out small holds a model, which would be replaced" in capsys.readouterr().err
     assert (tmp_path / "model/model.safetensors").read_bytes() == before
     assert MasterASRForCTC.from_pretrained(tmp_path / "small").languages == ["en", "fr", "ru"]
 

@@ -1,6 +1,6 @@
 r"""Stage 2: adds one language to a trained model from minutes of speech, or gives one of its own more (`--refine`); nothing else moves.
 
-    accelerate launch training/adapt_language.py --model ./runs/stage1/model --data data/manifest.jsonl --language es --out runs/es
+    python -m training.adapt_language --model ./runs/stage1/model --data data/manifest.jsonl --language es --out runs/es
 
 One minute on a CPU, from a clone:
 

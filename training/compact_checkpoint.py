@@ -55,6 +55,8 @@ def main(argv=None) -> None:
         parser.error(f"--out {args.out} is --model itself: its weights would be replaced by a lossy copy. Name another folder.")
     if args.out.is_file():
         parser.error(f"--out {args.out} is a file. Name a folder.")
+    if (args.out / "config.json").exists():
+        parser.error(f"--out {args.out} holds a model, which would be replaced. Name another folder, or remove it.")
     model = MasterASRForCTC.from_pretrained(args.model)
     processor = processor_of(model, args.model)
     compact(model)
