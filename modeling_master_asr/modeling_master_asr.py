@@ -450,7 +450,8 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         inputs = self.master_asr.check_inputs(input_values, input_features)
         codes = self.master_asr.resolve_languages(language, len(inputs), STOCK_PIPELINE)
         if labels is not None and getattr(labels, "ndim", 0) != 2:
-            raise ValueError(f"labels: got {f'shape {tuple(labels.shape)}' if hasattr(labels, 'shape') else type(labels).__name__}; allowed: a tensor (clips, label length), -100 where padded. processor(text=...) makes it.")
+            got = f"shape {tuple(labels.shape)}" if hasattr(labels, "shape") else type(labels).__name__
+            raise ValueError(f"labels: got {got}; allowed: a tensor (clips, label length), -100 where padded. processor(text=...) makes it.")
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
         owned = Owned(self.assemblies, codes)
