@@ -32,6 +32,7 @@ ATTENTION_PROJ = ("q_proj", "k_proj", "v_proj", "out_proj")
 ATTENTION_LINEAR = ("linear_q", "linear_k", "linear_v", "linear_out")  # not the positional `linear_pos`
 DENSE = ("intermediate_dense", "output_dense")
 SAMPLING_RATE_HZ = 16_000  # of every family's pretrained encoders
+OF_PADDING = {"padding_side", "padding_value", "return_attention_mask", "chunk_length", "n_samples", "nb_max_frames"}  # the processor pads by itself
 HOP_SAMPLES = 160  # of Whisper's mel frames
 
 
@@ -250,3 +251,14 @@ def keep_frozen_parts_still(backbone: nn.Module) -> None:
         if hasattr(module, "_requires_grad"):
             # wav2vec 2.0's front end asks for the gradient of its own output, which is run through the whole encoder
             module._requires_grad = any(p.requires_grad for p in module.parameters())
+
+
+def settings_that_differ(extractor, wanted: dict | None) -> dict[str, tuple]:
+    """`{setting: (extractor's, wanted)}` of those that change a clip's features.
+
+    Args:
+        wanted: `to_dict()` of the extractor that the encoder was trained with; None: unknown, so that only the sampling rate can differ.
+    """
+    own = extractor.to_dict()
+    wanted = {"sampling_rate": SAMPLING_RATE_HZ} if wanted is None else {k: v for k, v in wanted.items() if k not in OF_PADDING}
+    return {name: (own.get(name), value) for name, value in wanted.items() if own.get(name) != value}

@@ -141,9 +141,9 @@ def hub_codes(languages: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(re.split("[-_]", code)[0].lower() for code in languages))
 
 
-def card_data(languages: Iterable[str], **facts) -> ModelCardData:
+def card_data(languages: Iterable[str], library_name: str = "transformers", **facts) -> ModelCardData:
     """The metadata of a card: what all of ours say, and `facts`."""
-    return ModelCardData(library_name="transformers", pipeline_tag=PIPELINE_TASK, language=hub_codes(languages), **facts)
+    return ModelCardData(library_name=library_name, pipeline_tag=PIPELINE_TASK, language=hub_codes(languages), **facts)
 
 
 def with_tags(card: str, tags: list[str]) -> str:
@@ -210,7 +210,7 @@ def assembly_card(listed: dict[str, dict], repo_id: str, before: Optional[str] =
     part = f"{BEGIN}\n{assembly_part(listed, repo_id)}\n{END}"
     if before is None:
         base = hub_id_of(next(iter(listed.values()))["base"])
-        data = card_data(listed, tags=["master-asr", "assembly"], base_model=base, base_model_relation="adapter" if base else None)
+        data = card_data(listed, library_name="modeling-master-asr", tags=["master-asr", "assembly"], base_model=base, base_model_relation="adapter" if base else None)
         return f"---\n{data.to_yaml()}\n---\n# Master-ASR assemblies\n\n{part}\n"
     if BEGIN not in before or END not in before:
         return None

@@ -114,10 +114,25 @@ class Owned:
         self.assemblies = {code: assemblies[code] for code in dict.fromkeys(codes)}
 
 
+def check_no_entries(unknown: dict) -> None:
+    """Refuses keywords of `from_pretrained` that no config here has: as a rule the encoder's, which stand in a config of its own.
+
+    Raises:
+        TypeError: if there are any.
+    """
+    if unknown:
+        raise TypeError(
+            f"from_pretrained got {sorted(unknown)}; allowed: what Transformers' takes, assemblies=, and entries of MasterASRConfig. Those of the encoder: "
+            "config = AutoConfig.from_pretrained(...), config.backbone_config.attention_dropout = 0.1, from_pretrained(..., config=config). "
+            'A language of its own: default_language="fr".'
+        )
+
+
 class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
     """The assembled encoder: backbone, specialists, character bank and assemblies."""
 
-    def __init__(self, config: MasterASRConfig):
+    def __init__(self, config: MasterASRConfig, **unknown):
+        check_no_entries(unknown)
         super().__init__(config)
         self.family = family_of(config.backbone_config)
         config.inputs_to_logits_ratio = self.family.samples_per_frame(config.backbone_config)
@@ -414,7 +429,8 @@ class MasterASROutput(CausalLMOutput):
 class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrainedModel):
     """The assembled encoder with a CTC head for every language."""
 
-    def __init__(self, config: MasterASRConfig):
+    def __init__(self, config: MasterASRConfig, **unknown):
+        check_no_entries(unknown)
         config = copy.deepcopy(config)  # its languages are this model's: another model made of the same config adds and removes its own
         super().__init__(config)
         self.master_asr = MasterASRModel(config)

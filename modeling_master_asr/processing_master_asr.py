@@ -23,7 +23,7 @@ from transformers import Wav2Vec2CTCTokenizer as StockTokenizer
 from transformers.utils import logging
 
 from .audio_master_asr import MAX_DURATION_S, MIN_SAMPLES, check_audio, clips_of, is_recording, read_audio
-from .backbone_master_asr import SAMPLING_RATE_HZ, family_of, family_reading
+from .backbone_master_asr import family_of, family_reading, settings_that_differ
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab
 from .files_master_asr import copy_code
 from .text_master_asr import characters_of, spelled, tokens_of
@@ -32,7 +32,6 @@ from .upload_master_asr import UploadMixin
 logger = logging.get_logger(__name__)
 
 AS_ALWAYS = {"truncation": False, "return_attention_mask": True}  # Transformers' callers say so; nothing else is done here
-OF_PADDING = {"padding_side", "padding_value", "return_attention_mask", "chunk_length", "n_samples", "nb_max_frames"}  # we pad ourselves
 
 
 class MasterASRProcessor(UploadMixin, ProcessorMixin):
@@ -44,7 +43,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
     def __init__(self, feature_extractor, tokenizer, **kwargs):
         vocabs = getattr(tokenizer, "vocab", None)
         if not isinstance(tokenizer, Wav2Vec2CTCTokenizer) and is_nested(vocabs):  # a stock one, read from a folder
-            tokenizer = nested_tokenizer(vocabs, tokenizer.target_lang)
+            tokenizer = nested_tokenizer(vocabs, getattr(tokenizer, "default", tokenizer.target_lang))  # ours of another module says so
         super().__init__(feature_extractor, tokenizer)
         if isinstance(tokenizer, Wav2Vec2CTCTokenizer):
             for language, vocab in self.vocabs.items():
@@ -58,7 +57,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
 
     @classmethod
     def from_model(cls, model, feature_extractor=None) -> MasterASRProcessor:
-        """The processor of a model: its languages' alphabets as they are now, and its backbone's own feature extractor where one is found."""
+        """The processor of a model: its languages' alphabets as they are now, and its own feature extractor, or its backbone's, where one is found."""
         return cls.from_config(model.config, feature_extractor)
 
     @classmethod
@@ -69,10 +68,10 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         elif feature_extractor is None:
             feature_extractor = family_of(config.backbone_config).new_feature_extractor(config.backbone_config)
             unreadable = None
-            own = config.name_or_path if Path(config.name_or_path or "").is_dir() else None  # base_model names no folder once it is saved
-            for source in filter(None, (config.base_model, own)):
+            own = config.name_or_path, getattr(config, "_commit_hash", None)  # a folder or a repo; base_model names no folder once it is saved
+            for source, revision in [place for place in (own, (config.base_model, None)) if place[0]]:
                 try:
-                    feature_extractor, unreadable = AutoFeatureExtractor.from_pretrained(source), None
+                    feature_extractor, unreadable = AutoFeatureExtractor.from_pretrained(source, revision=revision or "main"), None
                     break
                 except (OSError, ValueError) as error:  # a folder without processor files, or a hub out of reach
                     unreadable = unreadable or (source, str(error).splitlines()[0])
@@ -436,6 +435,14 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
 
     _named, default = True, None
 
+    @classmethod
+    def from_pretrained(cls, *args, target_lang: Optional[str] = None, **kwargs):
+        """As in Transformers; a language that the caller names is named, as by `set_target_lang`."""
+        tokenizer = super().from_pretrained(*args, **kwargs)
+        if target_lang is not None:
+            tokenizer.set_target_lang(target_lang)
+        return tokenizer
+
     def __init__(self, vocab_file, *args, target_lang: Optional[str] = None, **kwargs):
         try:
             vocab = json.loads(Path(vocab_file or "vocab.json").read_text(encoding="utf-8"))
@@ -443,9 +450,10 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
             raise ValueError(f"The alphabets, vocab.json, cannot be read ({error}). Download or save them again: MasterASRProcessor.from_model(model).save_pretrained(folder).") from error
         first = next(iter(vocab), None) if target_lang is None and is_nested(vocab) else target_lang  # the stock class needs one
         super().__init__(vocab_file, *args, target_lang=first, **kwargs)
+        self._auto_map = {"AutoProcessor": "processing_master_asr.MasterASRProcessor"}  # which it names as its class
         if self._holds_several:
             self._named, self.default = False, target_lang
-            self._auto_map = {"AutoTokenizer": ["processing_master_asr.Wav2Vec2CTCTokenizer", None]}  # slow, fast
+            self._auto_map |= {"AutoTokenizer": ["processing_master_asr.Wav2Vec2CTCTokenizer", None]}  # slow, fast
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in Transformers, plus the code files remote loading needs where there are several alphabets."""
@@ -486,17 +494,6 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
 
 class MasterASRTokenizer(Wav2Vec2CTCTokenizer):
     """What a folder of several alphabets and no default says that it holds: Transformers alone lacks it, and so has nothing to read with."""
-
-
-def settings_that_differ(extractor, wanted: Optional[dict]) -> dict[str, tuple]:
-    """`{setting: (extractor's, wanted)}` of those that change a clip's features.
-
-    Args:
-        wanted: `to_dict()` of the extractor that the encoder was trained with; None: unknown, so that only the sampling rate can differ.
-    """
-    own = extractor.to_dict()
-    wanted = {"sampling_rate": SAMPLING_RATE_HZ} if wanted is None else {k: v for k, v in wanted.items() if k not in OF_PADDING}
-    return {name: (own.get(name), value) for name, value in wanted.items() if own.get(name) != value}
 
 
 def is_nested(vocab) -> bool:

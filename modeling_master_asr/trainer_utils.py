@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Union
 
 import numpy as np
@@ -27,7 +28,9 @@ class ClipCollator:
     """
 
     def __init__(self, processor, model=None, raw: bool = True):
-        self.processor, self.model, self.raw = processor, model, raw
+        self.processor, self.raw = processor, raw
+        # of the model what is compared: the workers that load the data get a copy of this
+        self.model = None if model is None else SimpleNamespace(config=model.config, main_input_name=model.main_input_name)
 
     def __call__(self, examples: list[dict]) -> dict:
         """The batch: the model's inputs, `labels` `(B, L)`, -100 where padded, and each clip's `language`.

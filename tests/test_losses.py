@@ -1,11 +1,15 @@
 """What may be lost of a run's clips before it stops: those that cannot be read, and those whose frames cannot spell their text."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import tiny_model
 from test_sources import record
@@ -14,7 +18,8 @@ from transformers import TrainingArguments
 
 from modeling_master_asr import MasterASRProcessor
 from training.loop.augment import SPEEDS
-from training.loop.data import Collator, Features, drop_impossible, has_frames
+from training.loop.data import Collator, Features, drop_impossible, has_frames, there_now
+from training.loop.optim import Turns
 from training.loop.sources import Clip
 from training.loop.trainer import MasterASRTrainer
 
@@ -99,6 +104,52 @@ def test_a_result_claims_the_minutes_that_were_heard_and_keeps_the_sentences_of_
     assert [Path(path).name for path in result["log"]["broken_clips"]] == ["en-train-5.wav"]
     assert result["minutes"] == pytest.approx({"en": 4.0 / 60, "fr": 5.1 / 60}, abs=0.006)  # whole, both have 5.1 s
     assert set(model.config.text("en").splitlines()) == {"ab ba", "abba", "a b"}
+
+
+def test_a_run_whose_recordings_have_moved_goes_on_with_the_same_clips_in_the_place_of_a_broken_one(corpus, tmp_path, monkeypatch):  # noqa: F811
+    shutil.copytree(corpus, tmp_path / "data")
+    soundfile.write(tmp_path / "data/en-train-5.wav", np.zeros(16_000), 16_000)
+    options = "--evaluate_every", "2", "--backbone", str(corpus / "backbone")
+    whole = run_stage_1(tmp_path / "data", tmp_path / "whole", *options)
+    begin = Turns.begin
+
+    def terminate(self, step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Turns, "begin", terminate)
+        with pytest.raises(SystemExit):
+            run_stage_1(tmp_path / "data", tmp_path / "cut", *options)
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    shutil.move(tmp_path / "cut", tmp_path / "cut too")
+    moved = run_stage_1(tmp_path / "elsewhere", tmp_path / "cut too", *options, "--resume")
+    assert all(torch.equal(value, moved.state_dict()[name]) for name, value in whole.state_dict().items())
+    results = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "cut too")]
+    assert [[Path(path).name for path in result["log"]["broken_clips"]] for result in results] == [["en-train-5.wav"]] * 2
+    assert results[0]["minutes"] == results[1]["minutes"] and whole.config.text("en") == moved.config.text("en")
+
+
+def test_a_recording_that_has_moved_is_found_by_its_own_name_and_its_folders(tmp_path):
+    clips = [Clip(tmp_path / name, "en", "ab", 1.0, "train") for name in ("en/clips/1.wav", "fr/clips/1.wav", "fr/clips/2.wav")]
+    assert there_now(Path("/old/fr/clips/1.wav"), clips) == tmp_path / "fr/clips/1.wav"
+    assert there_now(tmp_path / "en/clips/1.wav", clips) == tmp_path / "en/clips/1.wav"
+    assert there_now(Path("/old/fr/clips/3.wav"), clips) == Path("/old/fr/clips/3.wav")
+
+
+def test_stage_1_makes_its_alphabets_of_what_trains_alone_and_starts_as_if_the_rest_had_not_been_there(corpus, tmp_path):  # noqa: F811
+    shutil.copytree(corpus, tmp_path / "data")
+    manifest = tmp_path / "data/manifest.jsonl"
+    lines, dropped = manifest.read_text(encoding="utf-8").splitlines(), '"audio": "en-train-5.wav", "language": "en", "text": "a b"'
+    assert sum(dropped in line for line in lines) == 1
+    manifest.write_text("\n".join(line for line in lines if dropped not in line), encoding="utf-8")
+    without = run_stage_1(tmp_path / "data", tmp_path / "without")
+    manifest.write_text("\n".join(line.replace('"text": "a b"', f'"text": "{"zqx" * 3000}"') if dropped in line else line for line in lines), encoding="utf-8")
+    found = run_stage_1(tmp_path / "data", tmp_path / "out")
+    assert [Path(path).name for path in json.loads((tmp_path / "out/run.json").read_text())["dropped"]] == ["en-train-5.wav"]
+    assert found.config.vocab("en") == without.config.vocab("en") and found.config.character_bank == without.config.character_bank
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in without.state_dict().items())
 
 
 def test_a_trainer_refuses_half_precision_that_wants_its_losses_scaled(tmp_path):

@@ -136,7 +136,7 @@ def test_a_changed_setting_is_refused_by_name(corpus, base, tmp_path, option, va
 def test_the_whole_config_stands_in_every_checkpoint_and_beside_the_result(base):
     kept = json.loads((base.parent / "checkpoint-00000008/manifest.json").read_text())["facts"]["config"]
     beside = json.loads((base.parent / "run.json").read_text())["config"]
-    assert {**beside, "mixed_precision": "no"} == kept  # there: what Accelerate made of it
+    assert beside == kept and kept["mixed_precision"] == "no"  # what Accelerate made of it
     assert beside["learning_rate"] == 1e-3 and beside["gamma"] == 3 and beside["out"] == str(base.parent)
 
 

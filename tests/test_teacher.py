@@ -12,13 +12,13 @@ import torch
 from conftest import VOCABS, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_runs import base, run_stage_2  # noqa: F401  the fixture
-from test_training import corpus  # noqa: F401  the fixture
+from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 
 from modeling_master_asr import MasterASRForCTC
-from training.adapt_language import AdaptConfig, minutes_left
+from training.adapt_language import AdaptConfig
 from training.loop import checkpoints, steps
 from training.loop.optim import Turns
-from training.loop.stopping import StopRequest
+from training.loop.stopping import StopRequest, minutes_left
 from training.loop.teacher import divergence
 
 OPTIONS = ("--teacher_steps", "5", "--parts", "mapping", "head", "delta")
@@ -167,14 +167,25 @@ def test_the_steps_of_teacher_language_and_finetuning_grow_each_in_a_tracker_of_
 
 
 def test_the_minutes_are_those_of_the_whole_run(corpus, base, tmp_path, monkeypatch):  # noqa: F811
-    clock, given = itertools.count(0.0, 7.0), []
+    clock, given = itertools.count(7.0, 7.0), []
+
+    def minutes_left_at(now_s, config, started_s):
+        monkeypatch.setattr("training.loop.stopping.time", SimpleNamespace(monotonic=lambda: now_s))
+        return minutes_left(config, started_s)
+
     with monkeypatch.context() as patch:
         patch.setattr(steps, "StopRequest", lambda accelerator, max_minutes: given.append(max_minutes) or StopRequest(accelerator, None))
-        patch.setattr("training.adapt_language.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        for module in ("training.adapt_language", "training.train_multilingual"):
+            patch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: 130.0))
+            patch.setattr(f"{module}.minutes_left", lambda config, started_s: minutes_left_at(130.0 + next(clock), config, started_s))
         run_stage_2(corpus, base, tmp_path / "es", *OPTIONS, "--finetune_steps", "1", "--max_minutes", "2")
-    assert given == pytest.approx([2 - 7 * n / 60 for n in (1, 2, 3)])  # teacher, language, finetuning: each what those before it left
+        assert given == pytest.approx([2 - 7 * n / 60 for n in (1, 2, 3)])  # teacher, language, finetuning: each what those before it left
+        given.clear()
+        clock = itertools.count(7.0, 7.0)
+        run_stage_1(corpus, tmp_path / "stage1", "--steps", "1", "--max_minutes", "2")
+        assert given == pytest.approx([2 - 7 / 60])  # what reading the data left
     config = AdaptConfig(model="m", data=["d"], language="es", out=tmp_path, max_minutes=2.0)
-    monkeypatch.setattr("training.adapt_language.time.monotonic", lambda: 130.0)
+    monkeypatch.setattr("training.loop.stopping.time.monotonic", lambda: 130.0)
     assert minutes_left(config, 100.0) == 1.5 and 0 < minutes_left(config, 0.0) < 1e-6
     assert minutes_left(AdaptConfig(model="m", data=["d"], language="es", out=tmp_path), 100.0) is None
 

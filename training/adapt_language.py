@@ -43,11 +43,10 @@ from training.loop.config import (
     PartsConfig,
     Positive,
     Share,
-    as_record,
     parse,
 )
 from training.loop.data import Collator, Features, bucket, drop_impossible, minutes_of, without_broken
-from training.loop.launch import opened, place, run
+from training.loop.launch import opened, place, run, run_as
 from training.loop.metrics import measured, tested
 from training.loop.models import processor_of, resolve_model
 from training.loop.optim import Turns
@@ -56,6 +55,7 @@ from training.loop.sharding import unsharded
 from training.loop.sources import CODE, CODE_IN_WORDS, Clip
 from training.loop.splits import Splits, load_splits
 from training.loop.steps import train
+from training.loop.stopping import minutes_left
 from training.loop.tables import read_text
 from training.loop.text import keep_text
 from training.loop.untranscribed import beside, transcribe_recordings
@@ -243,11 +243,6 @@ def train_language(accelerator, config: AdaptConfig, model, processor, features,
     return model, log
 
 
-def minutes_left(config: AdaptConfig, started_s: float) -> Optional[float]:
-    """What is left of `--max_minutes`."""
-    return config.max_minutes and max(config.max_minutes - (time.monotonic() - started_s) / 60, 1e-9)
-
-
 def phase(config: AdaptConfig, name: str, steps: int, started_s: float) -> AdaptConfig:
     """The settings of a part of the run that has steps of its own, and its checkpoints in `out/NAME`."""
     return replace(config, out=config.out / name, steps=steps, resume=config.resume and "newest", max_minutes=minutes_left(config, started_s))
@@ -335,7 +330,7 @@ def main(argv=None) -> None:
             give_parts(model, processor, splits.training, config)
         else:
             add_language(model, processor, features, splits.training, config)
-        result = {**facts_of_run(model), "config": as_record(config)}
+        result = {**facts_of_run(model), **run_as(accelerator, config)}
         result |= announce(model, config, splits.training, dropped) | of_untranscribed
         heard = replace(splits, training=beside(splits.training, written))
         teacher, of_teacher = train_teacher(accelerator, config, model, processor, features, heard, started_s)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -30,9 +31,9 @@ from transformers.hf_argparser import HfArg
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.artisan_master_asr import SPECIALIST_NOISE
 from modeling_master_asr.text_master_asr import build_vocab
-from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, as_record, parse
-from training.loop.data import Features, drop_impossible, minutes_of, without_broken
-from training.loop.launch import opened, place, run
+from training.loop.config import EVALUATE_EVERY, Count, CountOrZero, NotNegative, PartsConfig, Positive, Share, parse
+from training.loop.data import Features, by_language, drop_impossible, minutes_of, without_broken
+from training.loop.launch import opened, place, run, run_as
 from training.loop.metrics import measured
 from training.loop.models import check_there
 from training.loop.optim import Turns
@@ -40,6 +41,7 @@ from training.loop.record import facts_of_run, write_json
 from training.loop.sharding import unsharded
 from training.loop.splits import Splits, load_splits
 from training.loop.steps import train
+from training.loop.stopping import minutes_left
 from training.loop.text import keep_text
 from training.loop.watching import mapping_figures
 
@@ -70,6 +72,11 @@ class MultilingualConfig(PartsConfig):
     artisan_targets: Optional[list[str]] = HfArg(default=None, help="names of the linear layers that get masks; else the attention projections")
 
 
+def alphabets(clips) -> dict[str, dict[str, int]]:
+    """`{language: vocab}` of training texts, languages in the order of `--languages`, or of the data."""
+    return {code: build_vocab(clip.text for clip in of_language) for code, of_language in by_language(clips).items()}
+
+
 def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASRProcessor]:
     """The model on its backbone, alphabets from the training texts.
 
@@ -77,14 +84,13 @@ def build(config: MultilingualConfig, clips) -> tuple[MasterASRForCTC, MasterASR
         FileNotFoundError: if `--backbone` is no folder that is there, and can be no hub id.
         ValueError: for `--gates own` without a specialist for each language.
     """
-    languages = list(dict.fromkeys(clip.language for clip in clips))  # in the order of --languages, or of the data
-    if config.gates == "own" and config.num_specialists != len(languages):
-        raise ValueError(f"--gates own: got --num_specialists {config.num_specialists}; allowed: one a language, {len(languages)}.")
+    count = len({clip.language for clip in clips})
+    if config.gates == "own" and config.num_specialists != count:
+        raise ValueError(f"--gates own: got --num_specialists {config.num_specialists}; allowed: one a language, {count}.")
     check_there(config.backbone)  # before any hub is asked
     folder = Path(config.backbone).expanduser()
-    vocabs = {code: build_vocab(c.text for c in clips if c.language == code) for code in languages}
     model = MasterASRForCTC.from_backbone(
-        str(folder) if folder.is_dir() else config.backbone, vocabs, num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers,
+        str(folder) if folder.is_dir() else config.backbone, alphabets(clips), num_specialists=config.num_specialists, sparsity=config.sparsity, num_layers=config.num_layers,
         artisan_targets=config.artisan_targets, **config.owned(),
     )  # fmt: skip
     for own, assembly in enumerate(model.assemblies.values()):
@@ -164,14 +170,19 @@ def report(config: MultilingualConfig, result: dict) -> None:
 def main(argv=None) -> None:
     config = parse(MultilingualConfig, __doc__, argv)
     with opened(config) as accelerator:
+        started_s = time.monotonic()
         facts = facts_of_run()  # now: the code may change while it runs
         set_seed(config.seed)
         splits = load_splits(accelerator, config, config.languages, config.minutes_per_language)
         model, processor = build(config, splits.training)
         splits.training, dropped = drop_impossible(splits.training, processor, model)
+        if alphabets(splits.training) != {code: model.config.vocab(code) for code in model.languages}:  # letters of dropped clips alone
+            set_seed(config.seed)
+            model, processor = build(config, splits.training)
         announce(model, config, splits.training, dropped)
         features = Features(processor, config.features_cache)
-        model, log = train_model(accelerator, config, model, processor, features, splits)
+        rest = replace(config, max_minutes=minutes_left(config, started_s))
+        model, log = train_model(accelerator, rest, model, processor, features, splits)
         splits.training = without_broken(splits.training, log)
         for code in model.languages:
             keep_text(accelerator, model, code, splits, config)
@@ -179,7 +190,7 @@ def main(argv=None) -> None:
         figures = measured(accelerator, model, processor, features, splits)
         if accelerator.is_main_process:
             report(config, {
-                **facts, "config": as_record(config), "minutes": minutes_of(splits.training),
+                **facts, **run_as(accelerator, config), "minutes": minutes_of(splits.training),
                 "dropped": [str(clip.audio) for clip in dropped], **figures, "mapping": mapping_figures(model), "log": log,
             })  # fmt: skip
 

@@ -9,6 +9,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Optional
 
@@ -353,7 +354,7 @@ class Collator:
     def _candidates(self, clip: Clip, step: int) -> Iterator[Clip]:
         """The clip, then its language's spares: in any order those that are no longer, so that a batch stays within its seconds, then the shortest first."""
         yield clip
-        rng = random.Random(f"{self.seed}-{step}-{clip.audio}")
+        rng = random.Random(f"{self.seed}-{step}-{clip.audio.name}")  # as long as recordings have their names they may move
         yield from sorted(self.spares.get(clip.language, []), key=lambda spare: (max(spare.duration_s, clip.duration_s), rng.random()))
 
     def check_losses(self, language: str) -> None:
@@ -366,6 +367,16 @@ class Collator:
         lost = [self.broken[spare.audio] for spare in spares if spare.audio in self.broken]
         if spares and len(lost) > allowed_losses(spares):
             raise ValueError(f"{len(lost)} of {len(spares)} clips of {language!r} cannot be read, such as: {lost[:5]}")
+
+
+def there_now(path: Path, clips: Iterable[Clip]) -> Path:
+    """Where a recording of a run that goes on lies now, among its clips: that of its name, and of its folders' names as far as possible."""
+    found = [clip.audio for clip in clips if clip.audio.name == path.name]
+
+    def alike(other: Path) -> int:
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(other.parts), reversed(path.parts))))
+
+    return path if path in found else max(found, key=alike, default=path)
 
 
 def without_broken(clips: list[Clip], log: dict) -> list[Clip]:

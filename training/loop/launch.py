@@ -76,6 +76,11 @@ def settings_of(accelerator, config: LoopConfig) -> dict:
     return {**as_record(config), "mixed_precision": accelerator.mixed_precision}
 
 
+def run_as(accelerator, config: LoopConfig) -> dict:
+    """What stands in `run.json` of how a run was made: its settings, the precision that Accelerate was told among them, and its processes."""
+    return {"config": settings_of(accelerator, config), "processes": accelerator.num_processes}
+
+
 def place(accelerator, model, config: LoopConfig) -> None:
     """Puts the model where it trains, in shards if `--shard` asks for it: before optimizers are made, or filled by `--resume`."""
     model.to(accelerator.device)

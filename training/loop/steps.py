@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Optional
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from training.loop import checkpoints
 from training.loop.config import LoopConfig
-from training.loop.data import Collator, bucket_of_step, to_device
+from training.loop.data import Collator, bucket_of_step, there_now, to_device
 from training.loop.launch import STEPS_BEGUN, settings_of
 from training.loop.optim import allowed_to_skip
 from training.loop.sharding import average_languages, is_sharded, load_model_state, whole
@@ -102,7 +103,8 @@ class Run:
             load_model_state(self.model, parts["model"])
             self.turns.load_state_dict(parts["turns"])
             self.progress = Progress(**parts["progress"])
-            self.collator.broken.update({Path(path): reason for path, reason in self.progress.broken.items()})
+            spares = list(chain.from_iterable(self.collator.spares.values()))
+            self.collator.broken.update({there_now(Path(path), spares): reason for path, reason in self.progress.broken.items()})
             checkpoints.set_random_state(parts["random"][self.accelerator.process_index % len(parts["random"])])
             self.saved = self.known(step)
             self.accelerator.print(f"Resumed at step {step}.")

@@ -51,3 +51,8 @@ class StopRequest:
             asked = self.accelerator.reduce(asked, "sum")
         terminated, interrupted, late = (asked > 0).tolist()
         return "on SIGTERM" if terminated else "on Ctrl-C" if interrupted else "since --max_minutes are over" if late else None
+
+
+def minutes_left(config, started_s: float) -> Optional[float]:
+    """What is left of `--max_minutes`, which count from the run's start: reading data may take hours."""
+    return config.max_minutes and max(config.max_minutes - (time.monotonic() - started_s) / 60, 1e-9)

@@ -53,7 +53,8 @@ class MasterASRTrainer(Trainer):
             `mapping_gradient="last", mapping_decay=True, mapping_rest=0.3, beta2=0.98`.
         batch_s: seconds of audio a batch, padding included.
         temperature: by which languages with few clips are drawn more often, as the scripts' `--temperature`.
-        full_augment_step, spec_masks, vtlp: see `training.loop.data.Collator`; `None`, 1 and 0 are no augmentation, the scripts' are in their configs.
+        full_augment_step, spec_masks, vtlp: see `training.loop.data.Collator`; `None`, 1 and 0 are no augmentation; the scripts have a quarter of `args.max_steps`
+            times the batches a step, and their `--spec_masks` and `--vtlp`.
 
     Raises:
         ValueError: if `max_steps` is not set, or is not the steps that `turns` were made for; for fp16, whose losses have to be scaled.
