@@ -450,14 +450,15 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
             raise ValueError(f"The alphabets, vocab.json, cannot be read ({error}). Download or save them again: MasterASRProcessor.from_model(model).save_pretrained(folder).") from error
         first = next(iter(vocab), None) if target_lang is None and is_nested(vocab) else target_lang  # the stock class needs one
         super().__init__(vocab_file, *args, target_lang=first, **kwargs)
-        self._auto_map = {"AutoProcessor": "processing_master_asr.MasterASRProcessor"}  # which it names as its class
         if self._holds_several:
             self._named, self.default = False, target_lang
-            self._auto_map |= {"AutoTokenizer": ["processing_master_asr.Wav2Vec2CTCTokenizer", None]}  # slow, fast
+            self._auto_map = {"AutoTokenizer": ["processing_master_asr.Wav2Vec2CTCTokenizer", None]}  # slow, fast
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in Transformers, plus the code files remote loading needs where there are several alphabets."""
         copy_code(save_directory, links_only=True)
+        if self._processor_class:  # which the file then names, and AutoProcessor looks for there alone
+            self._auto_map = {**(getattr(self, "_auto_map", None) or {}), "AutoProcessor": "processing_master_asr.MasterASRProcessor"}
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         if self._holds_several:
             copy_code(save_directory)

@@ -12,6 +12,7 @@ from modeling_master_asr.artisan_master_asr import (
     mask_frozen_weight,
     mask_weight,
     open_gates,
+    open_gates_of_layers,
     pack_mask,
     select_mask,
     specialist_scores,
@@ -35,13 +36,25 @@ def loop_oracle(weight, specialists, row, sparsity):
     return out
 
 
+@pytest.mark.parametrize("row", [[0.3, -0.2, 1.0, -2.0], [0.3, 0.2, 1.0, 2.0], [0.3, 0.2, -1.0, 2.0], [-0.3, -0.2, -1.0, 2.0]])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.3, 0.77, 0.99])
-def test_assembled_weight_equals_the_loop_oracle(sparsity):
+def test_assembled_weight_equals_the_loop_oracle(sparsity, row):
     torch.manual_seed(0)
-    weight, specialists, row = torch.randn(7, 9), torch.randn(4, 7, 9), torch.tensor([0.3, -0.2, 1.0, -2.0])
+    weight, specialists, row = torch.randn(7, 9), torch.randn(4, 7, 9), torch.tensor(row)
     gates = open_gates(row)
     mask = select_mask(specialist_scores(specialists, gates), sparsity)
     assert torch.equal(mask_weight(weight, specialists, row, mask, gates), loop_oracle(weight, specialists, row, sparsity))
+
+
+def test_a_languages_own_specialist_is_added_to_all_that_are_open():
+    torch.manual_seed(0)
+    shared, left, right = torch.randn(3, 5, 6), torch.randn(5, 2), torch.randn(2, 6)
+    torch.testing.assert_close(specialist_scores(shared, (True, False, True), (left, right)), shared[0] + shared[2] + left @ right)
+
+
+def test_each_row_that_opens_nothing_falls_back_to_its_own_largest_entry():
+    rows = torch.tensor([[-3.0, -1.0, -2.0], [1.0, -1.0, 1.0], [-1.0, -2.0, -3.0]])
+    assert open_gates_of_layers(rows) == [(False, True, False), (True, False, True), (True, False, False)]
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.999])

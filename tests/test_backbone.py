@@ -161,3 +161,11 @@ def test_an_encoder_takes_the_entries_of_its_config_that_its_own_from_pretrained
     assert made.config.fingerprint == MasterASRForCTC.from_backbone(str(tmp_path), VOCABS).config.fingerprint
     with pytest.raises(TypeError, match="hidden_dropuot"):
         MasterASRForCTC.from_backbone(str(tmp_path), VOCABS, hidden_dropuot=0.3)
+
+
+def test_a_frozen_front_end_asks_for_no_gradients_of_what_it_makes():
+    model = tiny_model().train()
+    model.freeze_except("en")
+    assert model.master_asr.backbone.feature_extractor._requires_grad is False
+    model.unfreeze()
+    assert model.master_asr.backbone.feature_extractor._requires_grad is True

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -14,7 +15,7 @@ from test_runs import base, run_stage_2  # noqa: F401  the fixture
 from test_training import corpus  # noqa: F401  the fixture
 
 from demo import run as demo
-from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from training import (
     adapt_language,
     compact_checkpoint,
@@ -140,3 +141,16 @@ def test_a_figure_that_was_read_greedily_says_so(corpus, base, tmp_path, text): 
     run_stage_2(corpus, base, tmp_path, "--text", text)
     facts = json.loads((tmp_path / "assembly" / "assembly_config.json").read_text())["assemblies"]["es"]
     assert (facts["greedy"], "text" in facts) == ((True, False) if text == "none" else (False, True))
+
+
+def test_transcribe_gives_each_word_its_begin_and_end():
+    words = json.loads(transcribe.spoken("a.wav", {"text": "ab", "chunks": [{"text": "ab", "timestamp": (0.5, 1.25)}]}, "en"))
+    assert words == {"file": "a.wav", "language": "en", "text": "ab", "words": [{"word": "ab", "start_s": 0.5, "end_s": 1.25}]}
+
+
+def test_transcribe_cuts_what_is_longer_than_whisper_takes(tmp_path):
+    model = tiny_model("whisper")
+    model.save_pretrained(tmp_path)
+    MasterASRProcessor.from_model(model).save_pretrained(tmp_path)
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).standard_normal(31 * 16_000) * 0.1, 16_000)
+    assert transcribe.main([str(tmp_path / "long.wav"), "--model", str(tmp_path), "--language", "en"]) == 0

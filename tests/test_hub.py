@@ -204,22 +204,6 @@ def test_a_repo_that_is_no_assembly_says_what_one_is(hub, pushed, cache):
         model.load_assembly("tester/missing", **cache)
 
 
-def test_a_private_repo_opens_to_its_token_alone(hub, cache):
-    model = tiny_model()
-    model.push_to_hub("tester/secret", private=True, token=TOKEN)
-    with pytest.raises(OSError, match="tester/secret"):
-        MasterASRForCTC.from_pretrained("tester/secret", token=False, **cache)
-    loaded = MasterASRForCTC.from_pretrained("tester/secret", token=TOKEN, **cache)
-    loaded.add_language("es", vocab("abñ"), preset="paper")
-    loaded.push_assembly_to_hub("es", "tester/secret-es", private=True, token=TOKEN)
-    fresh = MasterASRForCTC.from_pretrained("tester/secret", token=TOKEN, **cache)
-    with pytest.raises(OSError, match="tester/secret-es"):
-        fresh.load_assembly("tester/secret-es", token=False, **cache)
-    assert fresh.load_assembly("tester/secret-es", token=TOKEN, **cache) == "es"
-    with pytest.raises(HfHubHTTPError, match="401"):
-        fresh.push_assembly_to_hub("fr", "tester/unwritable", token=False)
-
-
 def test_a_download_cut_off_once_goes_on_and_a_dead_one_leaves_no_half_file(hub, pushed, cache, tmp_path):
     hub.drop_downloads["model.safetensors"] = 1
     folder = snapshot_download(MODEL, **cache)

@@ -1,5 +1,7 @@
 """Languages that come, go and are replaced while the model is read or written."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import inputs_for, tiny_model, vocab
@@ -179,3 +181,16 @@ def test_languages_are_listed_as_they_were_when_it_began_while_another_thread_re
 
     monkeypatch.setattr(assembly_master_asr, "unquote", removed_meanwhile)
     assert read(model.assemblies) == before and model.languages == before[:-1]
+
+
+def test_threads_may_share_a_pipeline():
+    asr = make()
+    asr.model.set_text("fr", ["ab é", "é"])
+    jobs = [(clip, code) for clip in CLIPS for code in asr.model.languages] * 4
+
+    def answer(job):
+        return asr(job[0], language=job[1], chunk_length_s=0.4, return_timestamps="word")
+
+    expected = [answer(job) for job in jobs]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(answer, jobs)) == expected

@@ -579,3 +579,17 @@ def test_a_files_name_is_no_folder_to_save_in(tmp_path):
 def test_sentences_are_texts():
     with pytest.raises(ValueError, match="sentences: got 1 among them; allowed: texts"):
         tiny_model().set_text("fr", ["a", 1])
+
+
+def test_an_alphabet_may_have_its_special_tokens_anywhere():
+    model = tiny_model(vocabs={"en": vocab("ab")})
+    model.add_language("xx", {"a": 0, "|": 1, "b": 2, "[UNK]": 3, "[PAD]": 4}, init="en")
+    labels = torch.tensor([[0, 2], [2, 0]])
+    out = model(**inputs_for(model), language="xx", labels=labels)
+    wanted = torch.nn.functional.ctc_loss(out.logits.log_softmax(-1).transpose(0, 1), labels, out.frames, torch.tensor([2, 2]), blank=4, reduction="none") / 2
+    torch.testing.assert_close(out.loss, wanted.mean())
+    logits = torch.nn.functional.one_hot(torch.tensor([[4, 0, 4, 2, 2, 1, 0, 4]]), 5).float() * 20
+    processor = MasterASRProcessor.from_model(model)
+    model.set_text("xx", ["ab a", "ab"])
+    for greedy in (True, False):
+        assert processor.batch_decode(model.paths(logits, "xx", greedy=greedy), "xx", skip_special_tokens=True) == ["ab a"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import inputs_for, tiny_model, vocab
 
-from training.loop.optim import Turns, tri_stage
+from training.loop.optim import Turns, allowed_to_skip, tri_stage
 
 RATES = {"T": 1e-2, "head": 1e-2, "norms": 1e-2}
 
@@ -85,3 +85,28 @@ def test_turns_say_which_rates_they_lack_and_that_nothing_trains():
     model.assemblies["es"].mapping.requires_grad_(True)
     with pytest.raises(ValueError, match="Nothing but T trains, or nothing at all"):
         Turns(model, 10, 1, 0, RATES, num_steps=10)
+
+
+@pytest.mark.parametrize("bad", ["head", "mapping"])
+def test_a_step_whose_gradients_are_not_finite_leaves_values_moments_and_what_t_has_collected(bad):
+    model = tiny_model()
+    model.add_language("es", vocab("ab"), parts=("mapping", "head", "norms"))
+    model.freeze_except("es")
+    turns, owned = Turns(model, 10, 2, 0, {"T": 1e-2, "head": 1e-2, "norms": 1e-2}, num_steps=10), model.assemblies["es"]
+
+    def step(number, spoilt=None) -> bool:
+        turns.begin(number)
+        for parameter in owned.parameters():
+            parameter.grad = torch.ones_like(parameter) * (float("nan") if parameter is spoilt else 1.0)
+        return turns.step(number)
+
+    assert step(0)
+    collected, before, moments = [gradient.clone() for gradient in turns.collected], {name: p.detach().clone() for name, p in owned.named_parameters()}, str(turns.optimizer.state_dict())
+    turns.beta = 10  # T's own step is not due
+    assert not step(1, owned.mapping if bad == "mapping" else owned.head.weight)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in owned.named_parameters()) and str(turns.optimizer.state_dict()) == moments
+    assert collected and all(torch.equal(one, other) for one, other in zip(collected, turns.collected, strict=True))
+
+
+def test_a_run_may_skip_ten_steps_or_one_in_a_hundred():
+    assert [allowed_to_skip(steps) for steps in (20, 1000, 1100, 100_000)] == [10, 10, 11, 1000]

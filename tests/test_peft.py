@@ -565,3 +565,13 @@ def test_the_default_that_is_named_beside_adapters_stays_when_they_go_and_no_rem
     assert adapted.unload().config.default_language is None
     model.save_pretrained(tmp_path / "saved")
     assert load(tmp_path / "saved").languages == ["en", "fr"]
+
+
+@torch.no_grad()
+def test_base_among_adapter_names_is_the_bases_default_language(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    base = MasterASRForCTC.from_pretrained(tmp_path)
+    base.set_language("fr")
+    model = get_peft_model(base, AssemblyConfig(language="es", vocab=vocab("abñ")), adapter_name="es").eval()
+    inputs = inputs_for(base)
+    assert torch.equal(model(**inputs, adapter_names=["es", "__base__"]).logits, model(**inputs, language=["es", "fr"]).logits)

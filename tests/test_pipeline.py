@@ -472,6 +472,10 @@ def test_what_the_model_itself_refuses_costs_that_input_alone(monkeypatch):
 def test_limits_are_set_by_the_call_or_the_pipeline():
     with pytest.raises(ValueError, match="longer than max_duration_s=0"):
         make()(CLIPS[0], language="en", max_duration_s=0.5)
+    asr = as_pipeline(tiny_model(), max_duration_s=0.5)
+    with pytest.raises(ValueError, match="longer than max_duration_s=0"):
+        asr(CLIPS[0], language="en")
+    assert asr(CLIPS[0], language="en", max_duration_s=5)["text"] is not None
 
 
 def test_inputs_may_come_one_after_the_other_however_they_come(asr):

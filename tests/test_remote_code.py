@@ -53,6 +53,15 @@ def run_as_a_stranger(folder: Path, out: Path, resave: Path | None = None, cache
     return json.loads(out.read_text())
 
 
+def blocked_process(expression: str, folder: Path, home: Path) -> str:
+    """What an expression over the auto classes gives where the package is not importable; `sys.argv[1]`: the folder."""
+    head = STRANGER[: STRANGER.index("folder, out")]
+    env = {"PATH": "/usr/bin:/bin", "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", f"{head}\nprint({expression})", str(folder)], capture_output=True, text=True, env=env, cwd=home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", [pytest.param("wav2vec2", marks=pytest.mark.slow), "whisper"])
 def test_a_flat_copy_loads_where_the_package_is_not_importable_also_after_a_resave(family, tmp_path):

@@ -555,3 +555,26 @@ def test_a_silent_recording_is_left_out_and_named(tmp_path, samples):
     good, silent = Clip(record(tmp_path / "a.wav"), "en", "ab", 0.5, "train"), Clip(tmp_path / "silent.wav", "en", "ba", 0.5, "train")
     collator = Collator(Features(processor), processor, spares=[silent, good])
     assert collator([silent])["labels"].tolist() == [[3, 4]] and "silent.wav is silent: its peak is" in collator.broken[silent.audio]
+
+
+@pytest.mark.parametrize("cache", ["cache", None])
+def test_each_speed_has_features_of_its_own_also_of_a_cache_and_a_recording_that_was_made_anew(tmp_path, cache):
+    clip, processor = Clip(record(tmp_path / "a.wav", seconds=1.0), "en", "a", 1.0, "train"), MasterASRProcessor.from_model(tiny_model())
+    features = Features(processor, cache and tmp_path / cache)
+    lengths = [len(features(clip, speed)) for _ in range(2) for speed in augment.SPEEDS]
+    assert len(set(lengths)) == 3 and lengths[:3] == lengths[3:]
+    before, stat = features(clip), clip.audio.stat()
+    soundfile.write(clip.audio, np.random.default_rng(1).standard_normal(16_000) * 0.1, 16_000)
+    os.utime(clip.audio, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert clip.audio.stat().st_size == stat.st_size and not np.array_equal(Features(processor, cache and tmp_path / cache)(clip), before)
+
+
+def test_the_share_of_clips_that_are_altered_grows_until_it_is_full(tmp_path):
+    processor, clip, asked, shares = MasterASRProcessor.from_model(tiny_model("whisper")), Clip(tmp_path / "a.wav", "en", "ab", 4.5, "train"), [], []
+    sound = np.random.default_rng(0).standard_normal((80, 450)).astype(np.float32)
+    collator = Collator(lambda clip, speed: asked.append(speed) or sound, processor, 1000)
+    for step in (0, 500, 1000):
+        asked.clear()
+        collator([clip] * 600, step)
+        shares.append(sum(speed != 1.0 for speed in asked) / 600)
+    assert shares[0] == 0 and shares[1:] == pytest.approx([1 / 3, 2 / 3], abs=0.07)  # of the altered a third is heard at its own speed

@@ -225,3 +225,15 @@ def test_a_trained_models_weights_are_not_drawn_again(model, tmp_path):
         before = {name: value.clone() for name, value in one.state_dict().items()}
         one.init_weights()
         assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("targets", ["attention", "all"])
+@pytest.mark.parametrize("training", [False, True])
+def test_all_optional_parts_together_start_without_a_say(targets, training):
+    model = tiny_model()
+    inputs = inputs_for(model)
+    model.add_language("plain", model.config.vocab("en"), init="en", preset="paper")
+    model.add_language("es", model.config.vocab("en"), init="en", parts=ALL_PARTS, rank=2, targets=targets)
+    model.train(training)
+    assert torch.equal(model(**inputs, language="es").logits, model(**inputs, language="plain").logits)

@@ -3,15 +3,20 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from conftest import tiny_backbone_config
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
+from transformers import AutoModel
 
 from modeling_master_asr import MasterASRForCTC
 from modeling_master_asr.files_master_asr import replace_text
@@ -27,7 +32,7 @@ class Killed(BaseException):
     """What no `except Exception` and no `except OSError` sees, as SIGKILL."""
 
 
-@pytest.mark.parametrize("moment", range(12))
+@pytest.mark.parametrize("moment", range(60))  # beyond the last
 def test_a_checkpoint_is_whole_or_absent_whenever_its_writing_is_cut(tmp_path, monkeypatch, moment):
     checkpoints.save(tmp_path, 10, PARTS, FACTS)
     calls = {"left": moment}
@@ -42,7 +47,7 @@ def test_a_checkpoint_is_whole_or_absent_whenever_its_writing_is_cut(tmp_path, m
         return call
 
     with monkeypatch.context() as patch:
-        for module, name in ((os, "fsync"), (os, "replace"), (torch, "save"), (checkpoints.json, "dump")):
+        for module, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (torch, "save"), (checkpoints.json, "dump")):
             patch.setattr(module, name, dying(getattr(module, name)))
         try:
             for step in (20, 20, 30):  # the second time as a run that repeats what was killed
@@ -254,7 +259,7 @@ def test_a_stop_that_is_asked_for_before_an_evaluation_saves_at_once_and_who_goe
 
 def test_a_run_stops_cleanly_after_its_minutes_and_goes_on(corpus, tmp_path, monkeypatch, capsys):  # noqa: F811
     whole = run_stage_1(corpus, tmp_path / "whole")
-    clock = iter([0.0])  # the start; then the minutes are over, and one step is made all the same: else a run that is long in starting never ends
+    clock = iter([0.0] * 3)  # the start, when the data is read, the first step; then the minutes are over, and one step is made all the same: else a run that is long in starting never ends
     with monkeypatch.context() as patch:
         patch.setattr(stopping.time, "monotonic", lambda: next(clock, 1e9))
         with pytest.raises(SystemExit) as stopped:
@@ -287,3 +292,34 @@ def test_gradients_that_are_not_finite_move_nothing_are_named_and_too_many_stop_
     bad_steps.update(range(40))
     with pytest.raises(FloatingPointError, match=r"11 steps had gradients that are not finite \(allowed: 10\). \d+ clips, such as \['.*wav'"):
         run_stage_1(corpus, tmp_path / "many", "--steps", "20")
+
+
+def test_a_checkpoint_is_synced_whole_before_it_has_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    done, sync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.readlink(f"/proc/self/fd/{file}").rpartition("/")[2]), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("renamed"), rename(*paths)))
+    checkpoints.save(tmp_path, 10, {"model": {"w": torch.ones(1)}, "turns": {}}, {})
+    assert set(done[: done.index("renamed")]) == {"model.pt", "turns.pt", "manifest.json", ".checkpoint-00000010.part"} and done[-1] == tmp_path.name
+
+
+def test_a_sigterm_that_comes_behind_the_last_step_reaches_whoever_waits_for_it():
+    heard, before = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    try:
+        with stopping.StopRequest(SimpleNamespace(num_processes=1, device="cpu"), None):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not heard
+        assert heard == [True]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_resumed_run_draws_the_time_masks_of_an_encoder_that_masks_itself_as_an_uninterrupted_one_does(corpus, tmp_path):  # noqa: F811
+    """They come from NumPy."""
+    AutoModel.from_config(tiny_backbone_config("wav2vec2", mask_time_prob=0.3, mask_time_length=2)).save_pretrained(tmp_path / "backbone")
+    options = "--backbone", str(tmp_path / "backbone")
+    whole = run_stage_1(corpus, tmp_path / "whole", *options).state_dict()
+    shutil.copytree(tmp_path / "whole/checkpoint-00000004", tmp_path / "cut/checkpoint-00000004")
+    np.random.seed(1)
+    resumed = run_stage_1(corpus, tmp_path / "cut", *options, "--resume").state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
