@@ -104,7 +104,7 @@ def test_no_link_of_a_strangers_folder_is_written_through(tmp_path):
     os.symlink(precious, tmp_path / "fr/assembly.fr.safetensors")
     model.save_assembly("fr", tmp_path / "fr")
     assert precious.read_text() == "precious"
-    assert sorted(path.name for path in (tmp_path / "fr").iterdir() if not path.is_symlink()) == ["assembly.fr.safetensors", "assembly_config.json"]
+    assert sorted(path.name for path in (tmp_path / "fr").iterdir() if not path.is_symlink()) == ["README.md", "assembly.fr.safetensors", "assembly_config.json"]
     assert saved_base(tmp_path / "again").load_assembly(tmp_path / "fr", replace=True) == "fr"
 
 

@@ -252,7 +252,8 @@ def tempered(batches: list[list[Clip]], temperature: float, rng: random.Random) 
     weights = {code: (len(of_code) / most) ** (1 / temperature) for code, of_code in of_language.items()}
     drawn = []
     for code, of_code in sorted(of_language.items()):
-        count = max(1, round(len(batches) * weights[code] / sum(weights.values())))
+        wanted = len(batches) * weights[code] / sum(weights.values())
+        count = max(1, int(wanted) + (rng.random() < wanted % 1))  # in the mean of many epochs as many
         drawn += of_code * (count // len(of_code)) + rng.sample(of_code, count % len(of_code))
     rng.shuffle(drawn)
     return drawn
