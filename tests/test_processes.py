@@ -83,7 +83,8 @@ def test_two_gloo_processes_end_as_one_process_with_the_same_global_batch(ends, 
 
 
 TERMINATED = """
-import os, signal, sys
+import faulthandler, os, signal, sys
+faulthandler.dump_traceback_later(150, exit=True)  # where a process that waits for ever waits
 from training.loop.optim import Turns
 from training.train_multilingual import main
 begin = Turns.begin
