@@ -39,6 +39,7 @@ BEGIN, END = "<!-- master-asr assemblies: written anew by every save, write outs
 PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img[^>]*?\ssrc=[\"']([^\"']+)", re.IGNORECASE)
 SIZES = {"gate_bits": "?", "head_kilobytes": "?", "text_kilobytes": 0, "kilobytes": "?"}  # of an assembly's facts, and what stands for an older file's
 OF_A_PUSH = {"push_to_hub", "repo_id", "revision", "create_pr", "commit_message", "commit_description", "private", "token"}
+NEEDS = 'Needs `pip install "transformers>=5.23,<6" soundfile soxr` and torch 2.10 or newer.'  # of who reads a card: what pyproject.toml says
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
 
 Source = Union[str, Path]
@@ -151,9 +152,6 @@ def with_tags(card: str, tags: list[str]) -> str:
     card = ModelCard(card, ignore_metadata_errors=True)
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
     return str(card)
-
-
-NEEDS = 'Needs `pip install "transformers>=5.23,<6" soundfile soxr` and torch 2.10 or newer.'
 
 
 def default_card(config) -> str:

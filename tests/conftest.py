@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from hub_server import Hub
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 from modeling_master_asr import MasterASRConfig, MasterASRForCTC, MasterASRProcessor
+from training.loop.optim import Turns
 
 torch.set_num_threads(1)  # tiny models: threads that wait for each other made them ten times slower on a busy machine
 
@@ -171,3 +174,18 @@ def warnings(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("modeling_master_asr"), "propagate", True)
     return lambda: caplog.text
+
+
+@contextmanager
+def terminated_at(step, num_steps=None):
+    """SIGTERM comes as this step begins, where several trainings are made of that which has so many steps; the run saves and ends."""
+    begin = Turns.begin
+
+    def terminate(turns, now):
+        if now == step and num_steps in (None, turns.num_steps):
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(turns, now)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Turns, "begin", terminate)
+        yield

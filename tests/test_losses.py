@@ -1,9 +1,7 @@
 """What may be lost of a run's clips before it stops: those that cannot be read, and those whose frames cannot spell their text."""
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import tiny_model
+from conftest import terminated_at, tiny_model
 from test_sources import record
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 from transformers import TrainingArguments
@@ -19,7 +17,6 @@ from transformers import TrainingArguments
 from modeling_master_asr import MasterASRProcessor
 from training.loop.augment import SPEEDS
 from training.loop.data import Collator, Features, drop_impossible, has_frames, there_now
-from training.loop.optim import Turns
 from training.loop.sources import Clip
 from training.loop.trainer import MasterASRTrainer
 
@@ -111,17 +108,8 @@ def test_a_run_whose_recordings_have_moved_goes_on_with_the_same_clips_in_the_pl
     soundfile.write(tmp_path / "data/en-train-5.wav", np.zeros(16_000), 16_000)
     options = "--evaluate_every", "2", "--backbone", str(corpus / "backbone")
     whole = run_stage_1(tmp_path / "data", tmp_path / "whole", *options)
-    begin = Turns.begin
-
-    def terminate(self, step):
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Turns, "begin", terminate)
-        with pytest.raises(SystemExit):
-            run_stage_1(tmp_path / "data", tmp_path / "cut", *options)
+    with terminated_at(5):
+        run_stage_1(tmp_path / "data", tmp_path / "cut", *options)
     shutil.move(tmp_path / "data", tmp_path / "elsewhere")
     shutil.move(tmp_path / "cut", tmp_path / "cut too")
     moved = run_stage_1(tmp_path / "elsewhere", tmp_path / "cut too", *options, "--resume")

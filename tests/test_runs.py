@@ -17,7 +17,7 @@ import soundfile
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from conftest import tiny_backbone_config, tiny_model, vocab
+from conftest import terminated_at, tiny_backbone_config, tiny_model, vocab
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
 from transformers import AutoModel
 
@@ -227,19 +227,10 @@ def test_a_resumed_run_draws_the_dropout_that_an_uninterrupted_one_draws(corpus,
 def test_a_stopped_fine_tuning_goes_on_where_it_stopped(corpus, base, tmp_path, monkeypatch):  # noqa: F811
     options = ("--finetune_steps", "5", "--parts", "mapping", "head", "delta")
     whole = run_stage_2(corpus, base, tmp_path / "whole", *options)
-    begin = Turns.begin
-
-    def terminate(self, step):
-        if step == 3 and self.num_steps == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Turns, "begin", terminate)
-        with pytest.raises(SystemExit):
-            run_stage_2(corpus, base, tmp_path / "cut", *options)
+    with terminated_at(3, num_steps=5):
+        run_stage_2(corpus, base, tmp_path / "cut", *options)
     assert (tmp_path / "cut/finetune/checkpoint-00000004").is_dir()
-    again = []
+    again, begin = [], Turns.begin
     monkeypatch.setattr(Turns, "begin", lambda self, step: (again.append((self.num_steps, step)), begin(self, step)))
     resumed = run_stage_2(corpus, base, tmp_path / "cut", *options, "--resume")
     assert again == [(5, 4)]  # one step was left

@@ -1,15 +1,13 @@
 """A teacher, of which all matrices train, gives its letters to what a language owns, and leaves nothing else behind."""
 
 import itertools
-import os
 import shutil
-import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import VOCABS, tiny_model
+from conftest import VOCABS, terminated_at, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_runs import base, run_stage_2  # noqa: F401  the fixture
 from test_training import corpus, run_stage_1  # noqa: F401  the fixture
@@ -91,21 +89,12 @@ def test_a_taught_language_is_another_assembly_of_the_same_size_on_the_same_base
 def test_a_taught_run_goes_on_where_it_stopped_bit_for_bit(corpus, base, tmp_path, monkeypatch, stopped_at):  # noqa: F811
     folder, num_steps, at = stopped_at
     whole = run_stage_2(corpus, base, tmp_path / "whole", *OPTIONS)
-    begin = Turns.begin
-
-    def terminate(self, step):
-        if step == at and self.num_steps == num_steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Turns, "begin", terminate)
-        with pytest.raises(SystemExit):
-            run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS)
+    with terminated_at(at, num_steps=num_steps):
+        run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS)
     assert checkpoints.listed(tmp_path / "cut" / folder)[-1].name == checkpoints.name_of(at + 1)
     with pytest.raises(FileExistsError, match="holds a run already: .*'teacher'"):
         run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS)
-    again = []
+    again, begin = [], Turns.begin
     monkeypatch.setattr(Turns, "begin", lambda self, step: (again.append((self.num_steps, step)), begin(self, step)))
     resumed = run_stage_2(corpus, base, tmp_path / "cut", *OPTIONS, "--resume")
     assert again == [(5, step) for step in range(at + 1, 5) if folder] + [(4, step) for step in range(0 if folder else at + 1, 4)]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from conftest import tiny_model
+from conftest import terminated_at, tiny_model
 from test_processes import one, two
 from test_runs import base  # noqa: F401  the fixture
 from test_training import corpus  # noqa: F401  the fixture
@@ -23,7 +22,6 @@ from modeling_master_asr.hub_master_asr import assembly_part
 from training import adapt_language, evaluate
 from training.loop import checkpoints, untranscribed
 from training.loop.data import Features
-from training.loop.optim import Turns
 from training.loop.sources import Clip, read_data
 from training.loop.untranscribed import Written, beside, recordings, trusted
 
@@ -146,17 +144,8 @@ def test_held_out_clips_that_this_run_has_no_minutes_for_are_not_written_down(co
 
 def test_a_resumed_run_trains_on_what_was_written_before(corpus, reader, tmp_path, monkeypatch, unheard):  # noqa: F811
     whole = refine(corpus, reader, tmp_path / "whole", unheard)
-    begin = Turns.begin
-
-    def terminate(self, step):
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Turns, "begin", terminate)
-        with pytest.raises(SystemExit):
-            refine(corpus, reader, tmp_path / "cut", unheard)
+    with terminated_at(2):
+        refine(corpus, reader, tmp_path / "cut", unheard)
     assert checkpoints.listed(tmp_path / "cut")[-1].name == checkpoints.name_of(3)
     assert any(Path(row["audio"]).name == "link.wav" and row["trained"] for row in rows_of(tmp_path / "cut"))  # by its own name, by which clips are compared
     monkeypatch.setattr(untranscribed, "write_down", None)  # nobody writes twice
