@@ -215,6 +215,7 @@ class MasterASRConfig(PreTrainedConfig):
 
     model_type = "master_asr"
     sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["frames"]  # by a Trainer: its predictions are logits, as of any CTC model
     has_no_defaults_at_init = True
 
     def __init__(

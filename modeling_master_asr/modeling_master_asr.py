@@ -39,7 +39,7 @@ from .hub_master_asr import HubMixin
 from .languages_master_asr import LanguageMixin, frames_needed
 from .masks_master_asr import MaskStore
 from .weights_master_asr import AssembledWeights, Layout
-from .whisper_master_asr import device_of_ctc
+from .whisper_master_asr import blank_after, device_of_ctc
 from .wrapping_master_asr import may_wrap
 
 if TYPE_CHECKING:  # the remote-code scanner ships the files that are imported here
@@ -420,7 +420,7 @@ class MasterASROutput(CausalLMOutput):
     """A `CausalLMOutput` that also says how many of its frames are speech.
 
     Attributes:
-        frames: each clip's frames of logits, `(B,)`; what follows them in a batch is padding.
+        frames: each clip's frames of logits, `(B,)`; what follows them in a batch is padding, all blanks. A plain Trainer's predictions leave them out.
     """
 
     frames: Optional[torch.LongTensor] = None
@@ -456,7 +456,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
             labels: `(B, label length)` in the ids of each clip's own language, -100 where padded.
 
         Returns:
-            `logits` `(B, T, V)`; `frames` `(B,)`; `loss`. For one code (or none) V is that language's own number of classes, as
+            `logits` `(B, T, V)`, blanks past each clip's own `frames` `(B,)`; `loss`. For one code (or none) V is that language's own number of classes, as
             in a stock model; for a list of codes it is that of the model's largest head, whichever languages the batch holds,
             and logits are -inf past each clip's own: batches of any languages can be joined.
 
@@ -471,7 +471,7 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         if labels is not None and len(labels) != len(inputs):
             raise ValueError(f"{len(labels)} rows of labels for {len(inputs)} clips: each clip has its own.")
         owned = Owned(self.assemblies, codes)
-        vocabs = {} if labels is None else {code: self.config.vocab(code) for code in owned.assemblies}
+        vocabs = {code: self.config.vocab(code) for code in owned.assemblies}
         outputs = self.master_asr(input_values, input_features, attention_mask, codes, owned, return_dict=True, **kwargs)
         # as the stock CTC classes do; Whisper's encoder has none
         final_dropout = getattr(self.config.backbone_config, "final_dropout", 0.0)
@@ -487,6 +487,8 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         frames = self.master_asr.frame_counts(inputs, attention_mask)
         loss = None if labels is None else self._ctc_loss(pieces, clips_of, labels, frames, vocabs)
         entries = [] if language is None or isinstance(language, str) else list(self.config.assemblies.items())  # one look: others may go meanwhile
+        if attention_mask is not None:
+            pieces = {code: blank_after(piece, frames[clips_of[code]], vocabs[code][PAD_TOKEN]) for code, piece in pieces.items()}
         width = max([*(piece.shape[-1] for piece in pieces.values()), *(len(entry["vocab"]) for _, entry in entries)])
         return MasterASROutput(
             loss=loss,

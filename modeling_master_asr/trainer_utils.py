@@ -59,10 +59,10 @@ def _with_rate(example: dict):
     return audio if rate_hz is None or is_recording(audio) else {"array": audio, "sampling_rate": rate_hz}
 
 
-def greedy_ids(outputs, labels) -> tuple[torch.Tensor, torch.Tensor]:
-    """A plain Trainer's `preprocess_logits_for_metrics`: ids of the best tokens, so that no logits are kept, and true lengths."""
-    logits, frames = outputs[0], outputs[-1]
-    return logits.argmax(-1), frames
+def greedy_ids(outputs, labels) -> torch.Tensor:
+    """A plain Trainer's `preprocess_logits_for_metrics`: ids of the best tokens `(B, T)`, so that no logits are kept."""
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs  # beside hidden states, where the config asks for them
+    return logits.argmax(-1)
 
 
 def ctc_metrics(processor, language: Union[str, list[str]]):
@@ -78,8 +78,8 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
     _metric()  # said before the first step, not after the first evaluation
 
     def compute(prediction) -> dict[str, float]:
-        ids, frames = prediction.predictions
-        if np.ndim(ids) == 3:
+        ids = prediction.predictions
+        if isinstance(ids, tuple) or np.ndim(ids) == 3:
             raise ValueError("compute_metrics got logits in the place of ids. Give the Trainer preprocess_logits_for_metrics=greedy_ids, too: it keeps no logits.")
         codes = [language] * len(ids) if isinstance(language, str) else list(language)
         if len(codes) != len(ids):
@@ -87,7 +87,7 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
                 f"language has {len(codes)} codes for {len(ids)} clips; pass one code, or one for each clip of the set that is read. Before another set "
                 "(one of a dict of them, or predict's): trainer.compute_metrics = ctc_metrics(processor, its_codes)."
             )
-        heard = [heard_in(processor, row[: int(end)], code) for row, end, code in zip(ids, frames, codes)]
+        heard = [heard_in(processor, row, code) for row, code in zip(ids, codes)]
         said = [spell(processor, row, code) for row, code in zip(prediction.label_ids, codes)]
         rates = {}
         for code in dict.fromkeys(codes):
@@ -102,7 +102,7 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
 def heard_in(processor, ids: np.ndarray, language: str) -> str:
     """The text of a clip's best tokens as `model.paths` and training.evaluate read it: with a space in a long pause, and none twice."""
     vocab = processor.vocabs[language]
-    path = with_gaps(np.asarray(ids), [-1, vocab[PAD_TOKEN], vocab[UNK_TOKEN]], vocab[SPACE_TOKEN])
+    path = with_gaps(np.maximum(ids, -1), [-1, vocab[PAD_TOKEN], vocab[UNK_TOKEN]], vocab[SPACE_TOKEN])
     return " ".join(processor.decode(path, language, skip_special_tokens=True).split())
 
 

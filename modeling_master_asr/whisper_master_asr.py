@@ -71,6 +71,16 @@ class TrueLengthWhisperEncoder(WhisperEncoder):
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
 
 
+def blank_after(logits: torch.Tensor, frames: torch.Tensor, blank: int) -> torch.Tensor:
+    """`logits` `(b, T, V)` in which the frames past each clip's own, `(b,)`, are blanks: in padding nobody speaks, whoever reads it.
+
+    Finite beside the blank, so that sums and products over all frames stay numbers; e^-10,000 is zero in every precision.
+    """
+    past = torch.arange(logits.shape[1], device=logits.device) >= frames.to(logits.device)[:, None]  # (b, T)
+    is_blank = torch.arange(logits.shape[2], device=logits.device) == blank  # (V,)
+    return torch.where(past[..., None], torch.where(is_blank, 0.0, -1e4).to(logits.dtype), logits)
+
+
 def device_of_ctc(device: torch.device) -> torch.device:
     """Where PyTorch computes the loss of what lies on `device`: for Apple's GPUs it has no CTC."""
     return torch.device("cpu") if device.type == "mps" else device
@@ -96,19 +106,21 @@ class WhisperEncoderForCTC(WhisperPreTrainedModel):
         self, input_features: torch.Tensor, attention_mask: Optional[torch.Tensor] = None, labels: Optional[torch.Tensor] = None, **kwargs
     ) -> CausalLMOutput:
         """Logits `(B, ceil(mel_frames / 2), vocab_size)` of `input_features` `(B, num_mel_bins, mel_frames)`; with `labels` `(B, L)`,
-        -100 where padded, the CTC loss as Transformers' own classes have it.
+        -100 where padded, the CTC loss as Transformers' own classes have it. Blanks follow each clip's own frames.
 
         Raises:
             ValueError: for more than 30 s.
         """
         outputs = self.encoder(input_features, attention_mask=attention_mask, return_dict=True, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)
-        loss = None if labels is None else self._ctc_loss(logits, attention_mask, labels)
+        frames = None if attention_mask is None else attention_mask[:, ::2].sum(-1)  # as the encoder masks its layers
+        loss = None if labels is None else self._ctc_loss(logits, frames, labels)
+        if frames is not None:
+            logits = blank_after(logits, frames, self.config.pad_token_id)
         return CausalLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
-    def _ctc_loss(self, logits: torch.Tensor, attention_mask: Optional[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        whole = logits.new_full((len(logits),), logits.shape[1], dtype=torch.long)
-        frames = whole if attention_mask is None else attention_mask[:, ::2].sum(-1)  # as the encoder masks its layers
+    def _ctc_loss(self, logits: torch.Tensor, frames: Optional[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        frames = logits.new_full((len(logits),), logits.shape[1], dtype=torch.long) if frames is None else frames
         is_label = labels >= 0
         log_probs = logits.float().log_softmax(-1).transpose(0, 1)  # (B, T, V) -> (T, B, V)
         device = device_of_ctc(log_probs.device)

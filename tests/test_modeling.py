@@ -585,9 +585,10 @@ def test_an_alphabet_may_have_its_special_tokens_anywhere():
     model = tiny_model(vocabs={"en": vocab("ab")})
     model.add_language("xx", {"a": 0, "|": 1, "b": 2, "[UNK]": 3, "[PAD]": 4}, init="en")
     labels = torch.tensor([[0, 2], [2, 0]])
-    out = model(**inputs_for(model), language="xx", labels=labels)
+    out = model(**inputs_for(model, (4000, 2400)), language="xx", labels=labels)
     wanted = torch.nn.functional.ctc_loss(out.logits.log_softmax(-1).transpose(0, 1), labels, out.frames, torch.tensor([2, 2]), blank=4, reduction="none") / 2
     torch.testing.assert_close(out.loss, wanted.mean())
+    assert out.logits[1, int(out.frames[1]) :].argmax(-1).unique().tolist() == [4]
     logits = torch.nn.functional.one_hot(torch.tensor([[4, 0, 4, 2, 2, 1, 0, 4]]), 5).float() * 20
     processor = MasterASRProcessor.from_model(model)
     model.set_text("xx", ["ab a", "ab"])

@@ -71,6 +71,38 @@ def test_a_mixed_unpadded_batch_has_each_clips_hidden_states_and_attentions_in_i
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("codes", ["fr", ["ru", "fr", "en"], ["fr", "fr", "fr"]])
+def test_who_reads_all_frames_of_a_padded_batch_hears_each_clip_and_nothing_more(family, codes):
+    """As everyone does who knows Transformers' CTC models: an argmax, a batch_decode."""
+    model = loud(family)
+    processor = MasterASRProcessor.from_model(model)
+    inputs = inputs_for(model, lengths=(1600, 8000, 4000))
+    outputs, each = model(**inputs, language=codes), [codes] * 3 if isinstance(codes, str) else codes
+    alone = [processor.batch_decode(one.logits.argmax(-1), code)[0] for one, code in zip(one_by_one(model, inputs, each), each)]
+    assert all(alone) and processor.batch_decode(outputs.logits.argmax(-1), codes) == alone
+    for clip, code in enumerate(each):
+        past, blank = outputs.logits[clip, int(outputs.frames[clip]) :, : len(VOCABS[code])], VOCABS[code]["[PAD]"]
+        assert torch.equal(past.log_softmax(-1).exp(), torch.eye(len(VOCABS[code]))[blank].expand(past.shape))  # certain, and in finite numbers
+        assert past.isfinite().all() and (clip == 1 or len(past))
+
+
+@torch.no_grad()
+def test_a_materialized_whispers_padding_is_blank_too():
+    model = loud("whisper")
+    inputs = inputs_for(model, lengths=(1600, 8000))
+    plain = model.materialize("fr")
+    assert torch.equal(plain(**inputs).logits, model(**inputs, language="fr").logits)
+
+
+def loud(family):
+    """Letters in every frame, of padding too, where nobody makes it blank."""
+    model = eager(family)
+    for code, assembly in model.assemblies.items():
+        assembly.head.bias[VOCABS[code]["[PAD]"]] = -100.0
+    return model
+
+
+@torch.no_grad()
 def test_return_dict_false_gives_the_same_values_as_a_tuple(family):
     model = eager(family)
     inputs = inputs_for(model, lengths=(4000, 3200))
@@ -140,14 +172,14 @@ def test_a_plain_trainer_predicts_over_clips_of_several_languages(model, tmp_pat
         clips.__class__ = type("Unlabelled", (Clips,), {"__getitem__": lambda self, i: {**self.rows[i], "language": self.codes[i]}})
     args = TrainingArguments(str(tmp_path), per_device_eval_batch_size=2, report_to=[], use_cpu=True)
     trainer = Trainer(model, args, data_collator=collate)
-    predicted, frames = trainer.predict(clips).predictions[:2]
+    predicted = trainer.predict(clips).predictions
     assert predicted.shape[0] == 8 and predicted.shape[-1] == len(VOCABS["en"])
     with torch.no_grad():
         for i, code in enumerate(clips.codes):
             alone = model(**{name: value[None] for name, value in clips.rows[i].items()}, language=code)
-            assert frames[i] == int(alone.frames[0])  # what follows them is padding
-            of_clip = alone.logits[0, : frames[i]].numpy()
-            np.testing.assert_allclose(predicted[i, : frames[i], : of_clip.shape[-1]], of_clip, atol=1e-5)
+            of_clip = alone.logits[0, : int(alone.frames[0])].numpy()
+            np.testing.assert_allclose(predicted[i, : len(of_clip), : of_clip.shape[-1]], of_clip, atol=1e-5)
+            assert not predicted[i, len(of_clip) :].argmax(-1).any()  # blanks in its own batch's padding, equal entries past that
     if has_labels:
         assert np.isfinite(trainer.evaluate(clips)["eval_loss"])
 

@@ -256,15 +256,13 @@ def test_small_batches_accumulated_are_one_big_batch(corpus, tmp_path):  # noqa:
 
 def test_rates_are_counted_in_each_clips_own_alphabet():
     processor = MasterASRProcessor.from_model(tiny_model(vocabs=VOCABS))
-    ids = torch.tensor([[3, 0, 4, -100], [3, 4, 4, 3]]).numpy()
-    labels = torch.tensor([[3, 4], [3, 4]]).numpy()
-    prediction = SimpleNamespace(predictions=(ids, torch.tensor([3, 3]).numpy()), label_ids=labels)
-    assert ctc_metrics(processor, ["en", "fr"])(prediction)["cer"] == 0
-    logits = SimpleNamespace(predictions=(np.zeros((2, 5, 7)), np.array([5, 5])), label_ids=prediction.label_ids)
-    with pytest.raises(ValueError, match="got logits in the place of ids. Give the Trainer preprocess_logits_for_metrics=greedy_ids"):
-        ctc_metrics(processor, ["en", "fr"])(logits)
-    spoiled = SimpleNamespace(predictions=(ids, torch.tensor([3, 4]).numpy()), label_ids=labels)
-    assert ctc_metrics(processor, ["en", "fr"])(spoiled)["cer_fr"] == 50  # "aéa" for "aé": a frame of padding was read
+    ids = np.array([[3, 0, 4, -100], [3, 4, 4, 3]])  # Trainer fills what is missing of shorter batches with -100
+    labels = np.array([[3, 4], [3, 4]])
+    rates = ctc_metrics(processor, ["en", "fr"])(SimpleNamespace(predictions=ids, label_ids=labels))
+    assert (rates["cer_en"], rates["cer_fr"], rates["cer"]) == (0, 50, 25)  # "aéa" for "aé"
+    for logits in (np.zeros((2, 5, 7)), (np.zeros((2, 5, 7)), np.zeros((2, 5, 16)))):  # beside hidden states
+        with pytest.raises(ValueError, match="got logits in the place of ids. Give the Trainer preprocess_logits_for_metrics=greedy_ids"):
+            ctc_metrics(processor, ["en", "fr"])(SimpleNamespace(predictions=logits, label_ids=labels))
 
 
 def test_the_readmes_trainer_runs_as_printed(tmp_path, monkeypatch):
@@ -285,7 +283,7 @@ def test_the_readmes_trainer_runs_as_printed(tmp_path, monkeypatch):
 
 def test_labels_of_another_languages_alphabet_say_that_the_order_is_not_the_one_given():
     processor = MasterASRProcessor.from_model(tiny_model(vocabs={"en": vocab("abcde"), "fr": vocab("a")}))
-    outputs = SimpleNamespace(predictions=(np.zeros((2, 5), dtype=int), np.array([5, 5])), label_ids=np.array([[3, -100], [6, 7]]))
+    outputs = SimpleNamespace(predictions=np.zeros((2, 5), dtype=int), label_ids=np.array([[3, -100], [6, 7]]))
     with pytest.raises(ValueError, match=r"Labels hold \[6, 7\], and 'fr' has 4 tokens.*group_by_length"):
         ctc_metrics(processor, ["en", "fr"])(outputs)
 
@@ -298,7 +296,7 @@ def test_trainers_rates_are_those_of_evaluation_on_the_same_best_tokens():
     ids = np.full((2, 62), blank)
     for row, path in zip(ids, paths):
         row[: len(path)] = path
-    said = SimpleNamespace(predictions=(ids, np.array([5, 62])), label_ids=np.array([[a, space, a]] * 2))
+    said = SimpleNamespace(predictions=ids, label_ids=np.array([[a, space, a]] * 2))
     assert ctc_metrics(processor, "en")(said)["wer"] == 0.0
     logits = torch.nn.functional.one_hot(torch.tensor(ids), len(vocab)).float()
     heard = processor.batch_decode(model.paths(logits, "en", [5, 62]), "en", frames=[5, 62], skip_special_tokens=True)
@@ -309,6 +307,6 @@ def test_trainers_rates_are_those_of_evaluation_on_the_same_best_tokens():
 def test_another_number_of_languages_than_of_clips_is_refused(codes):
     """As where Trainer reads an entry of a dict of evaluation sets, or predicts another set."""
     processor = MasterASRProcessor.from_model(tiny_model(vocabs=VOCABS))
-    prediction = SimpleNamespace(predictions=(np.array([[3, 0, 4]] * 2), np.array([3, 3])), label_ids=np.array([[3, 4]] * 2))
+    prediction = SimpleNamespace(predictions=np.array([[3, 0, 4]] * 2), label_ids=np.array([[3, 4]] * 2))
     with pytest.raises(ValueError, match=rf"language has {len(codes)} codes for 2 clips; pass one code, or one for each clip of the set.*trainer.compute_metrics = ctc_metrics"):
         ctc_metrics(processor, codes)(prediction)
