@@ -277,18 +277,31 @@ def _opened(source, name: Optional[str]):
             yield file, os.path.splitext(os.fsdecode(source))[1].lower(), name or os.fsdecode(source)
 
 
+def declares_length(file) -> bool:
+    """Whether an mp3 (a binary file) says how long it is; of others libsndfile and FFmpeg take the first frame's bit rate for that of all."""
+    file.seek(0)
+    head = file.read(10)
+    if head[:3] == b"ID3":  # its size in four bytes of seven bits
+        file.seek(10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))))
+        head = b""
+    first = head + file.read(512)  # a frame's header, 32 bytes at most, and the tag
+    return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
+
+
 def _with_soundfile(file, suffix: str, start) -> tuple[np.ndarray, float]:
     """Samples, and the seconds that the file's header declares, or that its bytes amount to where they go on after that: files put together."""
     with soundfile.SoundFile(_nameless(file)) as sound:
         mono = start(sound.samplerate)
-        frames = max(1, BLOCK_SAMPLES // sound.channels)
+        frames, heard = max(1, BLOCK_SAMPLES // sound.channels), 0
         while len(block := sound.read(frames, dtype="float32", always_2d=True)):
             mono.add(block)
+            heard += len(block)
         read_to, size = file.tell(), file.seek(0, io.SEEK_END)
         parts = size / read_to if sound.format in GO_ON and 0 < read_to < size else 1.0
         if (sizes := CUT_SHORT.search(sound.extra_info)) and int(sizes[2]) < int(sizes[1]) < UNKNOWN_BYTES:
             parts = int(sizes[1]) / max(int(sizes[2]), 1)
-        return mono.finish(), parts * sound.frames / sound.samplerate
+        declared = sound.frames if sound.format != "MP3" or declares_length(file) else heard
+        return mono.finish(), parts * declared / sound.samplerate
 
 
 def _with_av(file, suffix: str, start) -> tuple[np.ndarray, float]:
@@ -454,6 +467,7 @@ def _row(row: Mapping) -> tuple:
     if samples is None and row.get("path") is not None:
         raise ValueError(
             f"This row holds no audio, only the path {str(row['path'])!r}. Rows may come from others, so no path in them is opened; "
-            'if it names a file of yours, pass the path itself: row["path"].'
+            'if it names a file of yours, pass the path itself, row["path"]. Of a whole data set, which would make rows of such paths again, as bytes: '
+            'data.map(lambda row: {"audio": {"bytes": open(row["audio"]["path"], "rb").read(), "path": None}}).'
         )
     raise ValueError(f'A dict needs "raw" (or "array") and "sampling_rate", or "bytes"; got {sorted(map(str, row))}.')

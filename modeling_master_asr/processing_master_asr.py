@@ -329,10 +329,12 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
         """Label ids `(L,)` of each text; characters outside the alphabet become [UNK] and are named in one warning.
 
         Raises:
-            ValueError: for a text without a letter.
+            ValueError: for a text without a letter, or none.
         """
         rows, unknown = [], Counter()
         for text, code in zip(texts, self._codes(language, len(texts))):
+            if not isinstance(text, str):
+                raise ValueError(f"text: got {text!r:.100} (language {code!r}, number {len(rows)} of the batch); allowed: what is said, in words. Drop clips without a transcript.")
             alphabet = self.vocab_of(code)
             tokens = tokens_of(spelled(text, characters_of(alphabet), code, raw), alphabet)
             if not tokens:

@@ -70,7 +70,8 @@ def ctc_metrics(processor, language: Union[str, list[str]]):
 
     Args:
         language: of all clips, or one for each clip of the evaluation set, in its order: not with
-            `train_sampling_strategy="group_by_length"`, by which Trainer shuffles the evaluation set too. Another set has a list of its own.
+            `train_sampling_strategy="group_by_length"`, by which Trainer shuffles the evaluation set too, nor of a streamed set that
+            several workers read, whose batches come in turn. Another set has a list of its own.
 
     Raises:
         ValueError: of the metrics, for logits in the place of ids, and another number of codes than of clips.

@@ -16,8 +16,8 @@ from typing import Optional, TypeVar
 
 import soundfile
 
-from modeling_master_asr import text_master_asr
-from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, decode_audio
+from modeling_master_asr import signs_master_asr, text_master_asr
+from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S, declares_length, decode_audio
 from modeling_master_asr.backbone_master_asr import SAMPLING_RATE_HZ
 from training.loop.record import write_whole
 
@@ -25,6 +25,7 @@ MAX_RECORDING_BYTES = 256 << 20  # of one recording inside a data set
 MAX_DOWNLOAD_GB = 20.0  # of recordings, from one data set of the Hub
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".aiff", ".au")
 KINDS = {bool: "true or false", int: "a number", float: "a number", str: "words", list: "a list", dict: "an object"}
+NAME_LENGTH = 28  # of names by bytes, in hexadecimal: no other names of files are known to be so long
 LEFT_BEHIND_S = 15.0  # more than the Hub's client waits for a single read
 Arrived = TypeVar("Arrived")
 
@@ -77,7 +78,7 @@ class Shelf:
         """Where the clips of an opened data set of the Hub are listed once they have been read: another file for other settings, and once the
         set has changed (the names of its files hold its commit) or our way of normalising texts has.
         """
-        normalising = Path(text_master_asr.__file__).read_bytes()
+        normalising = [Path(module.__file__).read_bytes() for module in (text_master_asr, signs_master_asr)]
         return Path(self.cache) / f"{hashlib.sha256(f'{settings} {self.hub[1]} {normalising}'.encode()).hexdigest()[:24]}.clips.jsonl"
 
     def file_of(self, audio: object, where: str) -> Path:
@@ -181,8 +182,8 @@ class Shelf:
         self._received += received
         if self._received > self.max_download_gb * 1e9:
             raise ValueError(
-                f"{self.name} has sent more than {self.max_download_gb:g} GB of recordings. Ask for fewer minutes, or raise the limit: "
-                "--max_download_gb (max_download_gb=)."
+                f"{self.name} has sent more than {self.max_download_gb:g} GB of recordings. Name its language, as in xx={self.name}, after whose minutes it is left; ask for fewer; "
+                "or raise the limit: --max_download_gb (max_download_gb=)."
             )
 
     def _keep(self, content: bytes, name: object) -> Path:
@@ -190,7 +191,7 @@ class Shelf:
             raise LeftOut(f"more than {MAX_RECORDING_BYTES} bytes (MAX_RECORDING_BYTES)", str(name)[:100])
         suffix = Path(name).suffix.lower() if isinstance(name, str) else ""
         # of the name that a row gives nothing but a known suffix is used
-        path = Path(self.cache) / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix if suffix in SUFFIXES else '.audio'}"
+        path = Path(self.cache) / f"{hashlib.sha256(content).hexdigest()[:NAME_LENGTH]}{suffix if suffix in SUFFIXES else '.audio'}"
         if not path.exists():
             write_whole(path, content)
         return path
@@ -204,7 +205,7 @@ def _spellings(name: str) -> list[str]:
 
 def content_name(path: Path) -> Optional[str]:
     """The name of a recording that a run received and named by its bytes; None of others."""
-    return path.name if path.parent.name == "recordings" and re.fullmatch(r"[0-9a-f]{24}", path.stem) else None
+    return path.name if path.parent.name == "recordings" and re.fullmatch(rf"[0-9a-f]{{{NAME_LENGTH}}}", path.stem) else None
 
 
 def identity_of(path: Path) -> str:
@@ -218,14 +219,16 @@ def identity_of(path: Path) -> str:
 
 
 def seconds_of(path: Path) -> float:
-    """The length of a recording: from its header, or decoded where soundfile knows none (m4a, webm).
+    """The length of a recording: from its header, or decoded where soundfile knows none (m4a, webm), or guesses (an mp3 without a tag).
 
     Raises:
         LeftOut: if it cannot be decoded.
     """
     try:
         info = soundfile.info(str(path))
-        if info.frames > 0:
+        with path.open("rb") as opened:
+            is_known = info.format != "MP3" or declares_length(opened)
+        if is_known and info.frames > 0:
             return info.duration
     except (RuntimeError, TypeError, ValueError):  # TypeError: a file called .raw; ValueError: a name that is not UTF-8
         pass

@@ -18,9 +18,9 @@ import math
 import os
 import re
 import shlex
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Optional
@@ -31,9 +31,10 @@ from modeling_master_asr.audio_master_asr import DOWNLOAD_TIMEOUT_S
 from modeling_master_asr.signs_master_asr import is_spoken
 from modeling_master_asr.text_master_asr import normalize
 from training.loop.record import read_jsonl, write_jsonl
-from training.loop.recordings import MAX_DOWNLOAD_GB, LeftOut, Shelf, copies, kind, printable, repeats, seconds_of
-from training.loop.tables import COLUMNS, TABLES, TORN, pick, read_table
-from training.loop.text import doubtful, letters_beside, letters_of, main_script
+from training.loop.recordings import MAX_DOWNLOAD_GB, LeftOut, Shelf, kind, seconds_of
+from training.loop.report import Clip, Report
+from training.loop.tables import COLUMNS, TABLES, TORN, of_columns, pick, read_table
+from training.loop.text import doubtful
 
 SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -48,17 +49,6 @@ HELD_OUT_MINUTES = 30.0  # of validation and of test, which a stream gives at le
 FORMS = ("parquet", "arrow", "csv", "json")  # of the Hub's data sets: tables; `datasets` itself opens files that rows of other forms name
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One recording and what is said in it."""
-
-    audio: Path
-    language: str
-    text: str
-    duration_s: float
-    split: str
-
-
 @dataclass
 class Row:
     """One row of a source before it is a clip."""
@@ -67,96 +57,6 @@ class Row:
     fields: dict  # audio, text, language, duration_s, split; None where it has none
     shelf: Shelf
     split: Optional[str] = None  # of its source, where that has one
-
-
-@dataclass
-class Report:
-    """What was read, what was left out and why, and what looks wrong."""
-
-    skipped: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # language -> reason -> clips
-    noted: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # the same of clips that were kept
-    examples: dict[tuple[str, str], str] = field(default_factory=dict)  # (language, reason) -> one clip
-    dropped_characters: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
-    unspelled: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # language -> texts that lost what is spoken
-    torn: list[str] = field(default_factory=list)  # lines of tables that may be parts of one row
-    sources: list[str] = field(default_factory=list)  # a line about a whole source
-
-    def skip(self, language: str, reason: str, name: str) -> None:
-        self.skipped[language][reason] += 1
-        self.examples.setdefault((language, reason), name)
-
-    def note(self, language: str, reason: str, name: str) -> None:
-        self.noted[language][reason] += 1
-        self.examples.setdefault((language, reason), name)
-
-    def lines(self, clips: list[Clip]) -> list[str]:
-        """A line a language: hours and clips a split, alphabet; then what was dropped, skipped, noted, and what train shares with test."""
-        out = list(self.sources)
-        if self.torn:
-            out.append(f"skipped {len(self.torn)} lines: {TORN} (such as {printable(self.torn[0])})")
-        for language in sorted({clip.language for clip in clips} | set(self.skipped)):
-            mine = [clip for clip in clips if clip.language == language]
-            amounts = []
-            for split in ("train", "validation", "test"):
-                of_split = [clip.duration_s for clip in mine if clip.split == split]
-                if of_split:
-                    amounts.append(f"{split} {sum(of_split) / 60:.1f} min in {len(of_split)} clips")
-            out.append(f"{language}: {', '.join(amounts) or 'nothing'}; alphabet {letters_of(clip.text for clip in mine)}")
-            if self.dropped_characters[language]:
-                lost = self.unspelled[language]
-                example = printable(lost[0]) if lost else ""
-                spell = f"; {len(lost)} clips lose a digit or a symbol that is spoken (such as {example!r}): spell them as they are said" if lost else ""
-                out.append(f"    dropped characters {dict(self.dropped_characters[language].most_common(12))}{spell}")
-            for word, counts in (("skipped", self.skipped), ("noted", self.noted)):
-                for reason, count in counts[language].items():
-                    out.append(f"    {word} {count}: {reason} (such as {printable(self.examples[language, reason])})")
-            out += [f"    {line}" for line in [*_second_scripts(mine), *_shared(mine)]]
-        return out
-
-
-def _second_scripts(clips: list[Clip]) -> Iterator[str]:
-    """Letters in an alphabet that another script than its main one owns: names left as they were, or letters that look alike."""
-    script = main_script(clip.text for clip in clips)
-    letters, texts = defaultdict(set), defaultdict(list)
-    for clip in clips:
-        for other, found in letters_beside(clip.text, script).items():
-            letters[other] |= found
-            texts[other].append(clip.text)
-    for other, found in sorted(letters.items()):
-        yield f"letters beside {script}: {other} {''.join(sorted(found))!r} in {len(texts[other])} of {len(clips)} clips (such as {texts[other][0]!r})"
-
-
-def _shared(clips: list[Clip]) -> Iterator[str]:
-    """What a language's splits share: figures on it would flatter. And recordings that are there twice, or of which two texts are said to
-    be what is heard.
-    """
-    of_split = {split: [clip for clip in clips if clip.split == split] for split in ("train", "validation", "test")}
-    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        held_out, known = of_split[split], {clip.text for clip in of_split[other]}
-        texts = [clip.text for clip in held_out if clip.text in known]
-        for what, same in (("recordings", copies([c.audio for c in held_out], [c.audio for c in of_split[other]])), ("texts", texts)):
-            if same:
-                example = printable(same[0]) if what == "recordings" else repr(same[0])
-                yield f"WARNING: {len(same)} of {len(held_out)} {split} {what} are also in {other} (such as {example})"
-    yield from _said_twice(of_split)
-    said: dict[Path, set[str]] = defaultdict(set)
-    for clip in clips:
-        said[clip.audio].add(clip.text)
-    if unsure := [audio for audio, texts in said.items() if len(texts) > 1]:
-        yield f"WARNING: {len(unsure)} recordings have several texts (such as {printable(unsure[0])}: {sorted(said[unsure[0]])})"
-
-
-def _said_twice(of_split: dict[str, list[Clip]]) -> Iterator[str]:
-    """Recordings that a split has more than once with the same text; kept: a corpus stays what its figures were measured on."""
-    for split, clips in of_split.items():
-        by_text = defaultdict(list)
-        for clip in clips:
-            by_text[clip.text].append(clip.audio)
-        duration_s = {clip.audio: clip.duration_s for clip in clips}
-        if again := [audio for paths in by_text.values() for audio in repeats(paths)]:
-            minutes = sum(duration_s[audio] for audio in again) / 60
-            yield (f"WARNING: {len(again)} of {len(clips)} {split} clips are said twice: the same recording with the same text, {minutes:.1f} minutes that count "
-                   f"again (such as {printable(again[0])}). Keep one of each")  # fmt: skip
 
 
 class Budget:
@@ -314,10 +214,12 @@ def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[R
     if place.is_file() and place.suffix.lower() in TABLES:
         return _from_tables([place], shelf, report)
     files = [place] if place.suffix.lower() == ".parquet" and place.is_file() else below(place, "*.parquet")
-    if files:
-        return _from_parquet(files, shelf, report, budget)
     tables = below(place, "metadata.csv", "metadata.jsonl")
     has_clips = (place / "clips").is_dir()
+    if others := [str(other) for other in (*tables, *[place / "clips"] * has_clips)] if files else []:
+        raise ValueError(f"{path} holds parquet files, such as {files[0]}, and data of another kind beside them, {others[0]}. Name what is meant: a folder below it, or a file.")
+    if files:
+        return _from_parquet(files, shelf, report, budget)
     if tables and not (has_clips and any((place / f"{name}.tsv").is_file() for name in VOICE_TABLES)):
         return _from_tables(tables, shelf, report)
     if has_clips:
@@ -365,14 +267,14 @@ def _from_tables(tables: list[Path], shelf: Shelf, report: Report) -> Iterator[R
     splits = _splits_of(tables, shelf.root, report)
     for table in tables:
         own = replace(shelf, folder=table.parent)
-        of_folders = _splits_of_recordings(table, report) if splits[table] is None and table.stem == "metadata" else {}
+        of_folders = _splits_of_recordings(table, report) if splits[table] is None else {}
         for where, raw in read_table(table, report.torn):
             yield _row(where, raw, own, splits[table] or of_folders.get(where))
 
 
 def _splits_of_recordings(table: Path, report: Report) -> dict[str, str]:
-    """The split of every row of an audiofolder's table that stands above `train/` and `test/`, by the folders of its recording; of rows
-    that name a recording, and no split of their own.
+    """The split of every row of a table that stands above `train/` and `test/`, by the folders of its recording; of rows that name a
+    recording, and no split of their own.
 
     Raises:
         ValueError: if some lie in such folders and others do not.
@@ -448,7 +350,7 @@ def _from_parquet(files: list[Path], shelf: Shelf, report: Report, budget: Budge
             batches = (row for batch in opened.iter_batches(batch_size=1, columns=columns) for row in batch.to_pylist())
             for number, raw in enumerate(batches):
                 where = f"{file}, {splits[file] or 'no split'}, row {number}"
-                row = _row(where, {name.lower(): value for name, value in raw.items()}, own, splits[file])
+                row = _row(where, of_columns(raw), own, splits[file])
                 if not budget.spent(row):
                     yield row
         except (ArrowException, OSError) as error:
@@ -491,6 +393,8 @@ def _open_hub(path: str, shelf: Shelf) -> tuple:
         raise ValueError(f"{path}: a folder of that name is here, and would be read in its place. Start from another folder.")
     shelf.repo = name
     builder = shelf.arrived("the list of its files", lambda: load_dataset_builder(name, config or None))
+    if hasattr(builder.config, "keep_default_na"):  # of a csv: "null" and "nan" are words
+        builder.config.keep_default_na = False
     shelf.hub = builder, _own_files(builder, name)
     return shelf.hub
 
@@ -522,7 +426,7 @@ def _stream(builder, split: str, where: str, shelf: Shelf) -> Iterator[Row]:
         if raw is None:
             return
         shelf.count(sum(len(value.get("bytes") or b"") for value in raw.values() if isinstance(value, dict)))
-        yield _row(f"{where}, row {number}", {name.lower(): value for name, value in raw.items()}, shelf, split_named(split))
+        yield _row(f"{where}, row {number}", of_columns(raw), shelf, split_named(split))
 
 
 def _language(row: Row, source: str) -> str:
@@ -568,6 +472,8 @@ def _clip(row: Row, language: str, report: Report) -> Clip:
     for reason, example in doubtful(raw, text, language):
         report.note(language, reason, f"{audio}: {example!r}")
     declared = row.fields["duration_s"]
+    if not audio.stat().st_size:
+        raise LeftOut("an empty file", audio)
     duration_s = _seconds(declared)
     if duration_s is None:
         duration_s = seconds_of(audio)

@@ -61,13 +61,22 @@ def read_text(path: Path) -> str:
 def pick(row: dict, where: str) -> dict:
     """The fields of a row by our names; None where a field is empty or not there.
 
+    An empty text stays one: what stands in another column, such as how it is pronounced, is not what was written. Rows that do not name that column have None
+    there (tables put together).
+
     Raises:
         ValueError: if it has no column for the recording or for the text, naming those it has.
     """
     for name, what in (("audio", "name the recording"), ("text", "hold the text")):
         if not set(COLUMNS[name]) & set(row):
             raise ValueError(f"{where} has the columns {list(row)}; one of {list(COLUMNS[name])} has to {what}.")
-    return {name: next((row[c] for c in columns if row.get(c) not in (None, "")), None) for name, columns in COLUMNS.items()}
+    empty = {name: (None,) if name == "text" else (None, "") for name in COLUMNS}
+    return {name: next((row[c] for c in columns if row.get(c) not in empty[name]), None) for name, columns in COLUMNS.items()}
+
+
+def of_columns(raw: dict) -> dict:
+    """A row of a table whose rows all have its columns: what is missing of a text is an empty one."""
+    return {_column(name): "" if value is None and _column(name) in COLUMNS["text"] else value for name, value in raw.items()}
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
