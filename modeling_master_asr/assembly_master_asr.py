@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -46,7 +47,9 @@ class CharacterBank(nn.Module):
 
 
 class BankHead(nn.Module):
-    """A CTC head made of its alphabet's rows of the shared character bank."""
+    """A CTC head made of its alphabet's rows of the shared character bank, where its values lie: what is written to its `weight` and `bias`,
+    which are gathered anew for each who asks, is lost.
+    """
 
     def __init__(self, model: nn.Module, rows: list[int]):
         super().__init__()
@@ -54,10 +57,24 @@ class BankHead(nn.Module):
         self._model = (model,)
         self._row_ids = list(rows)
         self.register_buffer("rows", torch.tensor(rows, dtype=torch.long))
+        self._at_hand = (torch.tensor(rows, dtype=torch.long),)  # no buffer, which averages of models would average
+
+    def __deepcopy__(self, memo: dict) -> BankHead:
+        """A copied model's heads read its bank; a language that is copied alone reads the bank that it read, which is not copied."""
+        copied, (model,) = type(self).__new__(type(self)), self._model
+        memo[id(self)], is_alone = copied, id(model) not in memo
+        if is_alone:
+            memo[id(model)] = model
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        if is_alone:
+            del memo[id(model)]
+        return copied
 
     def _of_bank(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias, of the one call that a forward makes: an adapter that PEFT puts around the bank answers it, and what is written is what is read."""
-        return self._model[0].character_bank(self.rows)
+        if self._at_hand[0].device != self.rows.device:
+            self._at_hand = (torch.tensor(self._row_ids, device=self.rows.device),)
+        return self._model[0].character_bank(self._at_hand[0])
 
     @property
     def weight(self) -> torch.Tensor:
@@ -76,13 +93,20 @@ class BankHead(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
         rows = state_dict.get(f"{prefix}rows")
-        if rows is not None and not rows.is_meta and rows.tolist() != self._row_ids:
+        if rows is not None and not rows.is_meta and rows.double().round().tolist() != self._row_ids:  # means of models are nearly whole
             error_msgs.append(
                 f"{prefix}rows are other rows of the character bank than this model's character_bank and alphabet give: its letters would be taken "
-                "for other characters'. Build the model from the config that was saved with these values."
+                "for other characters'. Build the model from the config that was saved with these values; a mean of models is of values alone, not of rows, which are places."
             )
             return
+        if rows is not None and rows.is_floating_point():
+            state_dict[f"{prefix}rows"] = rows.double().round().long()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        if not self.rows.is_meta and not self.stands_as_built():  # averaged in place
+            self.rows.copy_(torch.tensor(self._row_ids))
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden)` -> `(B, T, V)`."""
@@ -222,6 +246,11 @@ class OwnTensors:
     scales: Optional[list[torch.Tensor]]
     norms: Optional[dict[tuple[bool, int, str], torch.Tensor]]
     targets: str
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All of them."""
+        pairs = [*(self.specialist or ()), *(self.delta or ())]
+        return [self.mapping, *(half for pair in pairs for half in pair), *(self.scales or ()), *(self.norms or {}).values()]
 
     def own_specialist(self, row: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
         """`(u, v)` of the language's own scores u v for the Artisan layer of mapping row `row`, or None."""

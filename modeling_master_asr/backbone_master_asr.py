@@ -248,9 +248,16 @@ def keep_frozen_parts_still(backbone: nn.Module) -> None:
             # whose own would disturb the others'; processes would each move theirs, and recomputation would count a batch twice. An encoder
             # made from scratch would stay at mean 0 and variance 1: Master-ASR begins with a pretrained one.
             module.eval()
+            module.reset_running_stats = _keep_running_stats
         if hasattr(module, "_requires_grad"):
             # wav2vec 2.0's front end asks for the gradient of its own output, which is run through the whole encoder
             module._requires_grad = any(p.requires_grad for p in module.parameters())
+
+
+def _keep_running_stats() -> None:
+    raise NotImplementedError(
+        "update_bn would set the BatchNorm's statistics to nothing: they stay those of the pretrained encoder, which normalizes by them in training too. Leave update_bn out."
+    )
 
 
 def settings_that_differ(extractor, wanted: dict | None) -> dict[str, tuple]:

@@ -267,6 +267,7 @@ class HubMixin:
         """
         model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         target = model[0] if isinstance(model, tuple) else model
+        target.keep_fixed_parts()  # Transformers makes anew what it loads, and lets it train
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         loaded: set[str] = set()
         for source in [assemblies] if isinstance(assemblies, (str, Path)) else assemblies:

@@ -124,6 +124,8 @@ class LanguageMixin:
 
     def _register(self, language: str, assembly: LanguageAssembly, config: MasterASRConfig) -> None:
         """Puts an assembly into its place, with its entry in `config`: both at once, and when all of it is there, since others may be reading."""
+        for module in assembly.modules():
+            module._is_hf_initialized = True  # `init_weights` of a model that has it passes it over
         self.assemblies[language] = assembly
         self.config.assemblies[language] = config.assemblies[language]
 
@@ -298,10 +300,14 @@ class LanguageMixin:
     def unfreeze(self) -> None:
         """Everything trains again, but what the backbone itself keeps fixed (Whisper's sinusoid positions)."""
         self.requires_grad_(True)
-        for name in self.master_asr.family.fixed:
-            getattr(self.master_asr.backbone, name).requires_grad_(False)
+        self.keep_fixed_parts()
         self.freeze_idle_masks()
         self.train(self.training)  # what stood still moves again
+
+    def keep_fixed_parts(self) -> None:
+        """What the backbone itself keeps fixed stands still (Whisper's sinusoid positions)."""
+        for name in self.master_asr.family.fixed:
+            getattr(self.master_asr.backbone, name).requires_grad_(False)
 
     def freeze_idle_masks(self) -> None:
         """M and T (not a language's own specialists) stand still where nothing is masked (a sparsity of 0), and they have no say."""

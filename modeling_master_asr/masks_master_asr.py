@@ -44,7 +44,7 @@ class Stamp:
         self._marks = _marks(tensors)
         groups: dict[tuple, list] = defaultdict(list)
         for tensor in tensors:
-            groups[tensor.device, tensor.dtype].append(_sample(tensor, 1 if tensor is whole else _step(tensor)))
+            groups[tensor.device, tensor.dtype].append(_sample(tensor, 1 if tensor is whole or tensor.is_inference() else _step(tensor)))
         self._samples = list(groups.values())
         self._values = None if any(tensor.is_meta for tensor in tensors) else self._read()
 

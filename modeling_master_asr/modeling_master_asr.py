@@ -138,6 +138,7 @@ class MasterASRModel(BaseMixin, MasterASRPreTrainedModel):
         config.inputs_to_logits_ratio = self.family.samples_per_frame(config.backbone_config)
         self.main_input_name = self.family.input_name
         self.backbone = build_backbone(config.backbone_config, config.num_specialists, config.artisan_targets)
+        keep_frozen_parts_still(self.backbone)
         self.layout = Layout(self.backbone)
         hidden = self.family.hidden_size(config.backbone_config)
         self.character_bank = CharacterBank(hidden, len(config.character_bank)) if config.character_bank else None
@@ -483,7 +484,9 @@ class MasterASRForCTC(Construction, LanguageMixin, HubMixin, MasterASRPreTrained
         for code, clips in clips_of.items():
             of_language = hidden_states if len(clips_of) == 1 else hidden_states[clips]
             head = owned.assemblies[code].head
-            pieces[code] = head(of_language.to(head.bias.dtype))  # float32 under a half-precision encoder
+            if not isinstance(bias := head.bias, torch.Tensor):
+                raise NotImplementedError(f"The head of {code!r} is a {type(head).__module__}.{type(head).__name__}. Quantize one language: quantize_dynamic(model.materialize({code!r}), ...).")
+            pieces[code] = head(of_language.to(bias.dtype))  # float32 under a half-precision encoder
         frames = self.master_asr.frame_counts(inputs, attention_mask)
         loss = None if labels is None else self._ctc_loss(pieces, clips_of, labels, frames, vocabs)
         entries = [] if language is None or isinstance(language, str) else list(self.config.assemblies.items())  # one look: others may go meanwhile

@@ -23,13 +23,17 @@ def rounded(name: str, value: torch.Tensor) -> torch.Tensor:
     Args:
         name: the tensor's in its assembly.
         value: of any shape; matrices `[rows, columns]` of `EIGHT_BIT_PARTS` are rounded to 8 bits, the rest to 16. Above zero T stays above it:
-            there a gate is open (Eq. 1).
+            there a gate is open (Eq. 1). Where none is, the largest of a row stays the only largest: it stands in.
     """
     if _is_for_eight_bits(name, value):
         return _times(*_steps_and_scales(value))
     half = value.half()
     if name == MAPPING:
         half = half.where((half > 0) == (value > 0), SMALLEST)
+        largest = value.argmax(-1, keepdim=True)
+        beside = (half == half.gather(-1, largest)).scatter(-1, largest, False) & (value <= 0).all(-1, keepdim=True)
+        below = (half.view(torch.int16) + 1).view(torch.float16).where(half < 0, -SMALLEST)  # the next number down
+        half = half.where(~beside, below)
     half = half.to(value.dtype)
     return half if bool(half.isfinite().all()) else value
 

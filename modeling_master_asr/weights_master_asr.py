@@ -19,6 +19,7 @@ from .artisan_master_asr import (
     select_mask,
     specialist_scores,
 )
+from .assembly_master_asr import OwnTensors
 from .masks_master_asr import MaskStore, gradient_is_asked_for
 
 
@@ -53,9 +54,12 @@ class Layout:
                 return "offload"
         return None
 
-    def sources(self, assembly) -> list[torch.Tensor]:
-        """All that the parameters of a language are made of."""
-        tensors = [*assembly.parameters(), *self.specialists()]
+    def sources(self, assembly, own: OwnTensors) -> list[torch.Tensor]:
+        """All that the parameters of a language are made of: what it holds, and what hooks, pruning or parametrizations make of that for a call."""
+        held = list(assembly.parameters())
+        places = {value.untyped_storage().data_ptr() for value in held}
+        made = [value for value in own.tensors() if value.untyped_storage().data_ptr() not in places]
+        tensors = [*held, *made, *self.specialists()]
         only_masked = not {"norms", "scales"} & set(assembly.parts) and assembly.targets == "attention"
         layers = self.artisan if only_masked else [*self.linear, *self.norms]
         names = ("weight",) if only_masked else ("weight", "bias")
@@ -77,15 +81,19 @@ class AssembledWeights:
             memory under the same version (nothing tells that they moved), and offloaded ones are to take no memory.
         num_languages: of the model.
         training: the backbone's mode: a delta is then applied as a product of its own beside W * B.
+        own: what the assembly gave to this call before, which may be drawn anew each time (dropout by a hook); None: it is asked.
     """
 
-    def __init__(self, layout: Layout, assembly, language: str, sparsity: float, store: Optional[MaskStore], num_languages: int, training: bool):
+    def __init__(
+        self, layout: Layout, assembly, language: str, sparsity: float, store: Optional[MaskStore], num_languages: int, training: bool,
+        own: Optional[OwnTensors] = None,
+    ):  # fmt: skip
         self._layout, self._assembly, self._language, self._sparsity = layout, assembly, language, sparsity
         self._store, self._num_languages, self._training = store, num_languages, training
-        self._parts, self._own = assembly.parts, assembly()
+        self._parts, self._own = assembly.parts, assembly() if own is None else own
         self._made: dict[tuple[nn.Module, str], torch.Tensor] = {}
         if store is not None and not training:
-            sources = layout.sources(assembly)
+            sources = layout.sources(assembly, self._own)
             if not gradient_is_asked_for(sources):
                 self._made = store.dense(language, sparsity, self._own.mapping, sources, self._num_bytes)
 
@@ -95,8 +103,8 @@ class AssembledWeights:
         return open_gates_of_layers(self._own.mapping)
 
     def with_nothing_made(self) -> AssembledWeights:
-        """The same language from the start: what a recomputation needs."""
-        return AssembledWeights(self._layout, self._assembly, self._language, self._sparsity, self._store, self._num_languages, self._training)
+        """The same call of the language from the start: what a recomputation needs."""
+        return AssembledWeights(self._layout, self._assembly, self._language, self._sparsity, self._store, self._num_languages, self._training, self._own)
 
     def parameter(self, module: nn.Module, name: str) -> Optional[torch.Tensor]:
         """What `module.weight` or `module.bias` is for this language."""

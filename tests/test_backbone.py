@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model
-from transformers import AutoModel, ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperModel
+from transformers import AutoModel, AutoModelForCTC, ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperModel
 
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
 from modeling_master_asr.backbone_master_asr import FAMILIES, family_of, family_reading
@@ -90,12 +90,14 @@ def test_freeze_feature_encoder_freezes_the_front_end_alone_as_in_the_stock_clas
     assert any(p.grad is not None for p in model.master_asr.backbone.parameters())
 
 
-def test_unfreeze_leaves_what_a_family_keeps_fixed(family):
+def test_what_a_family_keeps_fixed_never_trains_once_a_model_is_unfrozen_or_loaded(family, tmp_path):
     model = tiny_model(family)
     model.freeze_except("en")
     model.unfreeze()
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == ({"master_asr.backbone.embed_positions.weight"} if family == "whisper" else set())
+    model.save_pretrained(tmp_path)
+    for one in (model, MasterASRForCTC.from_pretrained(tmp_path), AutoModelForCTC.from_pretrained(tmp_path)):
+        frozen = {name for name, p in one.named_parameters() if not p.requires_grad}
+        assert frozen == ({"master_asr.backbone.embed_positions.weight"} if family == "whisper" else set())
 
 
 def test_batch_norms_statistics_stand_still_while_all_weights_train_and_recomputation_changes_nothing():

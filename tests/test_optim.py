@@ -77,6 +77,23 @@ def test_whoever_trains_after_the_turns_trains_all_that_they_trained(options):
     assert (len(second.masked), len(second.specialists), len(second.mappings)) == (len(first.masked), len(first.specialists), len(first.mappings))
 
 
+@pytest.mark.parametrize("options", [{"gamma": 2}, {"gamma": 0, "mapping_gradient": "last"}])
+def test_a_training_that_ends_in_an_error_gives_back_what_the_turns_took(options):
+    model = tiny_model()
+    before = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with pytest.raises(KeyboardInterrupt), Turns(model, 10, 3, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=4, **options) as turns:
+        turns.begin(0)
+        assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} != before
+        raise KeyboardInterrupt
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == before
+
+
+def test_in_a_dense_model_nothing_waits_for_masks_to_have_their_turn():
+    model = tiny_model(sparsity=0.0)
+    turns = Turns(model, 10, 3, gamma=2, learning_rates=dict.fromkeys(("W", "M", "T", "head"), 1e-3), num_steps=4)
+    assert not turns.takes_turns and not turns.specialists and not turns.mappings and turns.masked
+
+
 def test_turns_say_which_rates_they_lack_and_that_nothing_trains():
     model, _ = stage_2()
     with pytest.raises(ValueError, match=r"learning_rates: got .'T', 'head'.; .'norms'. train as well"):

@@ -9,6 +9,7 @@ from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model, vocab
 from transformers import AutoModel, WhisperModel
 
 from modeling_master_asr import MasterASRForCTC
+from modeling_master_asr.artisan_master_asr import open_gates_of_layers
 from modeling_master_asr.assembly_master_asr import BankHead, LowRank
 from modeling_master_asr.configuration_master_asr import ALL_PARTS
 
@@ -213,6 +214,19 @@ def test_rounding_moves_no_gate(model):
     model.round_assembly("fr")
     assert torch.equal(mapping > 0, gates) and torch.equal(mapping.half().float(), mapping)
     assert model.assemblies["fr"].content_of_file()["mapping"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("row", [
+    [-0.30004, -0.30001, -0.5, -0.30003], [-1e-9, 0.0, -2e-9, -3.0], [-5.0, -3e-8, -2e-8, -4e-8], [0.1, -0.2, 0.1, -0.2], [-65504.0, -65503.0, -65504.0, -65504.0],
+])  # fmt: skip
+def test_where_no_gate_is_open_the_specialist_that_stands_in_stays_the_same(model, row):
+    """Values that half precision cannot tell apart would leave the first of them."""
+    mapping = model.assemblies["fr"].mapping.requires_grad_(False)
+    mapping[0] = torch.tensor(row)
+    gates = open_gates_of_layers(mapping)
+    for _ in range(2):
+        model.round_assembly("fr")
+        assert open_gates_of_layers(mapping) == gates and bool(((mapping[0] - torch.tensor(row)).abs() <= 33).all())
 
 
 def test_a_trained_models_weights_are_not_drawn_again(model, tmp_path):

@@ -87,6 +87,29 @@ def test_a_trainer_names_steps_without_finite_gradients_and_stops_when_they_are_
     assert sum("gradients are NaN or infinite, skipped" in record.getMessage() for record in caplog.records) == 10
 
 
+@pytest.mark.parametrize("metric, falls", [("eval_cer", True), ("wer", True), ("eval_cer_es", True), ("eval_loss", True), ("eval_reward", False)])
+def test_the_best_of_error_rates_is_the_lowest(corpus, tmp_path, metric, falls):  # noqa: F811
+    model, processor, turns = fresh(2)
+    args = arguments(tmp_path, metric_for_best_model=metric, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", eval_steps=2, save_steps=2)
+    trainer = MasterASRTrainer(model, args, processor, clips_of(corpus, 2, "train"), clips_of(corpus, 2, "validation"), turns, batch_s=3.0)
+    assert trainer.args.greater_is_better is not falls
+
+
+def test_trainer_gives_back_the_weights_of_the_lowest_error_rate_and_whatever_it_froze(corpus, tmp_path, monkeypatch):  # noqa: F811
+    model, processor, turns = fresh(2)
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    args = arguments(tmp_path, metric_for_best_model="eval_cer", load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", eval_steps=2, save_steps=2)
+    trainer = MasterASRTrainer(model, args, processor, clips_of(corpus, 2, "train"), clips_of(corpus, 2, "validation"), turns, batch_s=3.0)
+    rates = iter([90.0, 20.0, 50.0, 60.0])
+    monkeypatch.setattr("training.loop.trainer.evaluate_clips", lambda *_, **__: {"macro": {"cer": next(rates), "wer": 1.0}, "languages": {}})
+    trainer.train()
+    assert trainer.state.best_metric == 20.0 and trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    monkeypatch.setattr(turns, "step", lambda step: (_ for _ in ()).throw(KeyboardInterrupt))  # a notebook's stop button
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trains
+
+
 def test_trainer_and_accelerate_hear_the_same_augmented_batches(corpus, tmp_path):  # noqa: F811
     model = tiny_model("whisper", vocabs=VOCABS)
     processor = MasterASRProcessor.from_model(model)

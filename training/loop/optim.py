@@ -72,6 +72,7 @@ class Turns:
         self, model, alpha: float, beta: int, gamma: int, learning_rates: dict[str, float], num_steps: int,
         mapping_gradient: str = "accumulated", beta2: float = 0.999, mapping_decay: bool = False, mapping_rest: float = 0.0,
     ):  # fmt: skip
+        model.freeze_idle_masks()  # in a dense model M has no say, and W would wait for its turns
         self.beta, self.gamma, self.num_steps, self.mapping_gradient = beta, gamma, num_steps, mapping_gradient
         self.mapping_decay, self.mapping_steps = mapping_decay, (1 - mapping_rest) * num_steps
         groups = {name: [p for p in ps if p.requires_grad] for name, ps in named_groups(model).items()}
@@ -112,8 +113,14 @@ class Turns:
             for parameter in self.mappings:
                 parameter.requires_grad_(self._moves_mapping(step))
 
+    def __enter__(self) -> Turns:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
     def end(self) -> None:
-        """Gives back what `begin` took: all that trains collects gradients again, for whoever trains it next."""
+        """Gives back what `begin` took: all that trains collects gradients again, for whoever trains it next. `with turns:` does, however a training ends."""
         for parameter in (*self.masked, *self.specialists, *self.mappings):
             parameter.requires_grad_(True)
 

@@ -285,7 +285,7 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
             bar.close()
             run.stop(step, reason)
 
-    with StopRequest(accelerator, config.max_minutes) as stop, bar, closing(run.batches(first_step)) as batches:
+    with turns, StopRequest(accelerator, config.max_minutes) as stop, bar, closing(run.batches(first_step)) as batches:
         for step in range(first_step, config.steps):
             if step and step % config.evaluate_every == 0:
                 stop_if_asked(step)  # an evaluation may last longer than there is time: who goes on begins with it
@@ -301,7 +301,6 @@ def train(accelerator, model, processor, features, turns, clips, validation, con
             run.save_and_evaluate(config.steps)
             run.keep(config.steps)  # with its figures: who tests again evaluates nothing
     run.return_to_best()
-    turns.end()
     while accelerator.trackers:
         accelerator.trackers.pop().finish()
     # accelerate leaves its autocast in the model's forward: what is tested, and used, is read as `from_pretrained` would

@@ -8,6 +8,7 @@ For a plain Trainer on a new language, `modeling_master_asr.trainer_utils` is al
 
 from __future__ import annotations
 
+import re
 from typing import Optional
 
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,6 +19,9 @@ from training.loop.data import Collator, Features, bucket_of_step
 from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer, tri_stage
 from training.loop.sources import Clip
+
+
+RATE = re.compile(r"(eval_)?[cw]er(_.*)?")  # of errors, as `evaluate` names them
 
 
 class StepBatches(Dataset):
@@ -36,9 +40,6 @@ class StepBatches(Dataset):
 class _Begin(TrainerCallback):
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         getattr(optimizer, "optimizer", optimizer).begin()
-
-    def on_train_end(self, args, state, control, optimizer=None, **kwargs):
-        getattr(optimizer, "optimizer", optimizer).turns.end()
 
 
 class MasterASRTrainer(Trainer):
@@ -71,6 +72,8 @@ class MasterASRTrainer(Trainer):
             raise ValueError("TrainingArguments: got fp16=True; allowed: bf16, or neither. W, M and T take turns, which the scaling of its losses knows nothing of.")
         if turns.num_steps != args.max_steps:
             raise ValueError(f"turns: got Turns(num_steps={turns.num_steps}); allowed: {args.max_steps}, as max_steps: warm-up, decay and T's rest are shares of them.")
+        if RATE.fullmatch(args.metric_for_best_model or ""):
+            args.greater_is_better = False  # Transformers takes every metric for one that grows, but for losses
         args.per_device_train_batch_size, args.max_grad_norm = 1, 0.0
         args.remove_unused_columns = False
         args.ddp_find_unused_parameters = True  # processes train different languages in the same step
@@ -82,6 +85,11 @@ class MasterASRTrainer(Trainer):
             data_collator=lambda items: collator(items[0][1], items[0][0]), **kwargs,
         )  # fmt: skip
         self.add_callback(_Begin())
+
+    def train(self, *args, **kwargs):
+        """As in Transformers; however it ends, all that trains collects gradients again."""
+        with self.turns:
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=self.data_collator)
