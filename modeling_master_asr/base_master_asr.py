@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Optional, Union
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
@@ -25,6 +27,7 @@ from .upload_master_asr import UploadMixin, one_file_of
 
 logger = logging.get_logger(__name__)
 
+SMALL = {"F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # by safetensors' names
 HUB_KWARGS = ("token", "cache_dir", "local_files_only")
 SAVES = 3  # of a model whose languages other threads change, before it is given up
 BACKBONE = "backbone."  # the names of W and M in a state dict begin with this, or with `master_asr.` and this
@@ -109,6 +112,7 @@ class BaseMixin:
     stored: Optional[StoredBase] = None
     _kept = Kept()
     _files: tuple[Path, ...] = ()  # that this model was loaded from
+    _types: Mapping[str, torch.dtype] = MappingProxyType({})  # of the tensors in them, where they are small
     _cast_on_load = False  # loaded in a smaller type than float32, it is still the base of the files
 
     def base_tensors(self) -> dict[str, torch.Tensor]:
@@ -203,6 +207,48 @@ def check_base(facts: dict, base, source: str) -> None:
         )
 
 
+def check_unwrapped(names: Iterable[str]) -> None:
+    """Refuses to write a model on which a PEFT adapter is.
+
+    Raises:
+        ValueError: naming what was found.
+    """
+    wrapped = [name for name in names if ".base_layer." in name or ".assembly_adapter." in name]
+    if wrapped:
+        raise ValueError(
+            f"A PEFT adapter is on ({wrapped[0]}), and the file would load with first values in its place. peft_model.save_pretrained writes "
+            "the adapter, peft_model.unload().save_pretrained the model without it."
+        )
+
+
+def types_in(files: Iterable[Path]) -> dict[str, torch.dtype]:
+    """`{name: type}` of the tensors in files, where it is one of `SMALL`."""
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            found |= {name: SMALL[kind] for name in opened.keys() if (kind := opened.get_slice(name).get_dtype()) in SMALL}
+    return found
+
+
+def write_as_stored(folder: Path, types: dict[str, torch.dtype]) -> None:
+    """Writes the weights in `folder` anew, each in its type of `types`, where that holds it exactly: a small checkpoint that was loaded in float32 is
+    published as it was stored.
+    """
+    total = 0
+    for written in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(written)
+        for name, value in tensors.items():
+            smaller = value.to(types.get(name, value.dtype))
+            if smaller.dtype.itemsize < value.dtype.itemsize and torch.equal(smaller.to(value.dtype), value):
+                tensors[name] = smaller
+        save_file(tensors, written, metadata={"format": "pt"})
+        total += sum(value.nbytes for value in tensors.values())
+    for index in folder.glob("*.safetensors.index*.json"):
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["metadata"]["total_size"] = total
+        index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 class StoredMixin(UploadMixin):
     """`from_pretrained` and `save_pretrained` of the models, which know where their base is stored."""
 
@@ -242,6 +288,7 @@ class StoredMixin(UploadMixin):
         base.remember(StoredBase(name, getattr(revision, "resolved", None) if on_hub else None, model.config.fingerprint, on_hub, loaded=True))
         base._cast_on_load = dtype not in (torch.float32, "float32")
         base._files = _weight_files(name, kwargs.get("subfolder", ""), kwargs.get("variant"), revision=revision, **hub_kwargs)
+        base._types = types_in(base._files)
         _check_owned(name, base)
         _warn_of_missing(name, info["missing_keys"])
         return (model, info) if wants_info else model
@@ -260,12 +307,7 @@ class StoredMixin(UploadMixin):
         if getattr(self, "_hf_peft_config_loaded", False):  # Transformers' own `add_adapter`: it writes the adapter alone, and no base
             super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
             return
-        wrapped = [name for name in (self.state_dict() if state_dict is None else state_dict) if ".base_layer." in name or ".assembly_adapter." in name]
-        if wrapped:
-            raise ValueError(
-                f"A PEFT adapter is on ({wrapped[0]}), and the file would load with first values in its place. peft_model.save_pretrained writes "
-                "the adapter, peft_model.unload().save_pretrained the model without it."
-            )
+        check_unwrapped(self.state_dict() if state_dict is None else state_dict)
         base, before = self.base_model, self.config.fingerprint
         self.config.check_default()
         lacking = sorted(set(self.config.languages) - set(base.assemblies))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Optional, Union
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 from transformers.utils import cached_file, logging
 
 from .assembly_master_asr import (
@@ -26,21 +23,14 @@ from .assembly_master_asr import (
     read_tensors,
     write_assembly,
 )
-from .base_master_asr import HUB_KWARGS, StoredBase, check_base
-from .configuration_master_asr import PIPELINE_TASK
-from .files_master_asr import check_folder, is_path, replace_text
+from .base_master_asr import HUB_KWARGS, StoredBase, check_base, check_unwrapped, write_as_stored
+from .cards_master_asr import CARD_NAME, OF_A_PUSH, card_given, default_card, hub_id_of, pictures_of, with_tags, write_assembly_card
+from .files_master_asr import check_folder
 from .processing_master_asr import MasterASRProcessor
 from .upload_master_asr import open_repo, upload
 
 logger = logging.get_logger(__name__)
 
-CARD_NAME = "README.md"
-BEGIN, END = "<!-- master-asr assemblies: written anew by every save, write outside of it -->", "<!-- /master-asr assemblies -->"
-PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img[^>]*?\ssrc=[\"']([^\"']+)", re.IGNORECASE)
-SIZES = {"gate_bits": "?", "head_kilobytes": "?", "text_kilobytes": 0, "kilobytes": "?"}  # of an assembly's facts, and what stands for an older file's
-OF_A_PUSH = {"push_to_hub", "repo_id", "revision", "create_pr", "commit_message", "commit_description", "private", "token"}
-NEEDS = 'Needs `pip install "transformers>=5.23,<6" soundfile soxr` and torch 2.10 or newer.'  # of who reads a card: what pyproject.toml says
-PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
 
 Source = Union[str, Path]
 
@@ -107,146 +97,11 @@ def fetch_assembly(source: Source, language: Optional[str], **hub_kwargs) -> tup
     return language, listed[language], fetch(source, file_name(language), **hub_kwargs)
 
 
-# ---------------------------------------------------------------------- cards
-
-
-def code_span(text: object) -> str:
-    """A text from anywhere as Markdown code, in a table too: nothing in it is read as Markdown, HTML or another line."""
-    return f"`{' '.join(str(text).replace('`', chr(39)).replace('|', '/').split()) or '?'}`"
-
-
-def figure(value: object) -> str:
-    """A number with one digit; of `{source: minutes}` the sum; else a question mark."""
-    value = sum(value.values()) if isinstance(value, dict) and all(isinstance(v, (int, float)) for v in value.values()) else value
-    with suppress(OverflowError):  # an integer that no float holds
-        return f"{value:.1f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "?"
-    return "?"
-
-
-def size(value: object) -> str:
-    """A number as it is; what should have been one as code."""
-    return str(value) if isinstance(value, (int, float)) else code_span(value)
-
-
-def hub_id_of(name: Optional[str]) -> Optional[str]:
-    """`name` if it is a hub id of the form owner/name, else None."""
-    try:
-        validate_repo_id(name or "")
-    except HFValidationError:
-        return None
-    return name if "/" in name and not is_path(name) else None
-
-
-def hub_codes(languages: Iterable[str]) -> list[str]:
-    """The languages of a card's metadata: without regions and scripts, in small letters, each once."""
-    return list(dict.fromkeys(re.split("[-_]", code)[0].lower() for code in languages))
-
-
-def card_data(languages: Iterable[str], library_name: str = "transformers", **facts) -> ModelCardData:
-    """The metadata of a card: what all of ours say, and `facts`."""
-    return ModelCardData(library_name=library_name, pipeline_tag=PIPELINE_TASK, language=hub_codes(languages), **facts)
-
-
-def with_tags(card: str, tags: list[str]) -> str:
-    """A card with further tags."""
-    card = ModelCard(card, ignore_metadata_errors=True)
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
-    return str(card)
-
-
-def default_card(config) -> str:
-    """A model card that says what is known from the config alone; `training.model_card` writes the full one."""
-    data = card_data(config.languages, base_model=hub_id_of(config.base_model), tags=["master-asr", "ctc", "multilingual"])
-    listed = ", ".join(code_span(code) for code in config.languages)
-    body = (
-        f"# Master-ASR\n\nLanguages: {listed}. K = {config.num_specialists} specialists, sparsity {config.sparsity}.\n\n"
-        f"{NEEDS}\n\n```python\nfrom transformers import pipeline\n\n"
-        'asr = pipeline("automatic-speech-recognition", model="THIS_REPO", trust_remote_code=True)\n'
-        f'asr("clip.wav", language={json.dumps(next(iter(config.languages), "xx"))})\n```\n'
-    )
-    return f"---\n{data.to_yaml()}\n---\n{body}"
-
-
-def said_of(config, facts: dict) -> dict:
-    """What was said of a language when its file, which may be another's, was written (figures, minutes), beside what the file says of itself."""
-    own = {*config.entry_of(facts), *SIZES, *OF_A_PUSH, "language", "num_specialists", "sparsity", "base", "base_revision", "fingerprint"}
-    return {name: value for name, value in facts.items() if name not in own}
-
-
-def assembly_part(listed: dict[str, dict], repo_id: str) -> str:
-    """The part of an assembly repo's card that its `assembly_config.json` says."""
-    code, first = next(iter(listed.items()))
-    lines = [f"Languages for the base model {code_span(first['base'])}:", ""]
-    lines += ["| language | parts | test CER, % | minutes | mapping, bits | head, KB | sentences, KB | whole, KB |", "|---|---|---|---|---|---|---|---|"]
-    for language, facts in listed.items():
-        cells = [code_span(language), code_span(" ".join(map(str, facts["parts"]))), *(figure(facts.get(name)) for name in ("cer", "minutes"))]
-        cells[2] += "*" * bool(facts.get("known"))
-        if "untranscribed_minutes" in facts:
-            cells[3] += f" + {figure(facts['untranscribed_minutes'])}†"
-        lines += [f"| {' | '.join([*cells, *(size(facts.get(name, unsaid)) for name, unsaid in SIZES.items())])} |"]
-    if any(facts.get("text_kilobytes") and facts.get("greedy") is False for facts in listed.values()):
-        lines += ["", "A language that holds sentences was read with these in mind."]
-    if any(facts.get("known") for facts in listed.values()):
-        lines += ["", "\\* Some of its test clips say one of these sentences, or a part of one: the figure flatters."]
-    if any("untranscribed_minutes" in facts for facts in listed.values()):
-        lines += ["", "† Minutes that nobody transcribed: the language wrote them down itself, and trained on with them."]
-    revision = f", revision={json.dumps(first['base_revision'])}" if first.get("base_revision") else ""
-    lines += [
-        "", NEEDS, "", "```python", "from transformers import AutoModelForCTC", "",
-        f"model = AutoModelForCTC.from_pretrained({json.dumps(first['base'])}{revision}, trust_remote_code=True)",
-        f"model.load_assembly({json.dumps(repo_id)}, language={json.dumps(code)})", "```", "",
-        f"They fit that base alone (fingerprint {code_span(first['fingerprint'][:12])}): any other refuses them.",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def assembly_card(listed: dict[str, dict], repo_id: str, before: Optional[str] = None) -> Optional[str]:
-    """The card of an assembly repo: new, or `before` with our part written anew; None where `before` has no such part.
-
-    The metadata of an older card stay, but for the list of languages.
-    """
-    part = f"{BEGIN}\n{assembly_part(listed, repo_id)}\n{END}"
-    if before is None:
-        base = hub_id_of(next(iter(listed.values()))["base"])
-        data = card_data(listed, library_name="modeling-master-asr", tags=["master-asr", "assembly"], base_model=base, base_model_relation="adapter" if base else None)
-        return f"---\n{data.to_yaml()}\n---\n# Master-ASR assemblies\n\n{part}\n"
-    if BEGIN not in before or END not in before:
-        return None
-    start, end = before.index(BEGIN), before.rindex(END) + len(END)
-    card = ModelCard(before[:start] + part + before[end:], ignore_metadata_errors=True)
-    card.data.language = hub_codes(listed)
-    return str(card)
-
-
-def write_assembly_card(folder: Path, repo_id: str) -> None:
-    """Writes or renews the card beside `assembly_config.json`; one that people wrote without our part stays as it is."""
-    path = folder / CARD_NAME
-    before = path.read_text(encoding="utf-8") if path.exists() else None
-    card = assembly_card(read_listed(folder / ASSEMBLY_CONFIG_NAME), repo_id, before)
-    if card is None:
-        logger.warning(f"{CARD_NAME} of {repo_id} stays as it is: it is not ours. To have our table in it, add the lines\n{BEGIN}\n{END}")
-    else:
-        replace_text(path, card)
-
-
-def card_given(card: Union[str, Path, None]) -> Union[str, Path, None]:
-    """What is given as a card: its text as it is, or its path, also one in a str.
-
-    Raises:
-        FileNotFoundError: for a path where no file is.
-    """
-    is_path_of_one = isinstance(card, str) and "\n" not in card and card.endswith(".md")
-    card = Path(card) if is_path_of_one else card
-    if isinstance(card, Path) and not card.is_file():
-        raise FileNotFoundError(f"No card at {card}. Pass the path of a README.md, or its text.")
-    return card
-
-
-def pictures_of(card: str, beside: Path) -> dict[str, Path]:
-    """`{name: file}` of the pictures that a card shows and that lie beside it, or in a folder below."""
-    names = {a or b for a, b in PICTURE.findall(card)}
-    files = {name: beside / name for name in names if "://" not in name and Path(name).suffix.lower() in PICTURE_TYPES}
-    return {n: f for n, f in files.items() if f.is_file() and f.resolve().is_relative_to(beside.resolve())}
+def _warn_of_lost_figures(listed: Path, language: str, facts: dict) -> None:
+    """Says which figures of a repo's language a push leaves out: it may have been trained since, and nobody here knows."""
+    before = read_listed(listed).get(language, {}) if listed.is_file() else {}
+    if lost := [name for name in ("cer", "minutes") if before.get(name) is not None and name not in facts]:
+        logger.warning(f"The repo says {', '.join(lost)} of {language!r}, and this push does not: its card will have question marks. Pass what holds: push_assembly_to_hub(..., {lost[0]}=...).")
 
 
 # ---------------------------------------------------------------------- the model's methods
@@ -272,9 +127,11 @@ class HubMixin:
         loaded: set[str] = set()
         for source in [assemblies] if isinstance(assemblies, (str, Path)) else assemblies:
             for language in languages_in(source, **hub_kwargs):
-                if language in target.assemblies and language not in loaded:
+                if language in loaded:
+                    raise ValueError(f"{source} holds {language!r}, and so does one of the assemblies before it. Name one of the two.")
+                if language in target.assemblies:
                     logger.warning(f"{source} takes the place of the model's own {language!r}. Only one of its languages: model.load_assembly({str(source)!r}, language).")
-                target.load_assembly(source, language, replace=language not in loaded, **hub_kwargs)
+                target.load_assembly(source, language, replace=True, **hub_kwargs)
                 loaded.add(language)
         return model
 
@@ -363,6 +220,7 @@ class HubMixin:
         check_base(facts, self.master_asr, source)
         assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
         self._register(language, assembly.to(device=self.device, dtype=torch.float32), config)
+        self.loaded_languages = {*getattr(self, "loaded_languages", ()), language}  # a base's folder holds other alphabets of theirs, or none
         if replaces:
             self.master_asr.masks.forget_language(language)
         return language
@@ -405,6 +263,7 @@ class HubMixin:
                     api.hf_hub_download(repo_id, name, revision=head, local_dir=folder)
                 except (EntryNotFoundError, RevisionNotFoundError):
                     pass
+            _warn_of_lost_figures(Path(folder) / ASSEMBLY_CONFIG_NAME, language, facts)
             path = write_assembly(Path(folder), language, assembly.content_of_file(), facts)
             write_assembly_card(Path(folder), repo_id)
             names = [path.name, ASSEMBLY_CONFIG_NAME, CARD_NAME]
@@ -483,19 +342,19 @@ class HubMixin:
         self.config.warn_of_sentences(self.languages)
         api = HfApi(token=token)
         repo_id, head = open_repo(api, repo_id, private, revision)
-        if card is None and not api.file_exists(repo_id, CARD_NAME, revision=head):
-            card = default_card(self.config)
-        elif card is None and tags:
-            card = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=head)).read_text(encoding="utf-8")
-        before = self.master_asr.stored, self.config.fingerprint
+        if card is None:
+            is_there = api.file_exists(repo_id, CARD_NAME, revision=head)
+            before = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=head)).read_text(encoding="utf-8") if is_there else None
+            card = default_card(self.config, before) or (before if tags else None)
+        stored, fingerprint = self.master_asr.stored, self.config.fingerprint
         with TemporaryDirectory() as folder:
             try:
                 written = self._write_repo(Path(folder), repo_id, processor, card, tags, **save_kwargs)
                 message = commit_message or f"Master-ASR with {', '.join(self.config.languages)}"
                 info = upload(api, folder, repo_id, message, parent=head, revision=revision, create_pr=create_pr, description=commit_description)
             except BaseException:
-                self.master_asr.remember(before[0])
-                self.config.fingerprint = before[1]
+                self.master_asr.remember(stored)
+                self.config.fingerprint = fingerprint
                 raise
         self.config.fingerprint = written
         self.master_asr.remember(StoredBase(repo_id, info.oid, written, on_hub=True))  # assemblies saved from now on name it
@@ -507,7 +366,7 @@ class HubMixin:
 
         Raises:
             TypeError: for a keyword that nothing reads.
-            ValueError: while an adapter of Transformers' own is on.
+            ValueError: while an adapter of Transformers' own, or PEFT's, is on.
         """
         if unknown := sorted(set(save_kwargs) - {"max_shard_size", "variant"}):
             raise TypeError(f"push_to_hub: got {unknown}; allowed: what its docstring names, and max_shard_size and variant, which save_pretrained takes.")
@@ -516,12 +375,14 @@ class HubMixin:
                 "Transformers' own adapter is on, and would be written alone, without this model. Write it with save_pretrained(folder) and upload the folder, or "
                 "delete_adapter(name) first."
             )
+        check_unwrapped(self.state_dict())
 
     def _write_repo(
         self, folder: Path, repo_id: str, processor: MasterASRProcessor, card: Union[str, Path, None], tags: list[str], **save_kwargs
     ) -> str:  # fmt: skip
         """Writes all that `push_to_hub` uploads, and returns the fingerprint in it."""
         self.save_pretrained(folder, **save_kwargs)
+        write_as_stored(folder, self.master_asr._types)
         written = json.loads((folder / "config.json").read_text(encoding="utf-8"))["fingerprint"]
         processor.save_pretrained(folder)
         if isinstance(card, Path):

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_master_asr import MasterASRForCTC, MasterASRPipeline
+from modeling_master_asr.cards_master_asr import assembly_part
 from modeling_master_asr.configuration_master_asr import MAX_CLUSTERS, MAX_TOKEN, MAX_VOCAB, SPECIAL_TOKENS, check_vocab
-from modeling_master_asr.hub_master_asr import assembly_part
 from modeling_master_asr.ngrams_master_asr import MOST_ENTRIES, ORDER, Ngrams
 from modeling_master_asr.text_master_asr import normalize, tokens_of
 

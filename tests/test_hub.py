@@ -18,7 +18,7 @@ from test_remote_code import ROOT, STRANGER
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2FeatureExtractor, Wav2Vec2Model, pipeline
 
 from modeling_master_asr import MasterASRForCTC, MasterASRModel, MasterASRPipeline, MasterASRProcessor, hub_master_asr
-from modeling_master_asr.hub_master_asr import BEGIN, END, assembly_card, default_card
+from modeling_master_asr.cards_master_asr import BEGIN, END, assembly_card, default_card
 from modeling_master_asr.peft_assembly import AssemblyConfig
 
 TOKEN = "a-token"

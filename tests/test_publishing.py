@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import Wav2Vec2ForCTC, pipeline
 
 from modeling_master_asr import MasterASRForCTC, MasterASRPipeline, MasterASRProcessor, upload_master_asr
-from modeling_master_asr.hub_master_asr import NEEDS, default_card
+from modeling_master_asr.cards_master_asr import NEEDS, default_card
 from modeling_master_asr.text_master_asr import build_vocab
 from training import compact_checkpoint, model_card, push_to_hub
 from training.loop import record

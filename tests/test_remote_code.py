@@ -146,7 +146,7 @@ ROOMS = {  # who may import whom
     "configuration": {"files"},
     "artisan": set(),
     "masks": {"artisan"},
-    "weights": {"artisan", "masks"},
+    "weights": {"artisan", "assembly", "masks"},
     "whisper": set(),  # a materialized Whisper ships it alone
     "backbone": {"whisper"},
     "construction": {"artisan", "backbone", "configuration", "files"},
@@ -156,7 +156,8 @@ ROOMS = {  # who may import whom
     "base": {"configuration", "files", "masks", "upload"},
     "languages": {"artisan", "assembly", "backbone", "configuration", "ngrams", "text"},
     "ngrams": {"configuration", "text"},
-    "hub": {"assembly", "base", "configuration", "files", "processing", "upload"},
+    "cards": {"assembly", "configuration", "files"},
+    "hub": {"assembly", "base", "cards", "files", "processing", "upload"},
     "modeling": {"artisan", "assembly", "backbone", "base", "configuration", "construction", "hub", "languages", "masks", "weights", "whisper", "wrapping"},
     "wrapping": {"artisan", "assembly"},
     "audio": set(),

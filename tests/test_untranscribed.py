@@ -18,7 +18,7 @@ from test_training import corpus  # noqa: F401  the fixture
 
 from benchmarks import methods
 from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
-from modeling_master_asr.hub_master_asr import assembly_part
+from modeling_master_asr.cards_master_asr import assembly_part
 from training import adapt_language, evaluate
 from training.loop import checkpoints, untranscribed
 from training.loop.data import Features

@@ -22,7 +22,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.hub_master_asr import NEEDS, card_data, code_span, hub_id_of
+from modeling_master_asr.cards_master_asr import NEEDS, card_data, code_span, hub_id_of
 from training.loop.launch import run
 from training.loop.metrics import flattered
 from training.loop.models import model_argument

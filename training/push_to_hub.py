@@ -17,7 +17,8 @@ if not __package__:  # started by its path: the clone's root, not this folder, h
     import training  # noqa: F401  # says which packages are missing
 
 from modeling_master_asr import MasterASRForCTC
-from modeling_master_asr.hub_master_asr import fetch_assembly, said_of
+from modeling_master_asr.cards_master_asr import said_of
+from modeling_master_asr.hub_master_asr import fetch_assembly
 from training.loop.launch import run
 from training.loop.models import folder_or_id, model_argument, processor_of
 

@@ -48,7 +48,13 @@ def resolve_model(id_or_path: str) -> str:
 
 def processor_of(model, id_or_path: str) -> MasterASRProcessor:
     """A model's processor: the feature extractor of its folder or repo, and the alphabets that the model has now, those of further assemblies among them."""
-    return MasterASRProcessor.from_model(model, MasterASRProcessor.from_pretrained(id_or_path).feature_extractor)
+    try:
+        own = MasterASRProcessor.from_pretrained(id_or_path).feature_extractor
+    except OSError:  # model.save_pretrained alone writes no processor, and says in the config how its base hears
+        if model.config.feature_extractor is None:
+            raise
+        own = None
+    return MasterASRProcessor.from_model(model, own)
 
 
 def check_there(id_or_path: str) -> None:

@@ -20,7 +20,6 @@ from training.loop.metrics import evaluate_clips
 from training.loop.optim import Turns, TurnsOptimizer, tri_stage
 from training.loop.sources import Clip
 
-
 RATE = re.compile(r"(eval_)?[cw]er(_.*)?")  # of errors, as `evaluate` names them
 
 

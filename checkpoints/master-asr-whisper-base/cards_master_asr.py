@@ -1,0 +1,1 @@
+../../modeling_master_asr/cards_master_asr.py
