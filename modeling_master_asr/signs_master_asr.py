@@ -16,8 +16,9 @@ INVISIBLE = frozenset(
                         (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF))  # fmt: skip
     for code in range(first, last + 1)
 )
-# written inside a word and no sound of it: Hebrew gershayim, the Arabic and the Mongolian stretch, the Armenian marks of stress, call, question and abbreviation
-WITHIN_WORDS = frozenset("\u05f4\u0640\u180a\u055b\u055c\u055e\u055f")
+# written inside a word and no sound of it: Hebrew gershayim, the stretches of Arabic, N'Ko and Mongolian, the Quran's signs of pauses, the Armenian marks of stress,
+# call, question and abbreviation
+WITHIN_WORDS = frozenset("\u05f4\u0640\u07fa\u180a\u055b\u055c\u055e\u055f\u06d6\u06d7\u06d8\u06d9\u06da\u06db\u06dc")
 # of what Unicode calls symbols, numbers or punctuation: words of one sign (Sindhi ۽ ۾, Burmese ၌ ၍ ၎ ၏, Chinese 〇), tone letters (˥ to ˩),
 # length and rhotic signs (꞉ ˞)
 LETTERLIKE = frozenset("\u06fd\u06fe\u104c\u104d\u104e\u104f\u3007") | {
@@ -30,20 +31,25 @@ LETTERS_WHERE_THEY_STAND = re.compile(
     "|(?<=\u0dca)\u200d(?=[\u0dba\u0dbb])|(?<=\u0dbb\u0dca)\u200d(?=[\u0d9a-\u0dc6])",
     re.IGNORECASE,
 )
-SPOKEN = frozenset("'%‰&@#§")  # of what Unicode calls punctuation: a word, or part of one
+SPOKEN = frozenset("'%‰&@#§\u066a")  # of what Unicode calls punctuation: a word, or part of one
 
 # what NFKC takes apart, and people write as it is: Thai ำ, Lao ຳ ໜ ໝ, Armenian և, Korean letters by themselves (ㅋㅋ), and seconds, which are no apostrophes
 WHOLE = frozenset("\u0e33\u0eb3\u0edc\u0edd\u0587\u2033\u2034\u2057") | {chr(code) for code in range(0x3131, 0x318F)}
 # what is typed in several ways and is one: `(pattern of the other way, the one that is kept)`, of NFC text
+NUMERALS = "〇一二三四五六七八九"
 ONE_WAY = tuple((re.compile(pattern), kept) for pattern, kept in (
     ("i\u0307(?![\u0300\u0301\u0303])", "i"),  # of an İ that somebody lower-cased by Unicode's rule; the dot of Lithuanian i̇́ stays
     ("\u0140(?=l)", "l\u00b7"), ("\u013f(?=[Ll])", "L\u00b7"), ("(?<=[lL])[\u2022\u2219\u22c5\u2027](?=[lL])", "\u00b7"),  # Catalan, as fonts and keyboards have it
-    ("(?<=[\u05d0-\u05ea])\"(?=[\u05d0-\u05ea])", "\u05f4"),  # צה"ל
+    ("(?<=[\u05b0-\u05bd\u05bf-\u05c7\u05d0-\u05ea])\"(?=[\u05d0-\u05ea])", "\u05f4"),  # צה"ל, with points too
+    ("\u05f0", "\u05d5\u05d5"), ("\u05f1", "\u05d5\u05d9"), ("\u05f2", "\u05d9\u05d9"),  # Yiddish װ ױ ײ in one key
     ("\u0e4d([\u0e48-\u0e4b]?)\u0e32", "\\1\u0e33"), ("\u0ecd([\u0ec8-\u0ecb]?)\u0eb2", "\\1\u0eb3"),  # ทํา, นํ้า: ำ in two keys
+    ("([\u0e48-\u0e4b])([\u0e31\u0e34-\u0e37])", "\\2\\1"), ("\u0e40\u0e40", "\u0e41"), ("\u0ec0\u0ec0", "\u0ec1"),  # ท่ี, its tone first; เเ for แ, ເເ for ແ
+    (f"(?<=[{NUMERALS}])[\u25cb\u25ef](?=[{NUMERALS}])", "〇"),  # 二○二四
     ("(?<![\u0ec0-\u0ec4])\u0eab\u0e99", "\u0edc"), ("(?<![\u0ec0-\u0ec4])\u0eab\u0ea1", "\u0edd"),  # Lao ຫນ, ຫມ; but ໂຫນ may be ໂ-ຫ-ນ
     *((f"{letter}\u0d4d\u200d", chillu) for letter, chillu in zip("\u0d23\u0d28\u0d30\u0d32\u0d33\u0d15", "\u0d7a\u0d7b\u0d7c\u0d7d\u0d7e\u0d7f")),  # Malayalam
     ("\u09a4\u09cd\u200d", "\u09ce"),  # Bengali ৎ
 ))  # fmt: skip
+KANA_VOICING = "\u309b\u309c"  # as keyboards have it, beside its letter
 CAPITAL_CHEROKEE = {ord(chr(code).lower()): code for code in range(0x13A0, 0x13F6)}  # the letters that people write; the small ones are of old Bibles
 
 
@@ -71,18 +77,23 @@ def in_one_way(text: str, known: frozenset[str] = frozenset()) -> str:
     return text
 
 
-def in_plain_letters(text: str) -> str:
+def in_plain_letters(text: str, known: frozenset[str] = frozenset()) -> str:
     """NFC text without characters that only look otherwise: fullwidth and halfwidth forms, ligatures (ﬁ), Arabic forms, styled letters; NFKC in all
-    but what has a sound of its own: `WHOLE` letters, and modifier letters (kʷ is not kw, nor saⁿ san).
+    but what has a sound of its own: `WHOLE` letters, unless an alphabet's `known` characters are their parts and not they, and modifier letters (kʷ is
+    not kw, nor saⁿ san).
     """
-    return text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFC", "".join(map(_plain, text)))
+    if unicodedata.is_normalized("NFKC", text):
+        return text
+    plain = unicodedata.normalize("NFC", "".join(map(_plain, text)))
+    parts = {whole: unicodedata.normalize("NFKC", whole) for whole in WHOLE.intersection(plain) - known}
+    return plain.translate({ord(whole): of_it for whole, of_it in parts.items() if known.issuperset(of_it)})
 
 
 def _plain(character: str) -> str:
     tag, *parts = unicodedata.decomposition(character).split() or [""]
-    is_modifier = tag in ("<super>", "<sub>") and unicodedata.category(character) == "Lm"
-    if not tag.startswith("<") or is_modifier or character in WHOLE or character in APOSTROPHES:
+    is_other = tag in ("<super>", "<sub>") and unicodedata.category(character) in ("Lm", "So")  # ™ is not said
+    if not tag.startswith("<") or is_other or character in WHOLE or character in APOSTROPHES:
         return character
-    if tag == "<isolated>" and parts[0] == "0020":  # an Arabic vowel sign that stands on nothing
+    if (tag == "<isolated>" or character in KANA_VOICING) and parts[0] == "0020":  # an Arabic vowel sign that stands on nothing; カ゛ is ガ
         parts = parts[1:]
     return "".join(_plain(chr(int(part, 16))) for part in parts)

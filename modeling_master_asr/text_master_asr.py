@@ -149,10 +149,12 @@ def spelled(text: str, known: set[str], language: str = "", raw: bool = True) ->
         text = text.replace(sign, "'")
     text = in_one_way(composed(text.replace("|", " "), frozenset(known)), frozenset(known))  # | is the token of a space
     text = text if "\u00b7" in known else CATALAN_DOT.sub("", text)
-    for character in without_pairs(text) if raw else text:
+    text = without_pairs(text) if raw else text
+    letters_here = {found.start() for found in LETTERS_WHERE_THEY_STAND.finditer(text)}
+    for place, character in enumerate(text):
         if character not in known and character in APOSTROPHES:
             character = next((mark for mark in APOSTROPHES if mark in known), "" if character == "\u05f3" else "'")
-        if character and character not in known:
+        if character and (character not in known or (character in "\u00b7\u200d" and place not in letters_here)):
             kind = unicodedata.category(character)
             if stands_inside_words(character):
                 character = ""
@@ -168,10 +170,10 @@ def spelled(text: str, known: set[str], language: str = "", raw: bool = True) ->
 
 
 def composed(text: str, known: frozenset[str]) -> str:
-    """NFKC text, but as an alphabet spells it that holds letters which NFKC takes apart (Thai ำ, Bengali য়, Armenian և), or marks of their own."""
+    """Text in plain letters, but as an alphabet spells it that holds letters which NFKC takes apart (Thai ำ, Bengali য়, Armenian և), or marks of their own."""
     whole, divided = _taken_apart(known)
     pieces = divided.split(text) if divided else [text]
-    text = "".join(piece if piece in whole else unicodedata.normalize("NFKC", piece) for piece in pieces)
+    text = "".join(piece if piece in whole else in_plain_letters(unicodedata.normalize("NFC", piece), known) for piece in pieces)
     for character, parts in whole.items():
         if len(parts) > 1 and not known.issuperset(parts):  # of one letter: a w is no ʷ
             text = text.replace(parts, character)

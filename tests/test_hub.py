@@ -154,7 +154,7 @@ def test_several_languages_share_a_repo_and_its_card_lists_them(hub, pushed, cac
     model.push_assembly_to_hub("es", SPANISH, token=TOKEN)
     model.push_assembly_to_hub("fr", SPANISH, token=TOKEN, cer=12.5)
     card = hub.files(SPANISH)["README.md"].decode()
-    assert f'load_assembly("{SPANISH}", language="es")' in card
+    assert f'load_assembly("{SPANISH}", language="es", replace=True)' in card
     assert "`es`" in card and "`fr`" in card and "12.5" in card and f"base_model: {MODEL}" in card
     other = MasterASRForCTC.from_pretrained(MODEL, **cache)
     with pytest.raises(ValueError, match=r"holds the languages \['es', 'fr'\]; name one"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 from training.loop.recordings import copies, printable, repeats
 from training.loop.tables import TORN
 from training.loop.text import letters_beside, letters_of, main_script
+
+SHOWN = 12  # kinds of dropped characters
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Report:
                 lost = self.unspelled[language]
                 example = printable(lost[0]) if lost else ""
                 spell = f"; {len(lost)} clips lose a digit or a symbol that is spoken (such as {example!r}): spell them as they are said" if lost else ""
-                out.append(f"    dropped characters {dict(self.dropped_characters[language].most_common(12))}{spell}")
+                kinds = sorted(self.dropped_characters[language].most_common(), key=lambda kind: unicodedata.category(kind[0])[0] in "PZC")  # what may be letters first
+                more = f" and {len(kinds) - SHOWN} more kinds" if len(kinds) > SHOWN else ""
+                out.append(f"    dropped characters {dict(kinds[:SHOWN])}{more}{spell}")
             for word, counts in (("skipped", self.skipped), ("noted", self.noted)):
                 for reason, count in counts[language].items():
                     out.append(f"    {word} {count}: {reason} (such as {printable(self.examples[language, reason])})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Optional
 
 from modeling_master_asr.signs_master_asr import LETTERS_WHERE_THEY_STAND, in_one_way, stands_inside_words
-from modeling_master_asr.text_master_asr import build_vocab, has_two_is, normalize, spell_sentences, without_pairs
+from modeling_master_asr.text_master_asr import build_vocab, has_two_is, normalize, spell_sentences
 
 WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 ONE_SCRIPT = {name: "CJK" for name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL")}  # written together
@@ -23,7 +24,7 @@ def script_of(letter: str) -> Optional[str]:
     if unicodedata.category(letter)[0] != "L":
         return None
     name = unicodedata.name(letter, "").partition(" ")[0]
-    return None if name in ("", "MODIFIER") else ONE_SCRIPT.get(name, name)
+    return None if name in ("", "MODIFIER", "SUPERSCRIPT", "SUBSCRIPT", "CARON") else ONE_SCRIPT.get(name, name)
 
 
 def doubtful(raw: str, text: str, language: str) -> Iterator[tuple[str, str]]:
@@ -104,9 +105,13 @@ def spelled(model, language: str, own: list[str], more: list[str], held_out: Ite
         ValueError: if there are sentences, and its alphabet spells none.
     """
     allowed = without(more, held_out, language)
-    given = list(dict.fromkeys([*own, *map(without_pairs, allowed)]))
-    written = spell_sentences(given, language, model.config.vocab(language), raw=False)
-    return allowed, given, written, beginning(written, characters)
+    given, vocab, written = list(dict.fromkeys([*own, *allowed])), model.config.vocab(language), {}
+    for sentences, raw in ((own, False), (allowed, True)):  # a language's own were normalised when it got them
+        with contextlib.suppress(ValueError):
+            written |= dict.fromkeys(spell_sentences(sentences, language, vocab, raw))
+    if given and not written:
+        spell_sentences(given, language, vocab)  # says why
+    return allowed, given, list(written), beginning(written, characters)
 
 
 def said_in(texts: Iterable[str], sentences: Iterable[str]) -> list[bool]:

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from modeling_master_asr.base_master_asr import fingerprint
+from modeling_master_asr.text_master_asr import normalize
 from training.loop import checkpoints
 from training.loop.agreement import check_alike
 from training.loop.data import Collator, has_frames
@@ -133,16 +134,23 @@ def save(path: Path, written: list[Written], trained: list[Clip]) -> None:
     """A manifest of what was written: to be looked at, and where people mend it to be trained on, `--data` beside the others."""
     kept = {id(clip) for clip in trained}
     rows = [
-        {"audio": os.path.abspath(one.clip.audio), "language": one.clip.language, "text": one.clip.text, "duration_s": one.clip.duration_s, "split": "train",
+        {"audio": os.path.abspath(one.clip.audio), "language": one.clip.language, **_as_data(one.clip), "duration_s": one.clip.duration_s, "split": "train",
          "disagreement": round(one.disagreement, 3), "trained": id(one.clip) in kept}
         for one in written
     ]  # fmt: skip
     write_jsonl(path, rows)
 
 
+def _as_data(clip: Clip) -> dict:
+    """A clip's text as `--data` will read it: where an apostrophe would be taken for a quotation mark, by one that never is, and as the language wrote it."""
+    if normalize(clip.text, language=clip.language) == clip.text:
+        return {"text": clip.text}
+    return {"text": clip.text.replace("'", "\u02bc"), "written": clip.text}
+
+
 def read_trained(path: Path) -> list[Clip]:
     """Those of a file of `save` that trained."""
-    return [Clip(Path(row["audio"]), row["language"], row["text"], row["duration_s"], row["split"]) for row in read_jsonl(path) if row["trained"]]
+    return [Clip(Path(row["audio"]), row["language"], row.get("written", row["text"]), row["duration_s"], row["split"]) for row in read_jsonl(path) if row["trained"]]
 
 
 def beside(transcribed: list[Clip], written: list[Clip]) -> list[Clip]:
