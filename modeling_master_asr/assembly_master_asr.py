@@ -73,7 +73,8 @@ class BankHead(nn.Module):
     def _of_bank(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias, of the one call that a forward makes: an adapter that PEFT puts around the bank answers it, and what is written is what is read."""
         if self._at_hand[0].device != self.rows.device:
-            self._at_hand = (torch.tensor(self._row_ids, device=self.rows.device),)
+            with torch.inference_mode(False):  # a tensor of that mode could take no part in a training
+                self._at_hand = (torch.tensor(self._row_ids, device=self.rows.device),)
         return self._model[0].character_bank(self._at_hand[0])
 
     @property
@@ -93,14 +94,14 @@ class BankHead(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
         rows = state_dict.get(f"{prefix}rows")
-        if rows is not None and not rows.is_meta and rows.double().round().tolist() != self._row_ids:  # means of models are nearly whole
+        if rows is not None and not rows.is_meta and [round(row) for row in rows.tolist()] != self._row_ids:  # means of models are nearly whole
             error_msgs.append(
                 f"{prefix}rows are other rows of the character bank than this model's character_bank and alphabet give: its letters would be taken "
                 "for other characters'. Build the model from the config that was saved with these values; a mean of models is of values alone, not of rows, which are places."
             )
             return
         if rows is not None and rows.is_floating_point():
-            state_dict[f"{prefix}rows"] = rows.double().round().long()
+            state_dict[f"{prefix}rows"] = rows.round().long()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:

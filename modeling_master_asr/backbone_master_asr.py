@@ -256,7 +256,8 @@ def keep_frozen_parts_still(backbone: nn.Module) -> None:
 
 def _keep_running_stats() -> None:
     raise NotImplementedError(
-        "update_bn would set the BatchNorm's statistics to nothing: they stay those of the pretrained encoder, which normalizes by them in training too. Leave update_bn out."
+        "This would set a BatchNorm's statistics to nothing: they stay those of the pretrained encoder, which normalizes by them in training too. Leave out what resets "
+        "them, such as torch.optim.swa_utils.update_bn."
     )
 
 

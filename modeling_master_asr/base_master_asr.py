@@ -119,6 +119,11 @@ class BaseMixin:
         """W and M by name: what assemblies are made for."""
         return dict(self.backbone.state_dict())
 
+    def keep_fixed_parts(self) -> None:
+        """What the backbone itself keeps fixed stands still (Whisper's sinusoid positions)."""
+        for name in self.family.fixed:
+            getattr(self.backbone, name).requires_grad_(False)
+
     def remember(self, stored: StoredBase) -> None:
         """What this model is stored as from now on."""
         self.stored, self._files, self._cast_on_load = stored, (), False
@@ -289,6 +294,7 @@ class StoredMixin(UploadMixin):
         base._cast_on_load = dtype not in (torch.float32, "float32")
         base._files = _weight_files(name, kwargs.get("subfolder", ""), kwargs.get("variant"), revision=revision, **hub_kwargs)
         base._types = types_in(base._files)
+        base.keep_fixed_parts()  # Transformers makes anew what it loads, and lets it train
         _check_owned(name, base)
         _warn_of_missing(name, info["missing_keys"])
         return (model, info) if wants_info else model

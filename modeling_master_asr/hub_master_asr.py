@@ -122,7 +122,6 @@ class HubMixin:
         """
         model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         target = model[0] if isinstance(model, tuple) else model
-        target.keep_fixed_parts()  # Transformers makes anew what it loads, and lets it train
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         loaded: set[str] = set()
         for source in [assemblies] if isinstance(assemblies, (str, Path)) else assemblies:
@@ -342,10 +341,7 @@ class HubMixin:
         self.config.warn_of_sentences(self.languages)
         api = HfApi(token=token)
         repo_id, head = open_repo(api, repo_id, private, revision)
-        if card is None:
-            is_there = api.file_exists(repo_id, CARD_NAME, revision=head)
-            before = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=head)).read_text(encoding="utf-8") if is_there else None
-            card = default_card(self.config, before) or (before if tags else None)
+        card = self._card_beside(api, repo_id, head, tags) if card is None else card
         stored, fingerprint = self.master_asr.stored, self.config.fingerprint
         with TemporaryDirectory() as folder:
             try:
@@ -360,6 +356,17 @@ class HubMixin:
         self.master_asr.remember(StoredBase(repo_id, info.oid, written, on_hub=True))  # assemblies saved from now on name it
         self.config.name_or_path = repo_id
         return info
+
+    def _card_beside(self, api: HfApi, repo_id: str, head: str, tags: list[str]) -> Optional[str]:
+        """The card of a push that is given none: a short one, or the repo's with our part written anew, or with further tags; None leaves it as it is."""
+        if not api.file_exists(repo_id, CARD_NAME, revision=head):
+            return default_card(self.config)
+        try:
+            before = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=head)).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            logger.warning(f"{CARD_NAME} of {repo_id} is not UTF-8, so it stays as it is.")
+            return None
+        return default_card(self.config, before) or (before if tags else None)
 
     def _check_push(self, save_kwargs: dict) -> None:
         """Refuses, before anything is created, what `push_to_hub` would ignore or leave out.

@@ -300,14 +300,9 @@ class LanguageMixin:
     def unfreeze(self) -> None:
         """Everything trains again, but what the backbone itself keeps fixed (Whisper's sinusoid positions)."""
         self.requires_grad_(True)
-        self.keep_fixed_parts()
+        self.master_asr.keep_fixed_parts()
         self.freeze_idle_masks()
         self.train(self.training)  # what stood still moves again
-
-    def keep_fixed_parts(self) -> None:
-        """What the backbone itself keeps fixed stands still (Whisper's sinusoid positions)."""
-        for name in self.master_asr.family.fixed:
-            getattr(self.master_asr.backbone, name).requires_grad_(False)
 
     def freeze_idle_masks(self) -> None:
         """M and T (not a language's own specialists) stand still where nothing is masked (a sparsity of 0), and they have no say."""

@@ -135,7 +135,7 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         if is_nested(vocab):
             given = MasterASRProcessor(self.feature_extractor, self.tokenizer)
             given.check_model(self.model, [code for code in config.languages if code in given.languages and code not in loaded])
-        elif vocab is not None and not loaded and vocab not in [config.vocab(code) for code in config.languages]:
+        elif vocab is not None and set(config.languages) - set(loaded) and vocab not in [config.vocab(code) for code in config.languages]:
             raise ValueError(
                 f"This tokenizer holds one alphabet of {len(vocab)} tokens, and none of this model's languages {config.languages} has it. "
                 "Use the model's own: MasterASRProcessor.from_model(model).tokenizer."

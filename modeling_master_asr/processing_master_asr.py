@@ -26,7 +26,7 @@ from .audio_master_asr import MAX_DURATION_S, MIN_SAMPLES, check_audio, clips_of
 from .backbone_master_asr import family_of, family_reading, settings_that_differ
 from .configuration_master_asr import PAD_TOKEN, SPACE_TOKEN, UNK_TOKEN, MasterASRConfig, check_vocab
 from .files_master_asr import copy_code
-from .text_master_asr import characters_of, spelled, tokens_of
+from .text_master_asr import characters_of, spelled, tokens_of, with_single_spaces
 from .upload_master_asr import UploadMixin
 
 logger = logging.get_logger(__name__)
@@ -370,7 +370,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             )
         unheard = (ids < 0) | (ids == alphabet[UNK_TOKEN]) if kwargs.pop("skip_special_tokens", False) else ids < 0
         ids = torch.where(unheard, alphabet[PAD_TOKEN], ids)
-        return self.tokenizer_of(code).decode(ids, **kwargs)
+        return self.tokenizer_of(code).decode(with_single_spaces(ids.tolist(), alphabet[PAD_TOKEN], alphabet[SPACE_TOKEN]), **kwargs)
 
     def batch_decode(self, token_ids, language: Union[str, list[str], None] = None, frames=None, **kwargs) -> list[str]:
         """Text of each clip of `(B, T)` token ids.

@@ -31,7 +31,9 @@ LETTERS_WHERE_THEY_STAND = re.compile(
     "|(?<=\u0dca)\u200d(?=[\u0dba\u0dbb])|(?<=\u0dbb\u0dca)\u200d(?=[\u0d9a-\u0dc6])",
     re.IGNORECASE,
 )
+JOINED_BY_RULE = re.compile("(?<=[\u0900-\u09ff\u0d80-\u0dff])\u200d|\u00b7(?![^\\W\\d_])|(?<![^\\W\\d_])\u00b7")  # which are letters by the rule above alone
 SPOKEN = frozenset("'%‰&@#§\u066a")  # of what Unicode calls punctuation: a word, or part of one
+UNSAID = "\u2122\u2120"  # ™ ℠: no letters, though NFKC makes some of them
 
 # what NFKC takes apart, and people write as it is: Thai ำ, Lao ຳ ໜ ໝ, Armenian և, Korean letters by themselves (ㅋㅋ), and seconds, which are no apostrophes
 WHOLE = frozenset("\u0e33\u0eb3\u0edc\u0edd\u0587\u2033\u2034\u2057") | {chr(code) for code in range(0x3131, 0x318F)}
@@ -43,11 +45,14 @@ ONE_WAY = tuple((re.compile(pattern), kept) for pattern, kept in (
     ("(?<=[\u05b0-\u05bd\u05bf-\u05c7\u05d0-\u05ea])\"(?=[\u05d0-\u05ea])", "\u05f4"),  # צה"ל, with points too
     ("\u05f0", "\u05d5\u05d5"), ("\u05f1", "\u05d5\u05d9"), ("\u05f2", "\u05d9\u05d9"),  # Yiddish װ ױ ײ in one key
     ("\u0e4d([\u0e48-\u0e4b]?)\u0e32", "\\1\u0e33"), ("\u0ecd([\u0ec8-\u0ecb]?)\u0eb2", "\\1\u0eb3"),  # ทํา, นํ้า: ำ in two keys
-    ("([\u0e48-\u0e4b])([\u0e31\u0e34-\u0e37])", "\\2\\1"), ("\u0e40\u0e40", "\u0e41"), ("\u0ec0\u0ec0", "\u0ec1"),  # ท่ี, its tone first; เเ for แ, ເເ for ແ
     (f"(?<=[{NUMERALS}])[\u25cb\u25ef](?=[{NUMERALS}])", "〇"),  # 二○二四
     ("(?<![\u0ec0-\u0ec4])\u0eab\u0e99", "\u0edc"), ("(?<![\u0ec0-\u0ec4])\u0eab\u0ea1", "\u0edd"),  # Lao ຫນ, ຫມ; but ໂຫນ may be ໂ-ຫ-ນ
     *((f"{letter}\u0d4d\u200d", chillu) for letter, chillu in zip("\u0d23\u0d28\u0d30\u0d32\u0d33\u0d15", "\u0d7a\u0d7b\u0d7c\u0d7d\u0d7e\u0d7f")),  # Malayalam
     ("\u09a4\u09cd\u200d", "\u09ce"),  # Bengali ৎ
+))  # fmt: skip
+# keys in another order, or two for one: no alphabet has it so. Thai ท่ี, its tone first; เเ for แ, Lao ເເ for ແ
+MISTYPED = tuple((re.compile(pattern), kept) for pattern, kept in (
+    ("([\u0e48-\u0e4b])([\u0e31\u0e34-\u0e37])", "\\2\\1"), ("\u0e40\u0e40", "\u0e41"), ("\u0ec0\u0ec0", "\u0ec1"),
 ))  # fmt: skip
 KANA_VOICING = "\u309b\u309c"  # as keyboards have it, beside its letter
 CAPITAL_CHEROKEE = {ord(chr(code).lower()): code for code in range(0x13A0, 0x13F6)}  # the letters that people write; the small ones are of old Bibles
@@ -67,13 +72,15 @@ def in_one_way(text: str, known: frozenset[str] = frozenset()) -> str:
     """NFC text in which what can be typed in several ways is typed in one. With an alphabet's `known` characters: what is made of them stays as it is,
     and so does what the one way would write with a letter that it lacks.
     """
-    def in_one(found: re.Match, kept: str) -> str:
+    def in_one(found: re.Match, kept: str, is_mistyped: bool) -> str:
         written = found.expand(kept)
-        stays = known and (known.issuperset(found.group()) or not (known | WITHIN_WORDS | {"\u00b7"}).issuperset(written))
+        is_known = not is_mistyped and known.issuperset(found.group())
+        stays = known and (is_known or not (known | WITHIN_WORDS | {"\u00b7"}).issuperset(written))
         return found.group() if stays else written
 
-    for pattern, kept in ONE_WAY:
-        text = pattern.sub(partial(in_one, kept=kept), text)
+    for patterns in (ONE_WAY, MISTYPED):
+        for pattern, kept in patterns:
+            text = pattern.sub(partial(in_one, kept=kept, is_mistyped=patterns is MISTYPED), text)
     return text
 
 
@@ -91,8 +98,8 @@ def in_plain_letters(text: str, known: frozenset[str] = frozenset()) -> str:
 
 def _plain(character: str) -> str:
     tag, *parts = unicodedata.decomposition(character).split() or [""]
-    is_other = tag in ("<super>", "<sub>") and unicodedata.category(character) in ("Lm", "So")  # ™ is not said
-    if not tag.startswith("<") or is_other or character in WHOLE or character in APOSTROPHES:
+    is_modifier = tag in ("<super>", "<sub>") and unicodedata.category(character) == "Lm"
+    if not tag.startswith("<") or is_modifier or character in UNSAID or character in WHOLE or character in APOSTROPHES:
         return character
     if (tag == "<isolated>" or character in KANA_VOICING) and parts[0] == "0020":  # an Arabic vowel sign that stands on nothing; カ゛ is ガ
         parts = parts[1:]

@@ -15,10 +15,12 @@ from .configuration_master_asr import SPACE_TOKEN, SPECIAL_TOKENS
 from .signs_master_asr import (
     APOSTROPHES,
     CAPITAL_CHEROKEE,
+    JOINED_BY_RULE,
     LETTERLIKE,
     LETTERS_WHERE_THEY_STAND,
     QUOTES,
     SPOKEN,
+    UNSAID,
     in_one_way,
     in_plain_letters,
     stands_inside_words,
@@ -150,15 +152,15 @@ def spelled(text: str, known: set[str], language: str = "", raw: bool = True) ->
     text = in_one_way(composed(text.replace("|", " "), frozenset(known)), frozenset(known))  # | is the token of a space
     text = text if "\u00b7" in known else CATALAN_DOT.sub("", text)
     text = without_pairs(text) if raw else text
-    letters_here = {found.start() for found in LETTERS_WHERE_THEY_STAND.finditer(text)}
+    no_letters = {found.start() for found in JOINED_BY_RULE.finditer(text)} - {found.start() for found in LETTERS_WHERE_THEY_STAND.finditer(text)}
     for place, character in enumerate(text):
         if character not in known and character in APOSTROPHES:
             character = next((mark for mark in APOSTROPHES if mark in known), "" if character == "\u05f3" else "'")
-        if character and (character not in known or (character in "\u00b7\u200d" and place not in letters_here)):
+        if character and (character not in known or place in no_letters):
             kind = unicodedata.category(character)
             if stands_inside_words(character):
                 character = ""
-            elif kind[0] in "ZC" or (kind[0] == "P" and character not in SPOKEN):
+            elif kind[0] in "ZC" or (kind[0] == "P" and character not in SPOKEN) or character in UNSAID:
                 character = " "
         marked.append(character)
     text = without_quotes("".join(marked)) if raw else " ".join("".join(marked).split())
@@ -223,6 +225,17 @@ def _clusters_of(tokens: tuple[str, ...]) -> tuple[frozenset[str], list[int]]:
     """The tokens of several characters, and their lengths, the longest first."""
     clusters = frozenset(token for token in tokens if len(token) > 1 and token not in SPECIAL_TOKENS)
     return clusters, sorted(set(map(len, clusters)), reverse=True)
+
+
+def with_single_spaces(path: list[int], blank: int, space: int) -> list[int]:
+    """Tokens of frames in which a space that follows another, with nothing but blanks between, is blank: a gap between two words is one."""
+    kept, last = list(path), blank
+    for at, token in enumerate(kept):
+        if token == space and last == space and kept[at - 1] != space:
+            kept[at] = blank
+        elif token != blank:
+            last = token
+    return kept
 
 
 def spell_sentences(sentences: Iterable[str], language: str, vocab: dict[str, int], raw: bool = True) -> list[str]:

@@ -57,9 +57,8 @@ class Layout:
     def sources(self, assembly, own: OwnTensors) -> list[torch.Tensor]:
         """All that the parameters of a language are made of: what it holds, and what hooks, pruning or parametrizations make of that for a call."""
         held = list(assembly.parameters())
-        places = {value.untyped_storage().data_ptr() for value in held}
-        made = [value for value in own.tensors() if value.untyped_storage().data_ptr() not in places]
-        tensors = [*held, *made, *self.specialists()]
+        known = set(map(id, held))
+        tensors = [*held, *(value for value in own.tensors() if id(value) not in known), *self.specialists()]
         only_masked = not {"norms", "scales"} & set(assembly.parts) and assembly.targets == "attention"
         layers = self.artisan if only_masked else [*self.linear, *self.norms]
         names = ("weight",) if only_masked else ("weight", "bias")

@@ -113,7 +113,7 @@ class WhisperEncoderForCTC(WhisperPreTrainedModel):
         """
         outputs = self.encoder(input_features, attention_mask=attention_mask, return_dict=True, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)
-        frames = None if attention_mask is None else attention_mask[:, ::2].sum(-1)  # as the encoder masks its layers
+        frames = None if attention_mask is None else attention_mask[:, ::2].sum(-1, dtype=torch.long)  # as the encoder masks its layers
         loss = None if labels is None else self._ctc_loss(logits, frames, labels)
         if frames is not None:
             logits = blank_after(logits, frames, self.config.pad_token_id)

@@ -9,7 +9,7 @@ import torch
 from conftest import VOCABS, inputs_for, tiny_backbone_config, tiny_model
 from transformers import AutoModel, AutoModelForCTC, ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperModel
 
-from modeling_master_asr import MasterASRForCTC, MasterASRProcessor
+from modeling_master_asr import MasterASRForCTC, MasterASRModel, MasterASRProcessor
 from modeling_master_asr.backbone_master_asr import FAMILIES, family_of, family_reading
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +95,8 @@ def test_what_a_family_keeps_fixed_never_trains_once_a_model_is_unfrozen_or_load
     model.freeze_except("en")
     model.unfreeze()
     model.save_pretrained(tmp_path)
-    for one in (model, MasterASRForCTC.from_pretrained(tmp_path), AutoModelForCTC.from_pretrained(tmp_path)):
-        frozen = {name for name, p in one.named_parameters() if not p.requires_grad}
+    for one in (model, MasterASRForCTC.from_pretrained(tmp_path), AutoModelForCTC.from_pretrained(tmp_path), MasterASRModel.from_pretrained(tmp_path)):
+        frozen = {f"master_asr.{name.removeprefix('master_asr.')}" for name, p in one.named_parameters() if not p.requires_grad}
         assert frozen == ({"master_asr.backbone.embed_positions.weight"} if family == "whisper" else set())
 
 

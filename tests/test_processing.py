@@ -505,3 +505,13 @@ def test_alphabets_that_are_none_are_refused_when_they_are_loaded(model, tmp_pat
         path.write_text(json.dumps(vocabs))
     with pytest.raises(ValueError, match=words):
         MasterASRProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("path, text", [("a||b", "a b"), ("a|_|b", "a b"), ("a|__||_b", "a b"), ("a|_||_|c_|", "a c"), ("|_|a", "a"), ("aa|a", "a a")])
+def test_a_silence_between_two_words_is_one_gap_whoever_reads_it(processor, path, text):
+    """The pipeline, batch_decode and the figures of evaluation."""
+    alphabet = processor.vocabs["en"]
+    ids = torch.tensor([alphabet["[PAD]" if token == "_" else token] for token in path])
+    assert processor.decode(ids, "en").strip() == text
+    words = processor.decode(ids, "en", output_word_offsets=True)["word_offsets"]
+    assert [word["word"] for word in words] == text.split()

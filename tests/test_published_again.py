@@ -85,6 +85,14 @@ def test_our_part_of_a_models_card_follows_its_languages_and_what_people_wrote_s
     assert card_of("tester/card").text.strip() == "# All by hand"
 
 
+def test_a_card_that_is_not_utf8_stays_as_it_is(hub, warnings):
+    model = tiny_model()
+    model.push_to_hub("tester/latin")
+    hub.repos["tester/latin"].commits[-1].files["README.md"] = "# \xe9".encode("latin1")  # by git: the Hub's client refuses it
+    model.push_to_hub("tester/latin", tags=["x"])
+    assert open(hf_hub_download("tester/latin", "README.md"), "rb").read() == b"# \xe9" and "is not UTF-8, so it stays as it is" in warnings()
+
+
 def test_the_card_of_assemblies_names_the_base_that_they_are_of_now_and_its_code_runs(hub, tmp_path):
     model = tiny_model()
     model.push_to_hub("tester/base")
@@ -129,6 +137,10 @@ def test_a_language_of_the_models_own_whose_alphabet_grew_is_read_by_the_pipelin
     lone = MasterASRProcessor.from_model(tiny_model(vocabs={"en": vocab("xyz")}))
     with pytest.raises(ValueError, match=r"disagree on the alphabets of \['en'\]"):  # a tokenizer of another model's is still refused
         MasterASRPipeline(asr.model, tokenizer=lone.tokenizer)
+    flat = MasterASRProcessor.from_model(tiny_model(vocabs={"xx": vocab("xyz")})).tokenizer_of("xx")
+    flat.vocab = flat.encoder
+    with pytest.raises(ValueError, match="This tokenizer holds one alphabet of 6 tokens, and none of this model's languages"):
+        MasterASRPipeline(asr.model, tokenizer=flat)
 
 
 def test_two_assemblies_of_one_language_are_refused_in_words_for_a_command_line(tmp_path):

@@ -25,7 +25,7 @@ def test_letters_with_sounds_of_their_own_are_never_spelled_by_others(known, tex
 
 
 @pytest.mark.parametrize("written", [
-    "ක්‍ෂේත්‍රය ශ්‍රී ලංකාව.", "col·lega · punt", "hola ' mar", "'hola' mar", "م\ufe76ر مَ", "ශ්‍රී ක්‍ෂ", "kʷa ʼa", "カ゛ス ガ", "二○二四〇", "װו ווי",
+    "ක්‍ෂේත්‍රය ශ්‍රී ලංකාව.", "ท่ี เเม่ แม่ ที่", "ເເມ່ ແມ່", "Lego™ set", "col·lega · punt", "hola ' mar", "'hola' mar", "م\ufe76ر مَ", "ශ්‍රී ක්‍ෂ", "kʷa ʼa", "カ゛ス ガ", "二○二四〇", "װו ווי",
 ])  # fmt: skip
 def test_a_sentence_is_spelled_as_a_transcript_of_it_is_normalised(written):
     normal = normalize(written)
@@ -34,6 +34,11 @@ def test_a_sentence_is_spelled_as_a_transcript_of_it_is_normalised(written):
     model = tiny_model(vocabs={"xx": vocab})
     assert texts_of_a_corpus.spelled(model, "xx", [normal], [written], [], 1000)[2] == [normal]
     assert spell_sentences([written], "xx", vocab) == [normal]
+
+
+@pytest.mark.parametrize("written", ["ರ‍್ಯ", "zhang·wei"])
+def test_a_joiner_or_a_dot_that_a_given_alphabet_holds_stays_where_no_rule_of_ours_says_when_it_is_a_letter(written):
+    assert spelled(written, {" ", *written}) == written
 
 
 def test_further_sentences_that_an_alphabet_cannot_spell_cost_no_others():

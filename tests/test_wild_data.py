@@ -62,11 +62,16 @@ def test_an_empty_text_is_empty_whatever_other_columns_say(tmp_path):
     """How a word is pronounced, in a column that is called as others call their texts."""
     noise(tmp_path / "a.wav")
     (tmp_path / "data.csv").write_text("audio,language,text,transcript\na.wav,de,,ains\na.wav,de,zwei,tsvai\n")
+    nulls = [{"audio": "a.wav", "language": "de", "text": None, "transcript": "ains"}, {"audio": "a.wav", "language": "de", "text": "zwei", "transcript": "tsvai"}]
+    (tmp_path / "nulls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nulls))
+    assert [clip.text for clip in read_data([str(tmp_path / "nulls.jsonl")], tmp_path / "cache")[0]] == ["zwei"]
+    (tmp_path / "two.csv").write_text("audio,language,text,sentence\na.wav,de,zwei,\na.wav,de,,drei\n")
+    assert [clip.text for clip in read_manifest(tmp_path / "two.csv")] == ["zwei", "drei"]  # two tables put together
     (tmp_path / "two.jsonl").write_text('{"audio": "a.wav", "language": "de", "text": "zwei"}\n{"path": "a.wav", "locale": "de", "sentence": "drei"}\n')
     Dataset.from_list([{"audio": "a.wav", "language": "de", "text": None, "transcript": "ains"}] * 2).to_parquet(tmp_path / "data.parquet")
     clips, report = read_data([str(tmp_path / "data.csv")], tmp_path / "cache")
     assert [clip.text for clip in clips] == ["zwei"] and report.skipped["de"] == {"empty transcript": 1}
-    assert [clip.text for clip in read_manifest(tmp_path / "two.jsonl")] == ["zwei", "drei"]  # two tables put together
+    assert [clip.text for clip in read_manifest(tmp_path / "two.jsonl")] == ["zwei", "drei"]
     assert read_data([str(tmp_path / "data.parquet")], tmp_path / "cache")[1].skipped["de"] == {"empty transcript": 2}
 
 
@@ -103,7 +108,11 @@ def test_null_and_nan_are_words_in_a_table_on_the_hub_too(tmp_path, hub):
     api.create_repo("tester/zahlen", repo_type="dataset", exist_ok=True)
     for name in ("a.wav", "b.wav"):
         api.upload_file(path_or_fileobj=noise(tmp_path / name), path_in_repo=name, repo_id="tester/zahlen", repo_type="dataset")
-    table = b"audio,language,text,split\na.wav,de,null,train\nb.wav,de,nan,train\n"
+    card = b"---\ndataset_info:\n  features:\n" + b"".join(
+        f"  - name: {name}\n    dtype: {kind}\n".encode() for name, kind in (("audio", "string"), ("language", "string"), ("text", "string"), ("duration", "float64"))
+    ) + b"---\n"  # fmt: skip
+    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="tester/zahlen", repo_type="dataset")
+    table = b"audio,language,text,duration\na.wav,de,null,0.5\nb.wav,de,nan,\n"
     api.upload_file(path_or_fileobj=table, path_in_repo="train.csv", repo_id="tester/zahlen", repo_type="dataset")
     assert [clip.text for clip in read_data(["hub:tester/zahlen"], tmp_path / "cache")[0]] == ["null", "nan"]
 

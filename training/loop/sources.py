@@ -394,7 +394,7 @@ def _open_hub(path: str, shelf: Shelf) -> tuple:
     shelf.repo = name
     builder = shelf.arrived("the list of its files", lambda: load_dataset_builder(name, config or None))
     if hasattr(builder.config, "keep_default_na"):  # of a csv: "null" and "nan" are words
-        builder.config.keep_default_na = False
+        builder.config.keep_default_na, builder.config.na_values = False, [""]
     shelf.hub = builder, _own_files(builder, name)
     return shelf.hub
 

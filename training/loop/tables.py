@@ -31,7 +31,7 @@ def read_table(path: Path, torn: list[str]) -> Iterator[tuple[str, dict]]:
         ValueError: naming the file, the line and the cause, where it is not plain what is meant.
     """
     text = read_text(path)
-    for number, row in _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, torn):
+    for number, row in _with_one_text(list(_json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, torn))):
         yield f"{path}, line {number}", row
 
 
@@ -61,22 +61,28 @@ def read_text(path: Path) -> str:
 def pick(row: dict, where: str) -> dict:
     """The fields of a row by our names; None where a field is empty or not there.
 
-    An empty text stays one: what stands in another column, such as how it is pronounced, is not what was written. Rows that do not name that column have None
-    there (tables put together).
-
     Raises:
         ValueError: if it has no column for the recording or for the text, naming those it has.
     """
     for name, what in (("audio", "name the recording"), ("text", "hold the text")):
         if not set(COLUMNS[name]) & set(row):
             raise ValueError(f"{where} has the columns {list(row)}; one of {list(COLUMNS[name])} has to {what}.")
-    empty = {name: (None,) if name == "text" else (None, "") for name in COLUMNS}
-    return {name: next((row[c] for c in columns if row.get(c) not in empty[name]), None) for name, columns in COLUMNS.items()}
+    return {name: next((row[c] for c in columns if row.get(c) not in (None, "")), None) for name, columns in COLUMNS.items()}
 
 
 def of_columns(raw: dict) -> dict:
-    """A row of a table whose rows all have its columns: what is missing of a text is an empty one."""
-    return {_column(name): "" if value is None and _column(name) in COLUMNS["text"] else value for name, value in raw.items()}
+    """A row of a table that is not read whole: of columns that may be its text the first, since what stands in another may be how it is pronounced."""
+    row = {_column(name): value for name, value in raw.items()}
+    texts = [name for name in COLUMNS["text"] if name in row]
+    return {name: value for name, value in row.items() if name not in texts[1:]}
+
+
+def _with_one_text(rows: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
+    """Rows whose text is in one column: the first of those that may be it, unless no row has two of them (tables put together)."""
+    texts = [name for name in COLUMNS["text"] if any(name in row for _, row in rows)]
+    if any(sum(row.get(name) not in (None, "") for name in texts) > 1 for _, row in rows):
+        return [(number, {name: value for name, value in row.items() if name not in texts[1:]}) for number, row in rows]
+    return rows
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
