@@ -19,7 +19,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_master_asr import PAPER_PARTS, MasterASRConfig, vocab_digest
-from .files_master_asr import replace_file, replace_text
+from .files_master_asr import replace_files, text_writer
 from .packing_master_asr import misfits, packed, rounded, shapes_in_file, unpacked
 
 ASSEMBLY_CONFIG_NAME = "assembly_config.json"
@@ -421,7 +421,7 @@ def read_listed(path: Path) -> dict[str, dict]:
 
 
 def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Tensor], facts: dict) -> Path:
-    """Writes `assembly.{lang}.safetensors` and its entry in `assembly_config.json`, each beside and then renamed.
+    """Writes `assembly.{lang}.safetensors` and its entry in `assembly_config.json`, both beside and then renamed.
 
     Raises:
         ValueError: if the folder holds other languages of another base.
@@ -439,8 +439,7 @@ def write_assembly(folder: str | Path, language: str, state: dict[str, torch.Ten
     listed[language] = {**facts, **sizes(state, facts.get("text", ""))}
     text = json.dumps({"format_version": FORMAT_VERSION, "assemblies": listed}, indent=2, ensure_ascii=False, default=_plain)
     metadata = {"format": "pt", "vocab_sha256": vocab_digest(facts["vocab"]), "fingerprint": facts["fingerprint"]}
-    replace_file(path, lambda part: save_file(state, part, metadata=metadata))
-    replace_text(config_path, text)
+    replace_files({path: lambda part: save_file(state, part, metadata=metadata), config_path: text_writer(text)})
     return path
 
 

@@ -336,6 +336,9 @@ class StoredMixin(UploadMixin):
         except BaseException:
             self.config.fingerprint = before
             raise
+        if (config := Path(save_directory, "config.json")).is_file():  # the main process wrote it
+            for weights in Path(save_directory).glob("*.safetensors"):  # which safetensors lets nobody else read
+                weights.chmod(config.stat().st_mode)
         for name in one_file_of(name for name, _ in _indices_of_shards(save_directory).items() - there.items()):
             Path(save_directory, name).unlink(missing_ok=True)
         stored = base.stored

@@ -27,28 +27,42 @@ def check_folder(name: str) -> str:
     return name
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside and then renames it: a stopped or failed write leaves the old file or the new one, also when several processes
-    write it at once, and no link of a folder that came from elsewhere is followed.
+def replace_files(writes: dict[Path, Callable[[Path], object]]) -> None:
+    """Writes files beside and then renames them, one after the other once all are whole: a stopped or failed write leaves the old files or the new
+    ones, also when several processes write them at once, and no link of a folder that came from elsewhere is followed.
 
     Args:
-        write: writes what it is given the path of.
+        writes: `{file: what writes to the path that it is given}`.
     """
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    parts = {path: path.with_name(f"{path.name}.{uuid4().hex}.part") for path in writes}
     try:
-        part.touch()
-        mode = part.stat().st_mode  # as this process makes files; safetensors' nobody else can read
-        write(part)
-        part.chmod(mode)
-        os.replace(part, path)
+        for path, write in writes.items():
+            part = parts[path]
+            part.touch()
+            mode = part.stat().st_mode  # as this process makes files; safetensors' nobody else can read
+            write(part)
+            part.chmod(mode)
+        for path, part in parts.items():
+            os.replace(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
         raise
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`replace_files` with one."""
+    replace_files({path: write})
+
+
+def text_writer(text: str) -> Callable[[Path], object]:
+    """What writes a text as UTF-8, for `replace_files`."""
+    return lambda part: part.write_text(text, encoding="utf-8")
 
 
 def replace_text(path: Path, text: str) -> None:
     """`replace_file` with a text."""
-    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+    replace_file(path, text_writer(text))
 
 
 def copy_code(folder: Union[str, Path], links_only: bool = False) -> None:

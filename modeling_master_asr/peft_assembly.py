@@ -14,6 +14,7 @@ from typing import Optional, Union
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType, register_peft_method
 from torch import nn
@@ -527,6 +528,8 @@ class AssemblyModel(BaseTuner):
             _NAMED.reset(token)
 
 
+for kept in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING):
+    kept.pop(PeftType.ASSEMBLY, None)  # of an earlier import, which a notebook has reloaded
 register_peft_method(name="assembly", config_cls=AssemblyConfig, model_cls=AssemblyModel)
 
 

@@ -13,6 +13,7 @@ import shlex
 import sys
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if not __package__:  # started by its path: the clone's root, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -62,10 +63,14 @@ def main(argv=None) -> None:
     compact(model)
     if args.base_model:
         model.config.base_model = model.config.backbone_config._name_or_path = args.base_model
-    model.save_pretrained(args.out)
-    model.config.dtype = "float32"  # what `dtype="auto"`, a pipeline's default, loads it as: it is tested so, and four times as slow in fp16 on a CPU
-    model.config.save_pretrained(args.out)
-    processor.save_pretrained(args.out)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=args.out.parent) as part:  # a full disk leaves nothing that looks like a model
+        model.save_pretrained(part)
+        model.config.dtype = "float32"  # what `dtype="auto"`, a pipeline's default, loads it as: it is tested so, and four times as slow in fp16 on a CPU
+        model.config.save_pretrained(part)
+        processor.save_pretrained(part)
+        for file in sorted(Path(part).iterdir(), key=lambda file: file.name == "config.json"):  # that one last, by which a model is known
+            file.replace(args.out / file.name)
     size = (args.out / "model.safetensors").stat().st_size / 1e6
     print(f"Wrote {args.out}, {size:.1f} MB. Next: python -m training.evaluate --model {shlex.quote(str(args.out))} --data data/manifest.jsonl --out result.json")
 

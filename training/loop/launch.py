@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 
 from training.loop import checkpoints
 from training.loop.agreement import check_all_see
-from training.loop.config import LoopConfig, as_record
+from training.loop.config import LoopConfig, as_record, speak_any_script
 from training.loop.folder import claimed
 from training.loop.sharding import shard
 
@@ -24,6 +24,7 @@ def run(main: Callable[[], object]) -> None:
     """Runs the `main` of a script, which `python -m`, a path and `accelerate launch` (which, but with --quiet, adds a traceback of its own) all start in a process of its own:
     what it raises of its settings, model or data before its first step ends it with these words alone and exit code 1; who calls `main` in Python gets the error."""
     STEPS_BEGUN.clear()
+    speak_any_script()
     try:
         main()
     except (OSError, ValueError) as error:

@@ -26,19 +26,30 @@ def facts_of_run(model=None) -> dict:
     Args:
         model: whose base the run starts from; a folder's name says nothing of its values, so its fingerprint is kept too.
     """
-    try:
-        git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-        commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    except OSError:  # no git here
-        commit = ""
+    started_by, *arguments = sys.argv
+    is_a_command = "kernel" not in Path(started_by).name  # a notebook's own arguments say nothing of a run
     versions = {m.__name__: m.__version__ for m in (torch, transformers, accelerate)}
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit or "unknown",
+        "command": " ".join([Path(started_by).name, *arguments]) if is_a_command else "in a notebook",
+        "commit": commit_of_clone() or "unknown",
         "versions": {**versions, "python": platform.python_version()},
         "date": time.strftime("%Y-%m-%d"),
         **({} if model is None else {"base": model.master_asr.base_fingerprint()[:12]}),
     }
+
+
+def commit_of_clone() -> str:
+    """The commit of this clone, "-dirty" where files differ from it; "" for a copy without one, which may lie in somebody else's."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root).stdout.strip()
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        return git("describe", "--always", "--dirty", "--exclude=*") if top and Path(top).resolve() == root else ""
+    except OSError:  # no git here
+        return ""
 
 
 def digests_of(model, languages, with_text: bool) -> dict[str, str]:
