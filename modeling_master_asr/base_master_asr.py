@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Optional, Union
@@ -21,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import resolve_revision
 
 from .configuration_master_asr import check_unquantized
-from .files_master_asr import check_folder
+from .files_master_asr import check_folder, replace_file
 from .masks_master_asr import BITS, Stamp
 from .upload_master_asr import UploadMixin, one_file_of
 
@@ -246,7 +247,7 @@ def write_as_stored(folder: Path, types: dict[str, torch.dtype]) -> None:
             smaller = value.to(types.get(name, value.dtype))
             if smaller.dtype.itemsize < value.dtype.itemsize and torch.equal(smaller.to(value.dtype), value):
                 tensors[name] = smaller
-        save_file(tensors, written, metadata={"format": "pt"})
+        replace_file(written, partial(save_file, tensors, metadata={"format": "pt"}))
         total += sum(value.nbytes for value in tensors.values())
     for index in folder.glob("*.safetensors.index*.json"):
         content = json.loads(index.read_text(encoding="utf-8"))

@@ -397,12 +397,11 @@ def test_tensors_beside_the_facts_of_another_base_are_refused(base, tmp_path, mo
     other.master_asr.artisan_layers[0].specialists.add_(1)
     other.save_pretrained(tmp_path / "other")
 
-    def killed(part, path):
+    def killed(part, path, rename=os.replace):
         if path.suffix == ".json":
             raise KeyboardInterrupt
-        return rename(part, path)
+        rename(part, path)
 
-    rename = os.replace
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", killed)
         other.save_assembly("es", tmp_path / "es")
