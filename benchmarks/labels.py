@@ -8,7 +8,7 @@ LANGUAGES = ["en", "fr", "it", "ru", "cs", "nl"]
 STAGE_1 = {  # 3,000 steps
     "stage1_dense_3000_six": "six layers: one shared dense model",
     "stage1_onemask_3000_six": "six layers: one mask for all languages",
-    "stage1_master_3000_six": "**six layers: Master-ASR, K = 2** (shipped, cut to 16 and 8 bits)",
+    "stage1_master_3000_six": "**six layers: Master-ASR, K = 2** (shipped; here before it was cut to 16 and 8 bits)",
     "stage1_dense_3000": "five layers: one shared dense model",
     "stage1_onemask_3000": "five layers: one mask for all languages",
     "stage1_master_3000": "five layers: Master-ASR, K = 2 (seed 0 was shipped before)",
