@@ -94,7 +94,7 @@ class BankHead(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
         rows = state_dict.get(f"{prefix}rows")
-        if rows is not None and not rows.is_meta and [round(row) for row in rows.tolist()] != self._row_ids:  # means of models are nearly whole
+        if rows is not None and not rows.is_meta and rows.cpu().double().round().tolist() != self._row_ids:  # means of models are nearly whole
             error_msgs.append(
                 f"{prefix}rows are other rows of the character bank than this model's character_bank and alphabet give: its letters would be taken "
                 "for other characters'. Build the model from the config that was saved with these values; a mean of models is of values alone, not of rows, which are places."

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from .upload_master_asr import UploadMixin, one_file_of
 
 logger = logging.get_logger(__name__)
 
+WEIGHTS = re.compile(r"model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors")  # with a variant before or behind the shard
 SMALL = {"F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # by safetensors' names
 HUB_KWARGS = ("token", "cache_dir", "local_files_only")
 SAVES = 3  # of a model whose languages other threads change, before it is given up
@@ -280,7 +283,9 @@ class StoredMixin(UploadMixin):
         check_unquantized(kwargs.get("quantization_config"))
         dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
         if pretrained_model_name_or_path is None:  # a config and a state_dict given in memory
-            return super().from_pretrained(None, *args, dtype=dtype, **kwargs)
+            loaded = super().from_pretrained(None, *args, dtype=dtype, **kwargs)
+            (loaded[0] if isinstance(loaded, tuple) else loaded).base_model.keep_fixed_parts()
+            return loaded
         name = check_folder(str(pretrained_model_name_or_path))
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
         revision = resolve_revision(name, kwargs.pop("revision", None), **hub_kwargs)
@@ -337,9 +342,8 @@ class StoredMixin(UploadMixin):
         except BaseException:
             self.config.fingerprint = before
             raise
-        if (config := Path(save_directory, "config.json")).is_file():  # the main process wrote it
-            for weights in Path(save_directory).glob("*.safetensors"):  # which safetensors lets nobody else read
-                weights.chmod(config.stat().st_mode)
+        if is_main_process:
+            _let_others_read(Path(save_directory))
         for name in one_file_of(name for name, _ in _indices_of_shards(save_directory).items() - there.items()):
             Path(save_directory, name).unlink(missing_ok=True)
         stored = base.stored
@@ -394,6 +398,14 @@ def _weight_files(name: str, subfolder: str, variant: Optional[str], **hub_kwarg
     shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else ()
     files = (Path(found),) if found else tuple(Path(index).parent / shard for shard in sorted(shards))
     return tuple(file.absolute() for file in files)  # not resolved: a cache's shards are links beside their index
+
+
+def _let_others_read(folder: Path) -> None:
+    """Whoever may read `config.json` may read the weights beside it, which safetensors lets nobody else read."""
+    for weights in folder.glob("model*.safetensors"):
+        if WEIGHTS.fullmatch(weights.name) and weights.is_file() and not weights.is_symlink():
+            with suppress(OSError):  # in a shared folder, somebody else's of another save
+                weights.chmod((folder / "config.json").stat().st_mode)
 
 
 def _check_owned(name: str, base) -> None:

@@ -370,7 +370,7 @@ class MasterASRProcessor(UploadMixin, ProcessorMixin):
             )
         unheard = (ids < 0) | (ids == alphabet[UNK_TOKEN]) if kwargs.pop("skip_special_tokens", False) else ids < 0
         ids = torch.where(unheard, alphabet[PAD_TOKEN], ids)
-        return self.tokenizer_of(code).decode(with_single_spaces(ids.tolist(), alphabet[PAD_TOKEN], alphabet[SPACE_TOKEN]), **kwargs)
+        return self.tokenizer_of(code).decode(ids, **kwargs)
 
     def batch_decode(self, token_ids, language: Union[str, list[str], None] = None, frames=None, **kwargs) -> list[str]:
         """Text of each clip of `(B, T)` token ids.
@@ -490,9 +490,11 @@ class Wav2Vec2CTCTokenizer(StockTokenizer):
         self._check_named()
         return super()._tokenize(text, **kwargs)
 
-    def _decode(self, *args, **kwargs):
+    def _decode(self, token_ids, *args, **kwargs):
+        """As in Transformers, but that a silence between two words is one gap, however often a space is heard in it."""
         self._check_named()
-        return super()._decode(*args, **kwargs)
+        path = with_single_spaces(as_list(token_ids), self.pad_token_id, self.word_delimiter_token_id)
+        return super()._decode(path, *args, **kwargs)
 
 
 class MasterASRTokenizer(Wav2Vec2CTCTokenizer):

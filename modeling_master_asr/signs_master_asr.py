@@ -31,7 +31,7 @@ LETTERS_WHERE_THEY_STAND = re.compile(
     "|(?<=\u0dca)\u200d(?=[\u0dba\u0dbb])|(?<=\u0dbb\u0dca)\u200d(?=[\u0d9a-\u0dc6])",
     re.IGNORECASE,
 )
-JOINED_BY_RULE = re.compile("(?<=[\u0900-\u09ff\u0d80-\u0dff])\u200d|\u00b7(?![^\\W\\d_])|(?<![^\\W\\d_])\u00b7")  # which are letters by the rule above alone
+JOINED_BY_RULE = re.compile("(?<=[\u0900-\u09ff\u0d80-\u0dff])\u200d")  # where the rule above alone says which are letters
 SPOKEN = frozenset("'%‰&@#§\u066a")  # of what Unicode calls punctuation: a word, or part of one
 UNSAID = "\u2122\u2120"  # ™ ℠: no letters, though NFKC makes some of them
 

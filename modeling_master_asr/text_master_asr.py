@@ -156,7 +156,8 @@ def spelled(text: str, known: set[str], language: str = "", raw: bool = True) ->
     for place, character in enumerate(text):
         if character not in known and character in APOSTROPHES:
             character = next((mark for mark in APOSTROPHES if mark in known), "" if character == "\u05f3" else "'")
-        if character and (character not in known or place in no_letters):
+        is_alone = character == "\u00b7" and not (_in_word(text[place - 1 : place]) and _in_word(text[place + 1 : place + 2]))
+        if character and (character not in known or place in no_letters or is_alone):
             kind = unicodedata.category(character)
             if stands_inside_words(character):
                 character = ""

@@ -95,7 +95,8 @@ def test_what_a_family_keeps_fixed_never_trains_once_a_model_is_unfrozen_or_load
     model.freeze_except("en")
     model.unfreeze()
     model.save_pretrained(tmp_path)
-    for one in (model, MasterASRForCTC.from_pretrained(tmp_path), AutoModelForCTC.from_pretrained(tmp_path), MasterASRModel.from_pretrained(tmp_path)):
+    in_memory = MasterASRForCTC.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    for one in (model, in_memory, MasterASRForCTC.from_pretrained(tmp_path), AutoModelForCTC.from_pretrained(tmp_path), MasterASRModel.from_pretrained(tmp_path)):
         frozen = {f"master_asr.{name.removeprefix('master_asr.')}" for name, p in one.named_parameters() if not p.requires_grad}
         assert frozen == ({"master_asr.backbone.embed_positions.weight"} if family == "whisper" else set())
 

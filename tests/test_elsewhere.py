@@ -60,6 +60,14 @@ def test_weights_may_be_read_by_whoever_may_read_the_config(tmp_path):
     for folder in (tmp_path / "model", tmp_path / "shards"):
         modes = {file.stat().st_mode for file in folder.iterdir()}
         assert len(modes) == 1 and list(folder.glob("*.safetensors"))
+    (tmp_path / "outside").write_text("")
+    (tmp_path / "outside").chmod(0o600)
+    for name, target in (("model.linked.safetensors", tmp_path / "outside"), ("model.gone.safetensors", tmp_path / "gone")):
+        (tmp_path / "model" / name).symlink_to(target)
+    (tmp_path / "model" / "secret.safetensors").write_text("")
+    (tmp_path / "model" / "secret.safetensors").chmod(0o600)
+    tiny_model().save_pretrained(tmp_path / "model")
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "outside", tmp_path / "model" / "secret.safetensors")} == {"0o600"}
 
 
 def test_a_compaction_that_fails_leaves_nothing_that_looks_like_a_model(tmp_path, monkeypatch):
@@ -86,8 +94,9 @@ def test_every_command_writes_letters_on_a_console_that_has_none(monkeypatch):
 def test_a_result_of_a_notebook_names_no_kernel(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/ipykernel_launcher.py", "-f", "/root/kernel-1.json"])
     assert record.facts_of_run()["command"] == "in a notebook"
-    monkeypatch.setattr(sys, "argv", ["/x/evaluate.py", "--model", "m"])
-    assert record.facts_of_run()["command"] == "evaluate.py --model m"
+    for script in ("evaluate.py", "train_kernel_size.py"):
+        monkeypatch.setattr(sys, "argv", [f"/x/{script}", "--model", "m"])
+        assert record.facts_of_run()["command"] == f"{script} --model m"
 
 
 def test_a_copy_in_somebody_elses_repository_has_no_commit(tmp_path, monkeypatch):

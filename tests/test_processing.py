@@ -512,6 +512,6 @@ def test_a_silence_between_two_words_is_one_gap_whoever_reads_it(processor, path
     """The pipeline, batch_decode and the figures of evaluation."""
     alphabet = processor.vocabs["en"]
     ids = torch.tensor([alphabet["[PAD]" if token == "_" else token] for token in path])
-    assert processor.decode(ids, "en").strip() == text
+    assert processor.decode(ids, "en").strip() == processor.tokenizer_of("en").decode(ids).strip() == text
     words = processor.decode(ids, "en", output_word_offsets=True)["word_offsets"]
     assert [word["word"] for word in words] == text.split()

@@ -143,6 +143,7 @@ SAID: dict[str, Callable[[], list[float]]] = {  # as README has it, the figures 
     ],
     "it is ahead of `best` by {:.1f} points on validation and {:.1f} on test, and behind `best` with a teacher by {:.1f} and {:.1f}":
         lambda: [*(-points for points in means(ahead("full"))), *means(ahead("full", best="assembly_best_taught"))],
+    "where both have one, it is ahead by {:.1f} and {:.1f}": lambda: [-points for points in means(ahead("full_taught", best="assembly_best_taught"))],
     "a file of {:.0f} MB and costs the other languages {:.0f} points":
         lambda: [of_method("full", "es6")[0]["kilobytes"] * MB_A_KB, statistics.mean(run["old_languages_after"]["macro"]["cer"] - run["old_languages_before"]["macro"]["cer"] for run in of_method("full", "es6"))],
     "LoRA of rank 8 on attention on validation ({:.1f} % and {:.1f} %) and level on test ({:.1f} % and {:.1f} %), with a sixth of the bytes":

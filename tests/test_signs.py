@@ -36,7 +36,7 @@ def test_a_sentence_is_spelled_as_a_transcript_of_it_is_normalised(written):
     assert spell_sentences([written], "xx", vocab) == [normal]
 
 
-@pytest.mark.parametrize("written", ["ರ‍್ಯ", "zhang·wei"])
+@pytest.mark.parametrize("written", ["ರ‍್ಯ", "zhang·wei", "ɛ̃·t", "की·मी"])
 def test_a_joiner_or_a_dot_that_a_given_alphabet_holds_stays_where_no_rule_of_ours_says_when_it_is_a_letter(written):
     assert spelled(written, {" ", *written}) == written
 

@@ -105,8 +105,9 @@ def test_a_mean_of_state_dicts_is_loaded(tmp_path):
     other.load_state_dict(mean)
     torch.testing.assert_close(logits(other, "fr"), logits(model, "fr"), atol=1e-4, rtol=0)
     mean[next(name for name in mean if name.endswith("head.rows"))] += 1
-    with pytest.raises(RuntimeError, match="a mean of models is of values alone, not of rows"):
-        other.load_state_dict(mean)
+    for wrong in (lambda rows: rows, lambda rows: rows * float("nan"), lambda rows: rows[None], lambda rows: rows[0]):
+        with pytest.raises(RuntimeError, match="a mean of models is of values alone, not of rows"):
+            other.load_state_dict({name: wrong(value) if name.endswith("head.rows") else value for name, value in mean.items()})
 
 
 def test_a_language_that_is_copied_and_put_back_reads_its_models_bank(tmp_path):

@@ -65,6 +65,10 @@ def test_an_empty_text_is_empty_whatever_other_columns_say(tmp_path):
     nulls = [{"audio": "a.wav", "language": "de", "text": None, "transcript": "ains"}, {"audio": "a.wav", "language": "de", "text": "zwei", "transcript": "tsvai"}]
     (tmp_path / "nulls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nulls))
     assert [clip.text for clip in read_data([str(tmp_path / "nulls.jsonl")], tmp_path / "cache")[0]] == ["zwei"]
+    mixed = [{"text": "zwei"}, {"sentence": "drei"}, {"text": "vier", "sentence": "fier"}, {"text": " ", "sentence": "x"}]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps({"audio": "a.wav", "language": "de", **row}) + "\n" for row in mixed))
+    clips, report = read_data([str(tmp_path / "mixed.jsonl")], tmp_path / "cache")
+    assert [clip.text for clip in clips] == ["zwei", "drei", "vier"] and report.skipped["de"] == {"empty transcript": 1}
     (tmp_path / "two.csv").write_text("audio,language,text,sentence\na.wav,de,zwei,\na.wav,de,,drei\n")
     assert [clip.text for clip in read_manifest(tmp_path / "two.csv")] == ["zwei", "drei"]  # two tables put together
     (tmp_path / "two.jsonl").write_text('{"audio": "a.wav", "language": "de", "text": "zwei"}\n{"path": "a.wav", "locale": "de", "sentence": "drei"}\n')

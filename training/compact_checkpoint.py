@@ -64,7 +64,7 @@ def main(argv=None) -> None:
     if args.base_model:
         model.config.base_model = model.config.backbone_config._name_or_path = args.base_model
     args.out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=args.out.parent) as part:  # a full disk leaves nothing that looks like a model
+    with TemporaryDirectory(dir=args.out) as part:  # a full disk leaves nothing that looks like a model
         model.save_pretrained(part)
         model.config.dtype = "float32"  # what `dtype="auto"`, a pipeline's default, loads it as: it is tested so, and four times as slow in fp16 on a CPU
         model.config.save_pretrained(part)

@@ -27,7 +27,7 @@ def facts_of_run(model=None) -> dict:
         model: whose base the run starts from; a folder's name says nothing of its values, so its fingerprint is kept too.
     """
     started_by, *arguments = sys.argv
-    is_a_command = "kernel" not in Path(started_by).name  # a notebook's own arguments say nothing of a run
+    is_a_command = "kernel_launcher" not in Path(started_by).name  # a notebook's own arguments say nothing of a run
     versions = {m.__name__: m.__version__ for m in (torch, transformers, accelerate)}
     return {
         "command": " ".join([Path(started_by).name, *arguments]) if is_a_command else "in a notebook",

@@ -31,8 +31,10 @@ def read_table(path: Path, torn: list[str]) -> Iterator[tuple[str, dict]]:
         ValueError: naming the file, the line and the cause, where it is not plain what is meant.
     """
     text = read_text(path)
-    for number, row in _with_one_text(list(_json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, torn))):
-        yield f"{path}, line {number}", row
+    rows = _with_one_text(list(_json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, torn)))
+    columns = dict.fromkeys(name for _, row in rows for name in row)  # of the whole table, None in rows that do not name them: exports drop empty fields
+    for number, row in rows:
+        yield f"{path}, line {number}", columns | row
 
 
 def read_text(path: Path) -> str:
@@ -78,16 +80,18 @@ def of_columns(raw: dict) -> dict:
 
 
 def _with_one_text(rows: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
-    """Rows whose text is in one column: the first of those that may be it, unless no row has two of them (tables put together)."""
-    texts = [name for name in COLUMNS["text"] if any(name in row for _, row in rows)]
-    if any(sum(row.get(name) not in (None, "") for name in texts) > 1 for _, row in rows):
-        return [(number, {name: value for name, value in row.items() if name not in texts[1:]}) for number, row in rows]
-    return rows
+    """Rows whose text is in one column: of those that may be it the first that a row names, where the table has rows with two of them; else the one that is
+    filled (tables put together).
+    """
+    texts = COLUMNS["text"]
+    if not any(sum(bool(str(row[name] or "").strip()) for name in texts if name in row) > 1 for _, row in rows):
+        return rows
+    others = [(number, row, [name for name in texts if name in row][1:]) for number, row in rows]
+    return [(number, {name: value for name, value in row.items() if name not in beside}) for number, row, beside in others]
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
-    """Rows that have all columns of the table, None in those that they do not name: exports drop empty fields."""
-    rows, columns = [], {}
+    """Rows as they are written, with the keys that each names."""
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028, U+0085 and others are legal inside a string
         if not line.strip():
             continue
@@ -99,10 +103,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
             raise ValueError(
                 f"{path}, line {number} is broken ({type(error).__name__}: {error}). A line is a JSON object with audio, language and text."
             ) from error
-        rows.append((number, {_column(name): value for name, value in row.items()}))
-        columns |= dict.fromkeys(rows[-1][1])
-    for number, row in rows:
-        yield number, columns | row
+        yield number, {_column(name): value for name, value in row.items()}
 
 
 def _csv_rows(path: Path, text: str, torn: list[str]) -> Iterator[tuple[int, dict]]:
