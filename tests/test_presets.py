@@ -159,7 +159,7 @@ def test_what_was_given_trains_and_moves_no_bit_of_what_others_use(tmp_path):
         assert not torch.equal(served(**inputs, language="fr").logits, mine)
         served.load_assembly(tmp_path / "fr", replace=True)  # what was made of the one before is not used again
         assert torch.equal(served(**inputs, language="fr").logits, mine)
-    with pytest.raises(ValueError, match="Language 'fr' is already there"):
+    with pytest.raises(ValueError, match="holds 'fr', and so does one of the assemblies before it"):
         MasterASRForCTC.from_pretrained(tmp_path / "model", assemblies=[tmp_path / "fr", tmp_path / "fr"])
 
 

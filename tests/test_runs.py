@@ -570,7 +570,7 @@ def test_the_best_weights_of_the_checkpoint_that_a_killed_run_goes_on_from_are_s
 
 
 def test_kept_features_of_a_received_recording_serve_every_run(processor, tmp_path):
-    name = "0123456789abcdef01234567.wav"
+    name = "0123456789abcdef0123456789ab.wav"
     for run in ("one", "two"):
         path = tmp_path / run / "recordings" / name
         path.parent.mkdir(parents=True)

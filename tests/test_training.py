@@ -548,7 +548,7 @@ def test_another_seed_draws_other_clips_in_other_batches(corpus):
 ])  # fmt: skip
 def test_a_broken_manifest_line_is_named_by_its_number(tmp_path, line, message):
     good = '{"audio": "a.wav", "language": "en", "text": "a", "duration_s": 1, "split": "train"}'
-    (tmp_path / "a.wav").touch()
+    (tmp_path / "a.wav").write_bytes(b"a")
     path = tmp_path / "manifest.jsonl"
     path.write_text(f"{good}\n{line}\n")
     with pytest.raises(ValueError, match=message):
