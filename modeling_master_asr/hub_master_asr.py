@@ -110,6 +110,8 @@ def _warn_of_lost_figures(listed: Path, language: str, facts: dict) -> None:
 class HubMixin:
     """The methods of `MasterASRForCTC` that write or read folders and hub repos."""
 
+    loaded_languages: frozenset[str] = frozenset()  # from assemblies: the base's folder holds other alphabets of theirs, or none
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, assemblies: Union[Source, Iterable[Source]] = (), **kwargs):
         """As in Transformers; `assemblies` names folders or hub ids whose languages are loaded on top, in the place of the model's own where it has them.
@@ -219,7 +221,7 @@ class HubMixin:
         check_base(facts, self.master_asr, source)
         assembly.load_state_dict(read_tensors(path, wanted, facts, source), assign=True)
         self._register(language, assembly.to(device=self.device, dtype=torch.float32), config)
-        self.loaded_languages = {*getattr(self, "loaded_languages", ()), language}  # a base's folder holds other alphabets of theirs, or none
+        self.loaded_languages |= {language}
         if replaces:
             self.master_asr.masks.forget_language(language)
         return language

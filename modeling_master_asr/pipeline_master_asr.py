@@ -131,11 +131,11 @@ class MasterASRPipeline(AutomaticSpeechRecognitionPipeline):
         return self.model.push_to_hub(repo_id, **processor, **kwargs)
 
     def _check_tokenizer(self, vocab) -> None:
-        config, loaded = self.model.config, getattr(self.model, "loaded_languages", ())  # these took the place of what a tokenizer of the base's folder knows
+        config, loaded = self.model.config, self.model.loaded_languages  # these took the place of what a tokenizer of the base's folder knows
         if is_nested(vocab):
             given = MasterASRProcessor(self.feature_extractor, self.tokenizer)
             given.check_model(self.model, [code for code in config.languages if code in given.languages and code not in loaded])
-        elif vocab is not None and set(config.languages) - set(loaded) and vocab not in [config.vocab(code) for code in config.languages]:
+        elif vocab is not None and set(config.languages) - loaded and vocab not in [config.vocab(code) for code in config.languages]:
             raise ValueError(
                 f"This tokenizer holds one alphabet of {len(vocab)} tokens, and none of this model's languages {config.languages} has it. "
                 "Use the model's own: MasterASRProcessor.from_model(model).tokenizer."

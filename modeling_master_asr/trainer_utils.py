@@ -104,7 +104,7 @@ def heard_in(processor, ids: np.ndarray, language: str) -> str:
     """The text of a clip's best tokens as `model.paths` and training.evaluate read it: with a space in a long pause, and none twice."""
     vocab = processor.vocabs[language]
     path = with_gaps(np.maximum(ids, -1), [-1, vocab[PAD_TOKEN], vocab[UNK_TOKEN]], vocab[SPACE_TOKEN])
-    return " ".join(processor.decode(path, language, skip_special_tokens=True).split())
+    return processor.decode(path, language, skip_special_tokens=True)
 
 
 def spell(processor, label_ids: np.ndarray, language: str) -> str:

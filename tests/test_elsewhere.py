@@ -92,7 +92,7 @@ def test_every_command_writes_letters_on_a_console_that_has_none(monkeypatch):
 
 
 def test_a_result_of_a_notebook_names_no_kernel(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/x/ipykernel_launcher.py", "-f", "/root/kernel-1.json"])
+    monkeypatch.setattr(sys, "argv", ["/x/ipykernel_launcher.py", "-f", "kernel-1.json"])
     assert record.facts_of_run()["command"] == "in a notebook"
     for script in ("evaluate.py", "train_kernel_size.py"):
         monkeypatch.setattr(sys, "argv", [f"/x/{script}", "--model", "m"])
