@@ -79,12 +79,13 @@ def test_an_empty_text_is_empty_whatever_other_columns_say(tmp_path):
     assert read_data([str(tmp_path / "data.parquet")], tmp_path / "cache")[1].skipped["de"] == {"empty transcript": 2}
 
 
-@pytest.mark.parametrize("beside", ["train/metadata.csv", "clips/a.wav"])
+@pytest.mark.parametrize("beside", ["train/metadata.csv", "train.tsv"])
 def test_a_folder_of_two_kinds_of_data_is_refused(tmp_path, beside):
-    (tmp_path / beside).parent.mkdir()
+    noise(tmp_path / "clips" / "a.wav")
+    Dataset.from_list([{"audio": "clips/a.wav", "language": "de", "text": "eins"}]).to_parquet(tmp_path / "data.parquet")
+    assert len(read_data([str(tmp_path)], tmp_path / "cache")[0]) == 1  # a folder called clips alone is no data of another kind
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
     (tmp_path / beside).write_text("")
-    (tmp_path / "old").mkdir()
-    Dataset.from_list([{"audio": "a.wav", "language": "de", "text": "eins"}]).to_parquet(tmp_path / "old" / "data.parquet")
     with pytest.raises(ValueError, match="holds parquet files, such as .*data.parquet, and data of another kind beside them, .*Name what is meant"):
         read_data([str(tmp_path)], tmp_path / "cache")
 

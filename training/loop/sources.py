@@ -216,11 +216,12 @@ def _rows(path: str, shelf: Shelf, report: Report, budget: Budget) -> Iterator[R
     files = [place] if place.suffix.lower() == ".parquet" and place.is_file() else below(place, "*.parquet")
     tables = below(place, "metadata.csv", "metadata.jsonl")
     has_clips = (place / "clips").is_dir()
-    if others := [str(other) for other in (*tables, *[place / "clips"] * has_clips)] if files else []:
+    of_voices = [table for name in VOICE_TABLES if has_clips and (table := place / f"{name}.tsv").is_file()]
+    if files and (others := [*tables, *of_voices]):
         raise ValueError(f"{path} holds parquet files, such as {files[0]}, and data of another kind beside them, {others[0]}. Name what is meant: a folder below it, or a file.")
     if files:
         return _from_parquet(files, shelf, report, budget)
-    if tables and not (has_clips and any((place / f"{name}.tsv").is_file() for name in VOICE_TABLES)):
+    if tables and not of_voices:
         return _from_tables(tables, shelf, report)
     if has_clips:
         return _common_voice(place, shelf, report)
